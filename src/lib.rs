@@ -1,0 +1,1 @@
+//! T2M: the back end of text-to-media apps on Clerk, as an event-sourced actor system.
