@@ -1,0 +1,147 @@
+//! A file: bytes that a user stored or a job made. The bytes lie in the blob store before the
+//! event says so, hence a file in the log always has its bytes.
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Aggregate;
+use super::ids::{JobId, UserId};
+use super::text::Personal;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", content = "data")]
+pub enum Event {
+    #[serde(rename = "file.stored.v1")]
+    Stored(Stored),
+    #[serde(rename = "file.deleted.v1")]
+    Deleted {
+        user_id: UserId,
+        /// The bytes that lost a referrer, for whoever clears the blob store.
+        sha256: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stored {
+    pub user_id: UserId,
+    pub filename: Personal<String>,
+    /// Sniffed from the bytes where they tell, else as declared.
+    pub content_type: String,
+    /// In bytes.
+    pub size: u64,
+    /// Lower-case hexadecimal; also the address in the blob store.
+    pub sha256: String,
+    /// The upload's other form fields.
+    #[serde(default)]
+    pub metadata: Personal<serde_json::Map<String, serde_json::Value>>,
+    /// The job that made it; absent for an upload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<JobId>,
+    /// Digest of the request that an `Idempotency-Key` came with, to tell a retry from a misuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+}
+
+impl Default for Personal<serde_json::Map<String, serde_json::Value>> {
+    fn default() -> Self {
+        Self(serde_json::Map::new())
+    }
+}
+
+#[derive(Debug, Clone)]
+pub enum Command {
+    Store(Stored),
+    Delete { by: UserId },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("no such file")]
+    NotFound,
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum File {
+    #[default]
+    Absent,
+    Present(Stored),
+    Deleted,
+}
+
+impl Aggregate for File {
+    const CATEGORY: &'static str = "file";
+    type Command = Command;
+    type Event = Event;
+    type Refusal = Refusal;
+
+    fn decide(&self, command: &Command, _now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
+        match (command, self) {
+            (Command::Store(file), Self::Absent) => Ok(vec![Event::Stored(file.clone())]),
+            (Command::Store(file), Self::Present(stored))
+                if file.fingerprint == stored.fingerprint =>
+            {
+                Ok(vec![])
+            }
+            (Command::Store(_), Self::Present(_) | Self::Deleted) => Err(Refusal::KeyReused),
+            (Command::Delete { by }, Self::Present(stored)) if *by == stored.user_id => {
+                Ok(vec![Event::Deleted { user_id: by.clone(), sha256: stored.sha256.clone() }])
+            }
+            (Command::Delete { .. }, _) => Err(Refusal::NotFound),
+        }
+    }
+
+    fn evolve(&mut self, event: &Event) {
+        *self = match event {
+            Event::Stored(stored) => Self::Present(stored.clone()),
+            Event::Deleted { .. } => Self::Deleted,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str) -> UserId {
+        UserId::try_from(name.to_owned()).unwrap()
+    }
+
+    fn photo() -> Stored {
+        Stored {
+            user_id: user("ada"),
+            filename: Personal("photo.png".to_owned()),
+            content_type: "image/png".to_owned(),
+            size: 3,
+            sha256: "ab".repeat(32),
+            metadata: Personal::default(),
+            job_id: None,
+            fingerprint: Some("f".to_owned()),
+        }
+    }
+
+    fn check(given: &[Event], when: Command, then: Result<usize, Refusal>) {
+        let decided = File::fold(given).decide(&when, DateTime::UNIX_EPOCH);
+        assert_eq!(decided.map(|events| events.len()), then, "{when:?}");
+    }
+
+    #[test]
+    fn a_file_is_stored_once_and_deleted_by_its_owner_alone() {
+        let stored = Event::Stored(photo());
+        let deleted = Event::Deleted { user_id: user("ada"), sha256: photo().sha256 };
+        let other = Stored { fingerprint: Some("g".to_owned()), ..photo() };
+        check(&[], Command::Store(photo()), Ok(1));
+        check(std::slice::from_ref(&stored), Command::Store(photo()), Ok(0));
+        check(std::slice::from_ref(&stored), Command::Store(other), Err(Refusal::KeyReused));
+        check(std::slice::from_ref(&stored), Command::Delete { by: user("ada") }, Ok(1));
+        check(
+            std::slice::from_ref(&stored),
+            Command::Delete { by: user("bob") },
+            Err(Refusal::NotFound),
+        );
+        check(&[], Command::Delete { by: user("ada") }, Err(Refusal::NotFound));
+        check(&[stored, deleted], Command::Delete { by: user("ada") }, Err(Refusal::NotFound));
+    }
+}

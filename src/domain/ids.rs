@@ -1,0 +1,159 @@
+//! Identifiers, parsed once at the edge and valid for ever after.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why a text is no identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an id is 1 to 128 letters, digits, or one of _ - . : @ |")]
+pub struct InvalidId;
+
+/// A user, by Clerk's id (`user_…`).
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct UserId(String);
+
+/// A session, by Clerk's id (`sess_…`), or derived from the token when it names none.
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct SessionId(String);
+
+/// A job: version 7 when fresh, version 5 of user and `Idempotency-Key` when one was given.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct JobId(pub Uuid);
+
+/// A stored file.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct FileId(pub Uuid);
+
+/// One worker's hold on one attempt of a job; every write of the worker must name it.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct LeaseId(pub Uuid);
+
+/// Namespace of the ids that are derived from a user and an `Idempotency-Key` (RFC 9562, version 5).
+const IDEMPOTENCY: Uuid = Uuid::from_u128(0x2f6d_0c0e_6a0b_5b53_9d6e_7432_6d6b_6579);
+
+/// The id that a retry with the same key meets again.
+pub fn derived_id(user_id: &UserId, kind: &str, idempotency_key: &str) -> Uuid {
+    Uuid::new_v5(&IDEMPOTENCY, format!("{kind}\n{user_id}\n{idempotency_key}").as_bytes())
+}
+
+fn checked(text: String) -> Result<String, InvalidId> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.:@|".contains(c);
+    if (1..=128).contains(&text.len()) && text.chars().all(allowed) {
+        Ok(text)
+    } else {
+        Err(InvalidId)
+    }
+}
+
+impl TryFrom<String> for UserId {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        checked(text).map(Self)
+    }
+}
+
+impl TryFrom<String> for SessionId {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        checked(text).map(Self)
+    }
+}
+
+impl From<UserId> for String {
+    fn from(id: UserId) -> Self {
+        id.0
+    }
+}
+
+impl From<SessionId> for String {
+    fn from(id: SessionId) -> Self {
+        id.0
+    }
+}
+
+impl UserId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl SessionId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The session of a token that names none: by its subject and time of issue (CONTRACT §4).
+    pub fn of_token(user_id: &UserId, issued_at: i64) -> Self {
+        Self(format!(
+            "tok_{}",
+            Uuid::new_v5(&IDEMPOTENCY, format!("session\n{user_id}\n{issued_at}").as_bytes())
+                .simple()
+        ))
+    }
+}
+
+impl fmt::Display for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_could_break_a_stream_name_or_a_header_are_refused() {
+        for bad in ["", "a b", "a/b", "a\r\nb", "ü", &"x".repeat(129)] {
+            assert!(UserId::try_from(bad.to_owned()).is_err(), "{bad:?}");
+        }
+        assert!(UserId::try_from("user_2mT2m".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn the_same_key_of_another_user_is_another_id() {
+        let ada = UserId::try_from("ada".to_owned()).unwrap();
+        let bob = UserId::try_from("bob".to_owned()).unwrap();
+        assert_eq!(derived_id(&ada, "job", "k"), derived_id(&ada, "job", "k"));
+        assert_ne!(derived_id(&ada, "job", "k"), derived_id(&bob, "job", "k"));
+        assert_ne!(derived_id(&ada, "job", "k"), derived_id(&ada, "file", "k"));
+    }
+}

@@ -1,0 +1,52 @@
+//! What T2M is about, as pure functions: no I/O, no clock, no randomness. What a decision needs of
+//! the outside is handed in, so that replay is exact and tests are instant.
+//!
+//! Four aggregates, each one file: its events, commands, state, refusals, decisions and tests.
+
+pub mod file;
+pub mod ids;
+pub mod job;
+pub mod session;
+pub mod text;
+pub mod user;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// One consistency boundary: a stream of events, and the rules by which commands add to it.
+pub trait Aggregate: Default + Clone + Send + 'static {
+    /// First part of the stream's name: `job` in `job-ID`.
+    const CATEGORY: &'static str;
+    type Command: Send + 'static;
+    type Event: Serialize + DeserializeOwned + Clone + Send + 'static;
+    /// Why the business says no: a variant for each reason that a caller could act on.
+    type Refusal: std::error::Error + Send + 'static;
+
+    /// The events that `command` brings about, none if there is nothing to do.
+    ///
+    /// # Errors
+    /// A refusal; then nothing happened.
+    fn decide(
+        &self,
+        command: &Self::Command,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Self::Event>, Self::Refusal>;
+
+    /// Takes in what has happened. Never refuses: what is in the log is a fact.
+    fn evolve(&mut self, event: &Self::Event);
+
+    /// The state after `events`.
+    fn fold<'a>(events: impl IntoIterator<Item = &'a Self::Event>) -> Self {
+        let mut state = Self::default();
+        for event in events {
+            state.evolve(event);
+        }
+        state
+    }
+}
+
+/// The stream of one entity, as CONTRACT §5 names it: `job-ID`.
+pub fn stream<A: Aggregate>(id: impl std::fmt::Display) -> String {
+    format!("{}-{id}", A::CATEGORY)
+}

@@ -1,0 +1,503 @@
+//! A user: who it is according to Clerk, and what it may do.
+//!
+//! Clerk delivers at least once and in any order, so every change carries the time it happened at
+//! its source; what is older than what is known changes nothing, and a deletion is for ever.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Aggregate;
+use super::text::Personal;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", content = "data")]
+pub enum Event {
+    #[serde(rename = "user.registered.v1")]
+    Registered {
+        profile: Profile,
+        /// True when the claims of a token came before Clerk's webhook.
+        provisional: bool,
+    },
+    #[serde(rename = "user.profile_changed.v1")]
+    ProfileChanged {
+        profile: Profile,
+        /// When it changed at Clerk.
+        source_updated_at: DateTime<Utc>,
+    },
+    #[serde(rename = "user.access_changed.v1")]
+    AccessChanged { access: Access },
+    #[serde(rename = "user.attributes_changed.v1")]
+    AttributesChanged {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user_type: Option<String>,
+    },
+    #[serde(rename = "user.flags_changed.v1")]
+    FlagsChanged { feature_flags: BTreeMap<String, bool> },
+    #[serde(rename = "user.organization_joined.v1")]
+    OrganizationJoined { membership: Membership, source_updated_at: DateTime<Utc> },
+    #[serde(rename = "user.organization_role_changed.v1")]
+    OrganizationRoleChanged {
+        membership_id: String,
+        role: String,
+        permissions: BTreeSet<String>,
+        source_updated_at: DateTime<Utc>,
+    },
+    #[serde(rename = "user.organization_left.v1")]
+    OrganizationLeft { membership_id: String, organization_id: String },
+    #[serde(rename = "user.onboarding_progressed.v1")]
+    OnboardingProgressed { onboarding: Onboarding },
+    #[serde(rename = "user.banned.v1")]
+    Banned {},
+    #[serde(rename = "user.unbanned.v1")]
+    Unbanned {},
+    #[serde(rename = "user.deleted.v1")]
+    Deleted {},
+}
+
+/// Who the user is. Absent fields were empty at Clerk; nothing is made up for them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Profile {
+    /// The primary address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<Personal<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_name: Option<Personal<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_name: Option<Personal<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<Personal<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_url: Option<Personal<String>>,
+}
+
+/// What the user may do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Access {
+    pub role: String,
+    #[serde(default)]
+    pub permissions: BTreeSet<String>,
+    pub subscription_tier: String,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self {
+            role: "user".to_owned(),
+            permissions: BTreeSet::new(),
+            subscription_tier: "standard".to_owned(),
+        }
+    }
+}
+
+/// A user's place in an organization.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Membership {
+    pub membership_id: String,
+    pub organization_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slug: Option<String>,
+    pub role: String,
+    #[serde(default)]
+    pub permissions: BTreeSet<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Onboarding {
+    pub step: u32,
+    pub total_steps: u32,
+    pub status: OnboardingStatus,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnboardingStatus {
+    InProgress,
+    Completed,
+}
+
+/// All that one `user.created` or `user.updated` of Clerk says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    pub profile: Profile,
+    /// From the public metadata; a key that it lacks leaves what is known.
+    pub role: Option<String>,
+    pub permissions: Option<BTreeSet<String>>,
+    pub subscription_tier: Option<String>,
+    pub user_type: Option<String>,
+    pub feature_flags: Option<BTreeMap<String, bool>>,
+    pub banned: bool,
+}
+
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// The first request of a user whom no webhook has told of yet: the claims of the token.
+    Provision(Snapshot),
+    /// Clerk tells how the user was at `source_updated_at`.
+    Sync {
+        snapshot: Snapshot,
+        source_updated_at: DateTime<Utc>,
+    },
+    /// Clerk tells how a membership was at `source_updated_at`.
+    Join {
+        membership: Membership,
+        source_updated_at: DateTime<Utc>,
+    },
+    Leave {
+        membership_id: String,
+        organization_id: String,
+    },
+    /// An administrator decides.
+    SetAccess(Access),
+    SetFlags(BTreeMap<String, bool>),
+    Onboard(Onboarding),
+    Delete,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("no such user")]
+    NotFound,
+    #[error("the user was deleted")]
+    Deleted,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct User {
+    pub standing: Standing,
+    pub profile: Profile,
+    pub access: Access,
+    pub user_type: Option<String>,
+    pub feature_flags: BTreeMap<String, bool>,
+    pub onboarding: Option<Onboarding>,
+    pub banned: bool,
+    /// By membership; a left one stays as a tombstone, so that a late update cannot revive it.
+    pub memberships: BTreeMap<String, MembershipState>,
+    /// Up to when Clerk's word about the user is known.
+    pub synced_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Standing {
+    #[default]
+    Unknown,
+    Provisional,
+    Registered,
+    Deleted,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum MembershipState {
+    Member { membership: Membership, as_of: DateTime<Utc> },
+    Left,
+}
+
+impl Aggregate for User {
+    const CATEGORY: &'static str = "user";
+    type Command = Command;
+    type Event = Event;
+    type Refusal = Refusal;
+
+    fn decide(&self, command: &Command, _now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
+        if self.standing == Standing::Deleted {
+            return self.decide_deleted(command);
+        }
+        match command {
+            Command::Provision(snapshot) => Ok(self.provision(snapshot)),
+            Command::Sync { snapshot, source_updated_at } => {
+                Ok(self.sync(snapshot, *source_updated_at))
+            }
+            Command::Join { membership, source_updated_at } => {
+                Ok(self.join(membership, *source_updated_at))
+            }
+            Command::Leave { membership_id, organization_id } => {
+                Ok(self.leave(membership_id, organization_id))
+            }
+            Command::SetAccess(access) => self.known().map(|()| self.access_to(access.clone())),
+            Command::SetFlags(flags) => self.known().map(|()| self.flags_to(flags)),
+            Command::Onboard(onboarding) => self.known().map(|()| self.onboard(onboarding)),
+            Command::Delete => Ok(vec![Event::Deleted {}]),
+        }
+    }
+
+    fn evolve(&mut self, event: &Event) {
+        match event {
+            Event::Registered { profile, provisional } => {
+                self.standing =
+                    if *provisional { Standing::Provisional } else { Standing::Registered };
+                self.profile = profile.clone();
+            }
+            Event::ProfileChanged { profile, source_updated_at } => {
+                self.standing = Standing::Registered;
+                self.profile = profile.clone();
+                self.synced_at = Some(*source_updated_at);
+            }
+            Event::AccessChanged { access } => self.access = access.clone(),
+            Event::AttributesChanged { user_type } => self.user_type = user_type.clone(),
+            Event::FlagsChanged { feature_flags } => self.feature_flags = feature_flags.clone(),
+            Event::OrganizationJoined { membership, source_updated_at } => {
+                let state = MembershipState::Member {
+                    membership: membership.clone(),
+                    as_of: *source_updated_at,
+                };
+                self.memberships.insert(membership.membership_id.clone(), state);
+            }
+            Event::OrganizationRoleChanged {
+                membership_id,
+                role,
+                permissions,
+                source_updated_at,
+            } => {
+                if let Some(MembershipState::Member { membership, as_of }) =
+                    self.memberships.get_mut(membership_id)
+                {
+                    membership.role = role.clone();
+                    membership.permissions = permissions.clone();
+                    *as_of = *source_updated_at;
+                }
+            }
+            Event::OrganizationLeft { membership_id, .. } => {
+                self.memberships.insert(membership_id.clone(), MembershipState::Left);
+            }
+            Event::OnboardingProgressed { onboarding } => {
+                self.onboarding = Some(onboarding.clone());
+            }
+            Event::Banned {} => self.banned = true,
+            Event::Unbanned {} => self.banned = false,
+            Event::Deleted {} => {
+                *self = Self { standing: Standing::Deleted, ..Self::default() };
+            }
+        }
+    }
+}
+
+impl User {
+    /// What comes late from Clerk changes nothing; what a person asks for is refused.
+    fn decide_deleted(&self, command: &Command) -> Result<Vec<Event>, Refusal> {
+        match command {
+            Command::Sync { .. }
+            | Command::Join { .. }
+            | Command::Leave { .. }
+            | Command::Delete => Ok(vec![]),
+            Command::Provision(_)
+            | Command::SetAccess(_)
+            | Command::SetFlags(_)
+            | Command::Onboard(_) => Err(Refusal::Deleted),
+        }
+    }
+
+    fn known(&self) -> Result<(), Refusal> {
+        match self.standing {
+            Standing::Provisional | Standing::Registered => Ok(()),
+            Standing::Unknown => Err(Refusal::NotFound),
+            Standing::Deleted => Err(Refusal::Deleted),
+        }
+    }
+
+    fn provision(&self, snapshot: &Snapshot) -> Vec<Event> {
+        if self.standing != Standing::Unknown {
+            return vec![];
+        }
+        let registered = Event::Registered { profile: snapshot.profile.clone(), provisional: true };
+        let mut events = vec![registered];
+        events.extend(self.differences(snapshot));
+        events
+    }
+
+    fn sync(&self, snapshot: &Snapshot, source_updated_at: DateTime<Utc>) -> Vec<Event> {
+        if self.synced_at.is_some_and(|known| source_updated_at <= known) {
+            return vec![];
+        }
+        let profile = snapshot.profile.clone();
+        let mut events = vec![];
+        if self.standing == Standing::Unknown {
+            events.push(Event::Registered { profile: profile.clone(), provisional: false });
+        }
+        // Recorded even when equal: it says up to when Clerk's word is known.
+        events.push(Event::ProfileChanged { profile, source_updated_at });
+        events.extend(self.differences(snapshot));
+        match (self.banned, snapshot.banned) {
+            (false, true) => events.push(Event::Banned {}),
+            (true, false) => events.push(Event::Unbanned {}),
+            (false, false) | (true, true) => {}
+        }
+        events
+    }
+
+    /// What the metadata says that is not known yet.
+    fn differences(&self, snapshot: &Snapshot) -> Vec<Event> {
+        let told = snapshot.clone();
+        let access = Access {
+            role: told.role.unwrap_or_else(|| self.access.role.clone()),
+            permissions: told.permissions.unwrap_or_else(|| self.access.permissions.clone()),
+            subscription_tier: told
+                .subscription_tier
+                .unwrap_or_else(|| self.access.subscription_tier.clone()),
+        };
+        let mut events = self.access_to(access);
+        if told.user_type.is_some() && told.user_type != self.user_type {
+            events.push(Event::AttributesChanged { user_type: told.user_type });
+        }
+        if let Some(flags) = &told.feature_flags {
+            events.extend(self.flags_to(flags));
+        }
+        events
+    }
+
+    fn access_to(&self, access: Access) -> Vec<Event> {
+        if access == self.access { vec![] } else { vec![Event::AccessChanged { access }] }
+    }
+
+    fn flags_to(&self, feature_flags: &BTreeMap<String, bool>) -> Vec<Event> {
+        if *feature_flags == self.feature_flags {
+            return vec![];
+        }
+        vec![Event::FlagsChanged { feature_flags: feature_flags.clone() }]
+    }
+
+    fn join(&self, membership: &Membership, source_updated_at: DateTime<Utc>) -> Vec<Event> {
+        match self.memberships.get(&membership.membership_id) {
+            None => vec![Event::OrganizationJoined {
+                membership: membership.clone(),
+                source_updated_at,
+            }],
+            Some(MembershipState::Member { as_of, .. }) if source_updated_at > *as_of => {
+                vec![Event::OrganizationRoleChanged {
+                    membership_id: membership.membership_id.clone(),
+                    role: membership.role.clone(),
+                    permissions: membership.permissions.clone(),
+                    source_updated_at,
+                }]
+            }
+            Some(MembershipState::Member { .. } | MembershipState::Left) => vec![],
+        }
+    }
+
+    fn leave(&self, membership_id: &str, organization_id: &str) -> Vec<Event> {
+        if self.memberships.get(membership_id) == Some(&MembershipState::Left) {
+            return vec![];
+        }
+        vec![Event::OrganizationLeft {
+            membership_id: membership_id.to_owned(),
+            organization_id: organization_id.to_owned(),
+        }]
+    }
+
+    fn onboard(&self, onboarding: &Onboarding) -> Vec<Event> {
+        if self.onboarding.as_ref() == Some(onboarding) {
+            return vec![];
+        }
+        vec![Event::OnboardingProgressed { onboarding: onboarding.clone() }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(second, 0).unwrap()
+    }
+
+    fn snapshot(email: &str, role: &str) -> Snapshot {
+        Snapshot {
+            profile: Profile { email: Some(Personal(email.to_owned())), ..Profile::default() },
+            role: Some(role.to_owned()),
+            ..Snapshot::default()
+        }
+    }
+
+    fn sync(second: i64, email: &str, role: &str) -> Command {
+        Command::Sync { snapshot: snapshot(email, role), source_updated_at: at(second) }
+    }
+
+    fn join(second: i64, role: &str) -> Command {
+        let membership = Membership {
+            membership_id: "m1".to_owned(),
+            organization_id: "o1".to_owned(),
+            name: None,
+            slug: None,
+            role: role.to_owned(),
+            permissions: BTreeSet::new(),
+        };
+        Command::Join { membership, source_updated_at: at(second) }
+    }
+
+    fn leave() -> Command {
+        Command::Leave { membership_id: "m1".to_owned(), organization_id: "o1".to_owned() }
+    }
+
+    fn run(commands: &[Command]) -> (User, Vec<Result<usize, Refusal>>) {
+        let mut user = User::default();
+        let answers = commands
+            .iter()
+            .map(|command| {
+                user.decide(command, at(0)).map(|events| {
+                    for event in &events {
+                        user.evolve(event);
+                    }
+                    events.len()
+                })
+            })
+            .collect();
+        (user, answers)
+    }
+
+    #[test]
+    fn a_webhook_completes_what_a_token_provisioned() {
+        let provision = Command::Provision(snapshot("claims@example.com", "user"));
+        let (user, _) = run(&[provision.clone(), sync(5, "ada@example.com", "admin"), provision]);
+        assert_eq!(user.standing, Standing::Registered);
+        assert_eq!(user.profile.email, Some(Personal("ada@example.com".to_owned())));
+        assert_eq!(user.access.role, "admin");
+    }
+
+    #[test]
+    fn a_stale_or_repeated_delivery_changes_nothing() {
+        let (user, answers) =
+            run(&[sync(5, "new@x", "user"), sync(5, "new@x", "user"), sync(4, "old@x", "admin")]);
+        assert_eq!(answers[1..], [Ok(0), Ok(0)]);
+        assert_eq!(user.access.role, "user");
+    }
+
+    #[test]
+    fn a_deleted_user_stays_deleted() {
+        let (user, answers) = run(&[
+            Command::Delete,
+            sync(9, "late@x", "admin"),
+            Command::Provision(snapshot("late@x", "admin")),
+        ]);
+        assert_eq!(user, User { standing: Standing::Deleted, ..User::default() });
+        assert_eq!(answers, [Ok(1), Ok(0), Err(Refusal::Deleted)]);
+    }
+
+    #[test]
+    fn nobody_unknown_is_given_a_role() {
+        assert_eq!(run(&[Command::SetAccess(Access::default())]).1, [Err(Refusal::NotFound)]);
+    }
+
+    proptest! {
+        /// Six deliveries of a life, in any order and any of them twice: one end.
+        #[test]
+        fn every_order_and_repetition_of_deliveries_ends_the_same(
+            order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
+            again in proptest::collection::vec(0..6usize, 0..6),
+            deleted in any::<bool>(),
+        ) {
+            let life = [
+                sync(1, "a@x", "user"), sync(2, "b@x", "admin"), sync(3, "c@x", "user"),
+                join(1, "org:member"), join(2, "org:admin"),
+                if deleted { Command::Delete } else { leave() },
+            ];
+            let straight = run(&life).0;
+            let shuffled: Vec<_> =
+                order.iter().chain(&again).map(|index| life[*index].clone()).collect();
+            prop_assert_eq!(run(&shuffled).0, straight);
+        }
+    }
+}
