@@ -221,7 +221,7 @@ pub enum Refusal {
 pub enum Job {
     #[default]
     Absent,
-    Requested(Progressing),
+    Requested(Box<Progressing>),
 }
 
 /// A job that exists: what was asked for, and how far it is.
@@ -306,11 +306,11 @@ impl Aggregate for Job {
 
     fn evolve(&mut self, event: &Event) {
         if let Event::Requested(request) = event {
-            *self = Self::Requested(Progressing {
+            *self = Self::Requested(Box::new(Progressing {
                 request: request.clone(),
                 attempts: 0,
                 phase: Phase::Queued,
-            });
+            }));
             return;
         }
         if let Self::Requested(job) = self {

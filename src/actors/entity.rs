@@ -1,0 +1,180 @@
+//! One live stream: its state, and the actor whose mailbox orders the commands to it.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+
+use super::codec::{self, Metadata};
+use crate::clock::Clock;
+use crate::domain::Aggregate;
+use crate::log::{self, EventLog, Expected, NewEvent};
+
+/// Events read at once while a state is loaded.
+const PAGE: usize = 500;
+/// How often a command is decided anew because another node wrote to its stream.
+const TRIES: u32 = 3;
+
+/// A stream's state and the decisions on it.
+pub struct Entity<A> {
+    log: Arc<dyn EventLog>,
+    clock: Clock,
+    stream: String,
+    state: A,
+    /// How many events the state has taken in: the next event's revision.
+    next_revision: u64,
+    /// Of the last event taken in; 0 when there is none.
+    position: u64,
+    loaded: bool,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone)]
+pub struct Executed<A: Aggregate> {
+    /// What happened now; empty if there was nothing to do.
+    pub events: Vec<A::Event>,
+    pub state: A,
+    /// Where the stream's last event lies: what a reader must have reached to see the effect.
+    pub position: u64,
+}
+
+/// Why a command had no effect.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure<R: std::error::Error> {
+    /// The business says no.
+    #[error(transparent)]
+    Refused(R),
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    #[error(transparent)]
+    Codec(#[from] codec::Error),
+    /// Too many commands wait for this entity, or it is shutting down.
+    #[error("too many commands are waiting")]
+    Overloaded,
+}
+
+impl<A: Aggregate> Entity<A> {
+    pub fn new(log: Arc<dyn EventLog>, clock: Clock, stream: String) -> Self {
+        let state = A::default();
+        Self { log, clock, stream, state, next_revision: 0, position: 0, loaded: false }
+    }
+
+    /// Decides `command` and makes its events durable.
+    ///
+    /// # Errors
+    /// [`Failure`]; a refusal and a conflict change nothing.
+    pub async fn execute(
+        &mut self,
+        command: &A::Command,
+        origin: &Metadata,
+    ) -> Result<Executed<A>, Failure<A::Refusal>> {
+        for _ in 1..TRIES {
+            match self.try_once(command, origin).await {
+                Err(Failure::Log(log::Error::Conflict { .. })) => self.loaded = false,
+                done => return done,
+            }
+        }
+        self.try_once(command, origin).await
+    }
+
+    async fn try_once(
+        &mut self,
+        command: &A::Command,
+        origin: &Metadata,
+    ) -> Result<Executed<A>, Failure<A::Refusal>> {
+        self.catch_up().await?;
+        let now = self.clock.now();
+        let events = self.state.decide(command, now).map_err(Failure::Refused)?;
+        if !events.is_empty() {
+            self.append(&events, now, origin).await?;
+        }
+        Ok(Executed { events, state: self.state.clone(), position: self.position })
+    }
+
+    /// Takes in what the stream holds beyond the state.
+    async fn catch_up(&mut self) -> Result<(), Failure<A::Refusal>> {
+        while !self.loaded {
+            let page = self.log.read_stream(&self.stream, self.next_revision, PAGE).await?;
+            self.loaded = page.len() < PAGE;
+            for recorded in page {
+                let event = codec::decode::<A>(&recorded.kind, &recorded.data)?;
+                self.state.evolve(&event);
+                self.next_revision = recorded.revision + 1;
+                self.position = recorded.position;
+            }
+        }
+        Ok(())
+    }
+
+    async fn append(
+        &mut self,
+        events: &[A::Event],
+        now: chrono::DateTime<chrono::Utc>,
+        origin: &Metadata,
+    ) -> Result<(), Failure<A::Refusal>> {
+        let metadata = origin.to_bytes();
+        let mut records = Vec::with_capacity(events.len());
+        for event in events {
+            let (kind, data) = codec::encode::<A>(event)?;
+            let id = self.clock.fresh_id();
+            records.push(NewEvent { id, kind, time: now, data, metadata: metadata.clone() });
+        }
+        let expected = match self.next_revision {
+            0 => Expected::NoStream,
+            next => Expected::Revision(next - 1),
+        };
+        // Until the log has answered, the state is not known: a failure may still have written.
+        self.loaded = false;
+        let appended = self.log.append(&self.stream, expected, records).await?;
+        for event in events {
+            self.state.evolve(event);
+        }
+        self.next_revision = appended.revision + 1;
+        self.position = appended.position;
+        self.loaded = true;
+        Ok(())
+    }
+}
+
+/// The mailbox around an [`Entity`]: one command at a time.
+pub struct EntityActor<A: Aggregate> {
+    /// Away while a command is being executed.
+    entity: Option<Entity<A>>,
+}
+
+/// A command on its way to its entity.
+pub struct Execute<A: Aggregate> {
+    pub command: A::Command,
+    pub origin: Metadata,
+}
+
+impl<A: Aggregate> Message for Execute<A> {
+    type Result = Result<Executed<A>, Failure<A::Refusal>>;
+}
+
+impl<A: Aggregate> EntityActor<A> {
+    pub fn new(entity: Entity<A>) -> Self {
+        Self { entity: Some(entity) }
+    }
+}
+
+impl<A: Aggregate + Unpin> Actor for EntityActor<A> {
+    type Context = Context<Self>;
+}
+
+impl<A: Aggregate + Unpin> Handler<Execute<A>> for EntityActor<A> {
+    type Result = AtomicResponse<Self, Result<Executed<A>, Failure<A::Refusal>>>;
+
+    fn handle(&mut self, message: Execute<A>, _: &mut Context<Self>) -> Self::Result {
+        let entity = self.entity.take();
+        let execution = async move {
+            let mut entity: Entity<A> = entity.ok_or(Failure::Overloaded)?;
+            let outcome = entity.execute(&message.command, &message.origin).await;
+            Ok::<_, Failure<A::Refusal>>((entity, outcome))
+        };
+        AtomicResponse::new(Box::pin(execution.into_actor(self).map(|done, actor, _| {
+            let (entity, outcome) = done?;
+            actor.entity = Some(entity);
+            outcome
+        })))
+    }
+}

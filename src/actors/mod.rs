@@ -1,0 +1,62 @@
+//! Thin shells over plain structs: who orders commands, who follows the log, who acts on what is
+//! due. The structs do the work in ordinary methods that tests call directly.
+
+pub mod codec;
+pub mod directory;
+pub mod dispatcher;
+pub mod entity;
+pub mod projector;
+pub mod timekeeper;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::domain::{file::File, job::Job, session::Session, user::User};
+use crate::log::EventLog;
+use crate::views::Views;
+
+use directory::Directory;
+use projector::{Progress, Projector};
+
+/// The longest that a command waits for its own effect to be readable.
+pub const VISIBLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Everything behind the front end: one directory an aggregate, and the read model.
+pub struct System {
+    pub clock: Clock,
+    pub log: Arc<dyn EventLog>,
+    pub views: Views,
+    pub users: Directory<User>,
+    pub sessions: Directory<Session>,
+    pub files: Directory<File>,
+    pub jobs: Directory<Job>,
+    /// How far the read model is.
+    pub progress: Progress,
+}
+
+impl System {
+    /// Starts the entities' arbiters and the projector; needs a running actix system.
+    pub fn start(clock: Clock, log: Arc<dyn EventLog>, views: Views) -> Arc<Self> {
+        let arbiters = directory::Arbiters::new(2);
+        let progress = Projector::new(Arc::clone(&log), views.clone()).start();
+        Arc::new(Self {
+            users: Directory::new(&arbiters, &log, &clock),
+            sessions: Directory::new(&arbiters, &log, &clock),
+            files: Directory::new(&arbiters, &log, &clock),
+            jobs: Directory::new(&arbiters, &log, &clock),
+            clock,
+            log,
+            views,
+            progress,
+        })
+    }
+
+    /// Waits until what was written at `position` can be read, two seconds at most.
+    ///
+    /// # Errors
+    /// [`projector::NotCaughtUp`] when it takes longer, or when the projection is parked.
+    pub async fn visible(&self, position: u64) -> Result<(), projector::NotCaughtUp> {
+        self.progress.reached(position, VISIBLE_WITHIN).await
+    }
+}

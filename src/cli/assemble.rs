@@ -1,0 +1,247 @@
+//! Puts the parts together: from checked settings to a server that is ready to run.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use actix_web::dev::Server;
+use anyhow::Context;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::sync::watch;
+
+use super::BadConfiguration;
+use crate::actors::dispatcher::{self, Rendering};
+use crate::actors::{System, timekeeper};
+use crate::clerk::jwks::Jwks;
+use crate::clerk::jwt::{KeySet, Rules};
+use crate::clerk::signing::SigningKey;
+use crate::clerk::webhook::WebhookVerifier;
+use crate::clerk::{Authenticator, Keys};
+use crate::clock::Clock;
+use crate::config::{Engine, Environment, Options, Settings, TokenKeys};
+use crate::http::app::{self, App};
+use crate::http::rates::Rates;
+use crate::log;
+use crate::media::blobs::Blobs;
+use crate::media::signed_url::SigningSecrets;
+use crate::views::Views;
+
+/// Key id of the development key.
+const DEVELOPMENT_KID: &str = "t2m-development";
+
+/// Settings whose keys and secrets have been parsed.
+pub struct Ready {
+    pub settings: Settings,
+    keys: ParsedKeys,
+    webhooks: Option<WebhookVerifier>,
+    rates: Rates,
+}
+
+enum ParsedKeys {
+    Fixed(Arc<KeySet>),
+    Jwks(String),
+    Development,
+}
+
+/// Checks everything that can be checked before anything is started.
+///
+/// # Errors
+/// [`BadConfiguration`] with every fault at once.
+pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
+    let (settings, mut faults) = options.check();
+    let mut noted = |variable: &str, fault: String| faults.push(format!("{variable}: {fault}"));
+    let keys = match &settings.token_keys {
+        TokenKeys::Pem(pem) => KeySet::from_pem(pem)
+            .map(|keys| ParsedKeys::Fixed(Arc::new(keys)))
+            .map_err(|fault| noted("CLERK_JWT_KEY", fault))
+            .ok(),
+        TokenKeys::Jwks(url) => Some(ParsedKeys::Jwks(url.clone())),
+        TokenKeys::Development => Some(ParsedKeys::Development),
+    };
+    let webhooks = settings.webhook_secrets.as_deref().and_then(|secrets| {
+        WebhookVerifier::parse(secrets).map_err(|fault| noted("CLERK_WEBHOOK_SECRET", fault)).ok()
+    });
+    if let Some(secrets) = &settings.signing_secrets
+        && let Err(fault) = SigningSecrets::parse(secrets)
+    {
+        noted("FILE_SIGNING_SECRET", fault.to_string());
+    }
+    let mut budget = |variable: &str, text: &str| {
+        text.parse()
+            .map_err(|fault: crate::http::rates::InvalidBudget| noted(variable, fault.to_string()))
+            .ok()
+    };
+    let writes = budget("RATE_LIMIT_WRITES", &settings.rate_limit_writes);
+    let reads = budget("RATE_LIMIT_READS", &settings.rate_limit_reads);
+    match (keys, writes, reads) {
+        (Some(keys), Some(writes), Some(reads)) if faults.is_empty() => {
+            Ok(Ready { settings, keys, webhooks, rates: Rates::new(writes, reads) })
+        }
+        _ => Err(BadConfiguration(faults)),
+    }
+}
+
+/// A server that answers once it is awaited.
+pub struct Assembled {
+    pub system: Arc<System>,
+    pub server: Server,
+    /// `http://127.0.0.1:8080`, the real port included.
+    pub address: String,
+    /// Say true before the server stops, so that event streams end.
+    pub stopping: watch::Sender<bool>,
+}
+
+/// Opens log, views and blobs, starts the actors and binds the address.
+///
+/// # Errors
+/// What could not be opened, with its name.
+pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
+    let Ready { settings, keys, webhooks, rates } = ready;
+    let data_dir = &settings.data_dir;
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("making the data directory {}", data_dir.display()))?;
+    let listener = TcpListener::bind(settings.listen)
+        .with_context(|| format!("listening on {}", settings.listen))?;
+    let address = format!("http://{}", listener.local_addr().context("reading the address")?);
+
+    let log = log::open(&settings.log, data_dir).await.context("opening the log")?;
+    let views = Views::open(&data_dir.join("views.sqlite")).context("opening the read model")?;
+    let head = *log.head().borrow();
+    anyhow::ensure!(
+        views.checkpoint() <= head,
+        "the log ends at {head}, but its read model has seen {}: the log was cut or exchanged; \
+         restore it, or delete the views in {} to build them from what is left",
+        views.checkpoint(),
+        data_dir.display(),
+    );
+    let blobs = Arc::new(Blobs::open(data_dir).context("opening the blob store")?);
+    blobs.sweep_incoming().context("clearing unfinished uploads")?;
+
+    let system = System::start(clock.clone(), log, views);
+    // What was written before the last stop shows before the first request is taken.
+    while system.progress.now().position < head && system.progress.now().parked.is_none() {
+        let _ = system.visible(head).await;
+    }
+    timekeeper::start(Arc::clone(&system));
+    if settings.engine == Engine::Storyboard {
+        let scratch = data_dir.join("scratch");
+        // What a crash left; its jobs are leased again.
+        let _ = std::fs::remove_dir_all(&scratch);
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let rendering = Rendering { blobs: Arc::clone(&blobs), scratch, slots: 1, threads };
+        dispatcher::start(Arc::clone(&system), rendering);
+    }
+
+    let links = match &settings.signing_secrets {
+        Some(secrets) => SigningSecrets::parse(secrets)?,
+        None => SigningSecrets::parse(&kept_secret(data_dir)?)?,
+    };
+    let public_url = settings.public_url.clone().unwrap_or_else(|| address.clone());
+    let allowed_origins =
+        settings.allowed_origins.clone().unwrap_or_else(|| vec![origin_of(&public_url)]);
+    let (stopping, stopped) = watch::channel(false);
+    let app = App {
+        system: Arc::clone(&system),
+        blobs,
+        links,
+        authenticator: authenticator(&settings, keys, &clock)?,
+        webhooks,
+        rates,
+        public_url,
+        allowed_origins,
+        max_upload_bytes: settings.max_upload_bytes,
+        dev_mode: settings.dev_mode,
+        production: settings.environment == Environment::Production,
+        stopping: stopped,
+    };
+    let server = app::serve(Arc::new(app), listener).context("starting the front end")?;
+    Ok(Assembled { system, server, address, stopping })
+}
+
+fn authenticator(
+    settings: &Settings,
+    keys: ParsedKeys,
+    clock: &Clock,
+) -> anyhow::Result<Authenticator> {
+    let keys = match keys {
+        ParsedKeys::Fixed(keys) => Keys::Fixed(keys),
+        ParsedKeys::Development => {
+            let pem = development_key(&settings.data_dir)?.public_pem()?;
+            Keys::Fixed(Arc::new(KeySet::from_pem(&pem).map_err(anyhow::Error::msg)?))
+        }
+        ParsedKeys::Jwks(url) => {
+            let clock = clock.clone();
+            let jwks = Jwks::new(&url, Arc::new(move || clock.now().timestamp()))?;
+            let jwks = Arc::new(jwks);
+            tokio::spawn(Arc::clone(&jwks).run(rand::random::<f64>));
+            Keys::Fetched(jwks)
+        }
+    };
+    let rules = Rules {
+        issuer: settings.issuer.clone(),
+        audience: settings.audience.clone(),
+        authorized_parties: settings.authorized_parties.clone(),
+    };
+    Ok(Authenticator::new(keys, rules))
+}
+
+/// The key that `t2m token` signs with; made at its first use.
+pub fn development_key(data_dir: &Path) -> anyhow::Result<SigningKey> {
+    let path = data_dir.join("development-key.pem");
+    match std::fs::read_to_string(&path) {
+        Ok(pem) => SigningKey::from_pkcs8_pem(DEVELOPMENT_KID, &pem)
+            .with_context(|| format!("reading the development key {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = SigningKey::generate(DEVELOPMENT_KID)?;
+            keep_private(&path, &key.to_pkcs8_pem()?)?;
+            Ok(key)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// The secret that signs links in development, so that they outlive a restart.
+fn kept_secret(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("file-signing-secret");
+    match std::fs::read_to_string(&path) {
+        Ok(secret) => Ok(secret.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let secret = random_secret();
+            keep_private(&path, &secret)?;
+            Ok(secret)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// 256 random bits.
+pub fn random_secret() -> String {
+    STANDARD.encode(rand::random::<[u8; 32]>())
+}
+
+/// Writes a secret that only this user may read, and never half of it.
+fn keep_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let context = || format!("writing {}", path.display());
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(context)?;
+    }
+    let unfinished = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .with_context(context)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(context)?;
+    std::fs::rename(&unfinished, path).with_context(context)
+}
+
+/// Scheme, host and port of a URL, as browsers send it in `Origin`.
+fn origin_of(url: &str) -> String {
+    url::Url::parse(url).map_or_else(|_| url.to_owned(), |url| url.origin().ascii_serialization())
+}

@@ -1,0 +1,68 @@
+//! The operator's command line: one file a command.
+
+mod assemble;
+mod demo;
+mod log;
+mod openapi;
+mod replay;
+mod serve;
+mod token;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Options;
+
+/// The event-sourced back end of text-to-media apps on Clerk.
+#[derive(Parser)]
+#[command(name = "t2m", version, about, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Box<Options>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server (the default)
+    Serve(Box<Options>),
+    /// Bring one prompt through the whole system, with throw-away keys, and prove each step
+    Demo(demo::Demo),
+    /// Read the log
+    #[command(subcommand)]
+    Log(log::Log),
+    /// Rebuild the read model from the log into a fresh file
+    Replay(replay::Replay),
+    /// Mint a token with the local development key
+    Token(token::Token),
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+/// Bad configuration: a line a fault, exit code 2, nothing started.
+#[derive(Debug)]
+pub struct BadConfiguration(pub Vec<String>);
+
+impl std::fmt::Display for BadConfiguration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for BadConfiguration {}
+
+/// Runs the command that was given.
+///
+/// # Errors
+/// Whatever the command could not do; [`BadConfiguration`] before anything was started.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    let command = cli.command.unwrap_or(Command::Serve(cli.options));
+    match command {
+        Command::Serve(options) => serve::run(*options),
+        Command::Demo(demo) => demo.run(),
+        Command::Log(log) => log.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::Token(token) => token.run(),
+        Command::Openapi => openapi::run(),
+    }
+}

@@ -1,0 +1,262 @@
+//! Flags, environment and `.env`, checked once at start: what has the type [`Settings`] is usable.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+/// The options of the server, each a flag and an environment variable (CONTRACT §1).
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Address and port; port 0 picks a free one and prints it
+    #[arg(long, env = "T2M_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Everything that is kept on this machine
+    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+    /// The log's engine: `embedded`
+    #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
+    pub log: String,
+    /// Where files lie: `file` (under the data directory)
+    #[arg(long, env = "T2M_BLOBS", default_value = "file")]
+    pub blobs: String,
+    /// Prefix of the links that are handed out [default: from the listen address]
+    #[arg(long, env = "PUBLIC_URL")]
+    pub public_url: Option<String>,
+    /// `production` refuses every development shortcut
+    #[arg(long, env = "ENVIRONMENT", default_value = "development")]
+    pub environment: Environment,
+    /// Every request is `dev_user` (role admin, tier premium); `X-Dev-User` picks another
+    #[arg(long, env = "DEV_MODE", default_value = "false", action = ArgAction::Set,
+          num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
+    pub dev_mode: bool,
+    /// Required issuer of tokens; also where their keys are fetched unless one is given
+    #[arg(long, env = "CLERK_ISSUER")]
+    pub clerk_issuer: Option<String>,
+    /// PEM public key: verification without the network
+    #[arg(long, env = "CLERK_JWT_KEY", hide_env_values = true)]
+    pub clerk_jwt_key: Option<String>,
+    /// Where the keys are fetched [default: from the issuer]
+    #[arg(long, env = "CLERK_JWKS_URL")]
+    pub clerk_jwks_url: Option<String>,
+    /// Required `aud`; empty: not checked
+    #[arg(long, env = "CLERK_AUDIENCE", default_value = "t2m-api")]
+    pub clerk_audience: String,
+    /// Comma list for `azp`, checked when the token has one
+    #[arg(long, env = "CLERK_AUTHORIZED_PARTIES")]
+    pub clerk_authorized_parties: Option<String>,
+    /// `whsec_…`; several, comma separated, while rotating (alias `CLERK_WEBHOOK_SIGNING_SECRET`)
+    #[arg(long, env = "CLERK_WEBHOOK_SECRET", hide_env_values = true)]
+    pub clerk_webhook_secret: Option<String>,
+    /// Comma list: the first signs links, all verify [default in development: made and kept]
+    #[arg(long, env = "FILE_SIGNING_SECRET", hide_env_values = true)]
+    pub file_signing_secret: Option<String>,
+    /// Exact origins, comma separated, for CORS and CSRF [default: PUBLIC_URL]
+    #[arg(long, env = "ALLOWED_ORIGINS")]
+    pub allowed_origins: Option<String>,
+    /// Largest upload, in bytes
+    #[arg(long, env = "MAX_UPLOAD_BYTES", default_value_t = 2 * 1024 * 1024 * 1024)]
+    pub max_upload_bytes: u64,
+    /// Writes a user may ask for, as number/time, in a sliding window
+    #[arg(long, env = "RATE_LIMIT_WRITES", default_value = "100/1h")]
+    pub rate_limit_writes: String,
+    /// Reads a user may ask for, likewise
+    #[arg(long, env = "RATE_LIMIT_READS", default_value = "7200/1h")]
+    pub rate_limit_reads: String,
+    /// Built-in renderer `storyboard`, or `none`
+    #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
+    pub engine: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Environment {
+    Development,
+    Production,
+}
+
+/// Who may vouch for tokens.
+#[derive(Clone)]
+pub enum TokenKeys {
+    /// `CLERK_JWT_KEY`.
+    Pem(String),
+    /// `CLERK_JWKS_URL`, or the issuer's.
+    Jwks(String),
+    /// The key that development makes and keeps in the data directory.
+    Development,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Storyboard,
+    None,
+}
+
+/// Checked settings.
+#[derive(Clone)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub log: String,
+    pub public_url: Option<String>,
+    pub environment: Environment,
+    pub dev_mode: bool,
+    pub token_keys: TokenKeys,
+    pub issuer: Option<String>,
+    pub audience: Option<String>,
+    pub authorized_parties: Vec<String>,
+    pub webhook_secrets: Option<String>,
+    pub signing_secrets: Option<String>,
+    pub allowed_origins: Option<Vec<String>>,
+    pub max_upload_bytes: u64,
+    pub rate_limit_writes: String,
+    pub rate_limit_reads: String,
+    pub engine: Engine,
+}
+
+/// The issuer of the tokens that `t2m token` makes.
+pub const DEVELOPMENT_ISSUER: &str = "https://t2m.localhost";
+
+impl Options {
+    /// The settings, and a line for each fault in them: all at once, each naming its variable and
+    /// none showing a secret. What keys and secrets hold is checked where they are parsed.
+    pub fn check(self) -> (Settings, Vec<String>) {
+        let mut faults = Vec::new();
+        let production = self.environment == Environment::Production;
+        let issuer = present(self.clerk_issuer);
+        let webhook_secrets = present(self.clerk_webhook_secret)
+            .or_else(|| present(std::env::var("CLERK_WEBHOOK_SIGNING_SECRET").ok()));
+        let signing_secrets = present(self.file_signing_secret);
+        let token_keys = token_keys(
+            present(self.clerk_jwt_key),
+            present(self.clerk_jwks_url),
+            issuer.as_deref(),
+        );
+
+        if production && self.dev_mode {
+            faults.push("DEV_MODE: refused with ENVIRONMENT=production".to_owned());
+        }
+        if production && issuer.is_none() {
+            faults.push("CLERK_ISSUER: required with ENVIRONMENT=production".to_owned());
+        }
+        if production && webhook_secrets.is_none() {
+            faults.push("CLERK_WEBHOOK_SECRET: required with ENVIRONMENT=production".to_owned());
+        }
+        if production && signing_secrets.is_none() {
+            faults.push("FILE_SIGNING_SECRET: required with ENVIRONMENT=production".to_owned());
+        }
+        for (variable, url) in [("CLERK_ISSUER", &issuer), ("PUBLIC_URL", &self.public_url)] {
+            if url.as_deref().is_some_and(|url| !is_http_url(url)) {
+                faults.push(format!("{variable}: not an http or https URL"));
+            }
+        }
+        let allowed_origins = present(self.allowed_origins).map(|list| comma_list(&list));
+        for origin in allowed_origins.iter().flatten() {
+            if !is_http_url(origin) || origin.trim_end_matches('/') != origin {
+                faults.push(format!(
+                    "ALLOWED_ORIGINS: `{origin}` is not an origin such as https://app.example.com"
+                ));
+            }
+        }
+        if self.log != "embedded" {
+            faults.push("T2M_LOG: this version has the engine `embedded` only".to_owned());
+        }
+        if self.blobs != "file" {
+            faults.push("T2M_BLOBS: this version has the store `file` only".to_owned());
+        }
+        let engine = match self.engine.as_str() {
+            "storyboard" => Engine::Storyboard,
+            "none" => Engine::None,
+            _ => {
+                faults.push("T2M_ENGINE: this version has `storyboard` and `none` only".to_owned());
+                Engine::None
+            }
+        };
+        let settings = Settings {
+            listen: self.listen,
+            data_dir: self.data_dir,
+            log: self.log,
+            public_url: present(self.public_url).map(|url| url.trim_end_matches('/').to_owned()),
+            environment: self.environment,
+            dev_mode: self.dev_mode,
+            issuer: match &token_keys {
+                TokenKeys::Development => Some(DEVELOPMENT_ISSUER.to_owned()),
+                TokenKeys::Pem(_) | TokenKeys::Jwks(_) => issuer,
+            },
+            token_keys,
+            audience: present(Some(self.clerk_audience)),
+            authorized_parties: present(self.clerk_authorized_parties)
+                .map(|list| comma_list(&list))
+                .unwrap_or_default(),
+            webhook_secrets,
+            signing_secrets,
+            allowed_origins,
+            max_upload_bytes: self.max_upload_bytes,
+            rate_limit_writes: self.rate_limit_writes,
+            rate_limit_reads: self.rate_limit_reads,
+            engine,
+        };
+        (settings, faults)
+    }
+}
+
+fn token_keys(pem: Option<String>, jwks: Option<String>, issuer: Option<&str>) -> TokenKeys {
+    match (pem, jwks, issuer) {
+        (Some(pem), _, _) => TokenKeys::Pem(pem),
+        (None, Some(url), _) => TokenKeys::Jwks(url),
+        (None, None, Some(issuer)) => {
+            TokenKeys::Jwks(format!("{}/.well-known/jwks.json", issuer.trim_end_matches('/')))
+        }
+        (None, None, None) => TokenKeys::Development,
+    }
+}
+
+/// An empty variable is an unset one.
+fn present(value: Option<String>) -> Option<String> {
+    value.filter(|text| !text.trim().is_empty())
+}
+
+fn comma_list(list: &str) -> Vec<String> {
+    list.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+}
+
+fn is_http_url(text: &str) -> bool {
+    url::Url::parse(text)
+        .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn check(arguments: &[&str], naming: &[&str]) {
+        let cli = Cli::parse_from([&["t2m"], arguments].concat());
+        let (_, faults) = cli.options.check();
+        assert_eq!(faults.len(), naming.len(), "{faults:?}");
+        for (fault, variable) in faults.iter().zip(naming) {
+            assert!(fault.starts_with(variable), "{fault} should name {variable}");
+        }
+    }
+
+    #[test]
+    fn development_needs_no_configuration() {
+        check(&[], &[]);
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        check(
+            &["--environment", "production", "--dev-mode", "true"],
+            &["DEV_MODE", "CLERK_ISSUER", "CLERK_WEBHOOK_SECRET", "FILE_SIGNING_SECRET"],
+        );
+        check(&["--clerk-issuer", "nonsense"], &["CLERK_ISSUER"]);
+        check(&["--allowed-origins", "https://a.example/,b"], &["ALLOWED_ORIGINS"; 2]);
+        check(&["--log", "postgres://u:p@h/d", "--engine", "magic"], &["T2M_LOG", "T2M_ENGINE"]);
+    }
+}

@@ -1,0 +1,116 @@
+//! What every handler can reach, and how the server is put together.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use actix_cors::Cors;
+use actix_web::http::{Method, header};
+use actix_web::middleware::from_fn;
+use actix_web::{App as ActixApp, HttpServer, dev::Server, web};
+use tokio::sync::watch;
+
+use super::caller;
+use super::edges::{FreshIds, Routes, edge, unmatched};
+use super::rates::Rates;
+use super::routes;
+use crate::actors::System;
+use crate::clerk::Authenticator;
+use crate::clerk::webhook::WebhookVerifier;
+use crate::media::blobs::Blobs;
+use crate::media::signed_url::SigningSecrets;
+
+/// Paths under which every route is served, the longer first: actix takes the first that fits.
+pub const PREFIXES: [&str; 2] = ["/api/v1", "/api"];
+
+/// Seconds for which open requests may finish once the server stops.
+const DRAIN_S: u64 = 10;
+
+/// What the handlers share.
+pub struct App {
+    pub system: Arc<System>,
+    pub blobs: Arc<Blobs>,
+    pub links: SigningSecrets,
+    pub authenticator: Authenticator,
+    /// Absent in development without a secret: then deliveries are answered with 503.
+    pub webhooks: Option<WebhookVerifier>,
+    pub rates: Rates,
+    /// Without a trailing slash.
+    pub public_url: String,
+    pub allowed_origins: Vec<String>,
+    pub max_upload_bytes: u64,
+    pub dev_mode: bool,
+    pub production: bool,
+    /// Turns true when the server is about to stop, so that event streams end.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// Serves `app` on `listener` until it is stopped; signals are the caller's business.
+///
+/// # Errors
+/// The listener cannot be used.
+pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
+    let data = web::Data::from(app);
+    let table = web::Data::new(Routes::new(routes::all_paths()));
+    let server = HttpServer::new(move || {
+        let clock = data.system.clock.clone();
+        let fresh_ids = FreshIds(Arc::new(move || clock.fresh_id().to_string()));
+        ActixApp::new()
+            .app_data(data.clone())
+            .app_data(table.clone())
+            .app_data(web::Data::new(fresh_ids))
+            .wrap(from_fn(caller::gate))
+            .wrap(cors(&data.allowed_origins))
+            .wrap(from_fn(edge))
+            .configure(routes::configure)
+            .default_service(web::to(unmatched))
+    });
+    let server = server
+        .workers(std::thread::available_parallelism().map_or(2, usize::from))
+        .shutdown_timeout(DRAIN_S)
+        .disable_signals()
+        .listen(listener)?;
+    Ok(server.run())
+}
+
+/// Preflights are answered before anyone is authenticated, and refusals carry the headers too, so
+/// that a browser lets the page read them.
+fn cors(origins: &[String]) -> Cors {
+    let mut cors = Cors::default()
+        .allowed_methods([
+            Method::GET,
+            Method::HEAD,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+        ])
+        .allowed_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::ACCEPT,
+            header::RANGE,
+            header::HeaderName::from_static("idempotency-key"),
+            header::HeaderName::from_static("x-request-id"),
+            header::HeaderName::from_static("x-log-position"),
+            header::HeaderName::from_static("last-event-id"),
+        ])
+        .expose_headers([
+            "X-Log-Position",
+            "X-Request-Id",
+            "X-Token-Refresh",
+            "Idempotent-Replayed",
+            "X-RateLimit-Limit",
+            "X-RateLimit-Remaining",
+            "X-RateLimit-Reset",
+            "Retry-After",
+            "Content-Range",
+            "Accept-Ranges",
+            "ETag",
+            "Content-Disposition",
+        ])
+        .max_age(3600);
+    for origin in origins {
+        cors = cors.allowed_origin(origin);
+    }
+    cors
+}

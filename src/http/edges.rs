@@ -1,0 +1,235 @@
+//! What every request passes on its way in and out: its id, headers that protect, one form for
+//! every error (panics included), and a line in our log.
+
+use std::{
+    any::Any,
+    future::{Ready, ready},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Instant,
+};
+
+use actix_web::{
+    Error, FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError,
+    body::{BoxBody, MessageBody},
+    dev::{Payload, ResourceDef, ServiceRequest, ServiceResponse},
+    error::InternalError,
+    http::{
+        Method, StatusCode,
+        header::{self, HeaderMap, HeaderName, HeaderValue},
+    },
+    middleware::Next,
+    web,
+};
+use futures_util::FutureExt;
+
+use super::problem::{Code, Problem};
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Where request ids come from; in the app's data, so that only the clock makes ids.
+#[derive(Clone)]
+pub struct FreshIds(pub Arc<dyn Fn() -> String + Send + Sync>);
+
+/// The id of this request, in its extensions and as an extractor: the caller's own, if it is 1 to
+/// 128 visible ASCII characters, else a fresh one. It is the events' correlation id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId(pub String);
+
+impl FromRequest for RequestId {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let id = req.extensions().get::<RequestId>().cloned();
+        ready(id.ok_or_else(|| {
+            Problem::new(Code::InternalError).caused_by("the edge middleware is not wrapped")
+        }))
+    }
+}
+
+/// The routes and their methods, for 405 with `Allow`. actix has no such list: a resource made by
+/// `#[get]` simply does not match another method, so an unmatched request is looked up here.
+#[derive(Debug, Default)]
+pub struct Routes(Vec<(ResourceDef, Vec<Method>)>);
+
+impl Routes {
+    /// From pairs of pattern (`/api/jobs/{id}`) and method; patterns may repeat.
+    pub fn new<P: AsRef<str>>(routes: impl IntoIterator<Item = (P, Method)>) -> Self {
+        let mut table: Vec<(ResourceDef, Vec<Method>)> = Vec::new();
+        for (pattern, method) in routes {
+            let known = table.iter_mut().find(|(def, _)| def.pattern() == Some(pattern.as_ref()));
+            match known {
+                Some((_, methods)) => methods.push(method),
+                None => table.push((ResourceDef::new(pattern.as_ref()), vec![method])),
+            }
+        }
+        Self(table)
+    }
+
+    /// The methods of a path as `Allow` lists them; nothing if no route has it.
+    pub fn allow(&self, path: &str) -> Option<String> {
+        let matching = self.0.iter().filter(|(def, _)| def.is_match(path));
+        let mut names: Vec<&str> =
+            matching.flat_map(|(_, methods)| methods.iter().map(Method::as_str)).collect();
+        names.sort_unstable();
+        names.dedup();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+/// The app's default service: 405 if the path has other methods, else 404.
+pub async fn unmatched(req: HttpRequest) -> Result<HttpResponse, Problem> {
+    let routes = req.app_data::<web::Data<Routes>>();
+    Err(match routes.and_then(|routes| routes.allow(req.path())) {
+        Some(allow) => Problem::method_not_allowed(&allow),
+        None => Problem::new(Code::NotFound),
+    })
+}
+
+/// A resource's default service, for one that knows its methods: `"GET, HEAD"`.
+pub fn only(allow: &'static str) -> actix_web::Route {
+    web::to(move || ready(HttpResponse::from_error(Problem::method_not_allowed(allow))))
+}
+
+/// The outermost middleware, by `middleware::from_fn(edge)`. An error of an inner middleware goes
+/// on as an error whose response is complete; `test::try_call_service` shows it.
+pub async fn edge(
+    req: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let began = Instant::now();
+    let id = request_id(&req);
+    let method = req.method().clone();
+    req.extensions_mut().insert(RequestId(id.clone()));
+    // No clone of the request may live across this call: actix writes to it on the way in.
+    let called = AssertUnwindSafe(async { next.call(req).await }).catch_unwind().await;
+    let outcome = called.unwrap_or_else(|panic| Err(panicked(panic.as_ref()).into()));
+    match outcome {
+        Ok(response) => {
+            let mut response = in_one_form(response.map_into_boxed_body());
+            finish_headers(response.headers_mut(), &id);
+            // The pattern, never the path or query: those hold ids, signatures and tokens.
+            let route = response.request().match_pattern();
+            let error = response.response().error();
+            log(&method, route.as_deref(), response.status(), error, began, &id);
+            Ok(response)
+        }
+        Err(error) => {
+            let mut response = match problem_instead(&error.error_response(), Some(&error)) {
+                Some(problem) => problem.error_response(),
+                None => error.error_response(),
+            };
+            finish_headers(response.headers_mut(), &id);
+            log(&method, None, response.status(), Some(&error), began, &id);
+            Err(InternalError::from_response(error, response).into())
+        }
+    }
+}
+
+fn request_id(req: &ServiceRequest) -> String {
+    let given = req.headers().get(&X_REQUEST_ID).map(HeaderValue::as_bytes).unwrap_or_default();
+    let usable = (1..=128).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic);
+    match (usable, req.app_data::<web::Data<FreshIds>>()) {
+        (true, _) => String::from_utf8_lossy(given).into_owned(),
+        (false, Some(ids)) => (ids.0)(),
+        (false, None) => "unnumbered".to_owned(),
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Problem {
+    let words = panic.downcast_ref::<String>().map(String::as_str);
+    let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    Problem::new(Code::InternalError).caused_by(format!("a handler panicked: {words}"))
+}
+
+/// Gives errors that actix words itself (a wrong path or query, a bare 405) our form.
+fn in_one_form(response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+    let error = response.response().error();
+    let Some(mut problem) = problem_instead(response.response(), error) else {
+        return response;
+    };
+    let routes = response.request().app_data::<web::Data<Routes>>();
+    let allow = routes.and_then(|routes| routes.allow(response.request().path()));
+    if let (Code::MethodNotAllowed, Some(allow)) = (problem.code(), allow) {
+        problem = Problem::method_not_allowed(&allow);
+    }
+    let (req, old) = response.into_parts();
+    let mut new = HttpResponse::from_error(problem);
+    for (name, value) in old.headers() {
+        if *name != header::CONTENT_TYPE && !new.headers().contains_key(name) {
+            new.headers_mut().append(name.clone(), value.clone());
+        }
+    }
+    ServiceResponse::new(req, new)
+}
+
+fn problem_instead(response: &HttpResponse, error: Option<&Error>) -> Option<Problem> {
+    let status = response.status();
+    let json = response.headers().get(header::CONTENT_TYPE);
+    let is_ours = json.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if is_ours || !(status.is_client_error() || status.is_server_error()) {
+        return None;
+    }
+    let code = match status {
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::Forbidden,
+        StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+        StatusCode::REQUEST_TIMEOUT => Code::RequestTimeout,
+        StatusCode::CONFLICT => Code::Conflict,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::PayloadTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::UnsupportedMediaType,
+        StatusCode::UNPROCESSABLE_ENTITY => Code::ValidationFailed,
+        StatusCode::TOO_MANY_REQUESTS => Code::RateLimited,
+        StatusCode::SERVICE_UNAVAILABLE => Code::Overloaded,
+        status if status.is_client_error() => Code::MalformedRequest,
+        _ => Code::InternalError,
+    };
+    let cause = error.map_or_else(|| format!("answered bare {status}"), ToString::to_string);
+    Some(Problem::new(code).caused_by(cause))
+}
+
+fn finish_headers(headers: &mut HeaderMap, id: &str) {
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(X_REQUEST_ID.clone(), id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    let json = headers.get(header::CONTENT_TYPE);
+    let is_json = json.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if is_json && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    // `ranges` says "identity" to keep the compressor off; RFC 9110 §8.4.1 wants it unsaid.
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|value| value == "identity") {
+        headers.remove(header::CONTENT_ENCODING);
+    }
+}
+
+fn log(
+    method: &Method,
+    route: Option<&str>,
+    status: StatusCode,
+    error: Option<&Error>,
+    began: Instant,
+    request_id: &str,
+) {
+    let ms = began.elapsed().as_secs_f64() * 1000.0;
+    let (route, status) = (route.unwrap_or("unmatched"), status.as_u16());
+    let problem = error.and_then(|error| error.as_error::<Problem>());
+    let code = problem.map_or("", |problem| problem.code().name());
+    match problem.and_then(Problem::cause) {
+        Some(cause) if status >= 500 => {
+            tracing::error!(%method, route, status, ms, request_id, code, cause, "request");
+        }
+        Some(cause) => {
+            tracing::info!(%method, route, status, ms, request_id, code, cause, "request");
+        }
+        None => tracing::info!(%method, route, status, ms, request_id, code, "request"),
+    }
+}
+
+#[cfg(test)]
+#[path = "edges_tests.rs"]
+mod tests;

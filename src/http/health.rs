@@ -1,0 +1,46 @@
+//! Whether the process lives, and whether it can do its work.
+
+use actix_web::{HttpResponse, web};
+use serde::Serialize;
+use serde_json::json;
+
+use super::answer;
+use super::app::App;
+use super::problem::{Code, Problem};
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Health {
+    status: &'static str,
+    version: &'static str,
+}
+
+/// Liveness: answers as long as the process can.
+pub async fn health() -> HttpResponse {
+    answer::ok(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
+}
+
+/// Readiness: the log takes events and the read model has all of them.
+pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
+    let not_ready = |why: String| {
+        Problem::new(Code::NotReady).with_detail(json!({ "reason": why })).retry_after(1)
+    };
+    if let Err(error) = app.system.log.writable() {
+        tracing::warn!(%error, "not ready");
+        return Err(not_ready("the log cannot accept events".to_owned()));
+    }
+    let reached = app.system.progress.now();
+    if let Some(parked) = reached.parked {
+        return Err(not_ready(format!("the read model is parked at position {}", parked.position)));
+    }
+    let head = *app.system.log.head().borrow();
+    // Under load the read model is always a little behind; a thousand events are one batch.
+    if reached.position + 1000 < head {
+        return Err(not_ready(format!("the read model is at {} of {head}", reached.position)));
+    }
+    if !app.dev_mode && !app.authenticator.has_keys() {
+        return Err(not_ready("the keys that verify tokens are not there yet".to_owned()));
+    }
+    Ok(answer::ok(
+        json!({ "status": "ready", "log_position": head, "view_position": reached.position }),
+    ))
+}

@@ -1,0 +1,322 @@
+//! Videos and the jobs that make them.
+
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::app::App;
+use super::caller::Caller;
+use super::json::{Fields, FromFields, Json};
+use super::lists::{PageAnswer, PageQuery};
+use super::problem::{Code, Problem};
+use super::{answer, files};
+use crate::domain::ids::{FileId, JobId, derived_id};
+use crate::domain::job::{AspectRatio, Command, Job, Kind, Output, Quality, Request, VideoOptions};
+use crate::domain::text::{Personal, Prompt};
+use crate::views::{JobFilter, JobRow};
+
+/// Seconds of a video whose request names no duration.
+const DEFAULT_DURATION_S: u64 = 10;
+const MAX_DURATION_S: u64 = 60;
+/// The states that `?state=` may name.
+const STATES: [&str; 7] =
+    ["queued", "running", "retry_wait", "cancelling", "completed", "failed", "cancelled"];
+
+/// The body of `POST videos/generate`.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct VideoRequest {
+    /// 1 to 2000 characters.
+    pub prompt: String,
+    /// Seconds, 1 to 60; 10 if absent.
+    pub duration: Option<u64>,
+    /// `480p`, `720p`, `1080p` or `4k`; `720p` if absent.
+    pub quality: Option<&'static str>,
+    /// `16:9`, `9:16` or `1:1`; `16:9` if absent.
+    pub aspect_ratio: Option<&'static str>,
+    /// Words that set the mood and are not shown.
+    pub style: Option<String>,
+    /// The same prompt and seed make the same video.
+    pub seed: Option<u64>,
+    pub engine: Option<&'static str>,
+    pub source_file_id: Option<Uuid>,
+}
+
+impl FromFields for VideoRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        let prompt = fields.text("prompt", 1..=Prompt::MAX_CHARACTERS);
+        if let Err(fault) = Prompt::parse(&prompt) {
+            fields.refuse("prompt", fault.to_string());
+        }
+        Self {
+            prompt,
+            duration: fields.optional_u64("duration", 1..=MAX_DURATION_S),
+            quality: fields.optional_choice("quality", &Quality::NAMES),
+            aspect_ratio: fields.optional_choice("aspect_ratio", &AspectRatio::NAMES),
+            style: fields.optional_text("style", 1..=200),
+            // Whole numbers beyond 2^53 do not survive a browser.
+            seed: fields.optional_u64("seed", 0..=(1 << 53) - 1),
+            engine: fields.optional_choice("engine", &["storyboard"]),
+            source_file_id: fields.optional_uuid("source_file_id"),
+        }
+    }
+}
+
+/// A job as its owner sees it (CONTRACT §3).
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct JobAnswer {
+    pub job_id: Uuid,
+    pub kind: String,
+    /// `processing`, `completed` or `error`: what the seed's front end understands.
+    pub status: String,
+    /// The whole truth: `queued`, `running`, `retry_wait`, `cancelling`, `completed`, `failed`
+    /// or `cancelled`.
+    pub state: String,
+    /// Percent, 0 to 100.
+    pub progress: u8,
+    pub prompt: String,
+    #[schema(value_type = Object)]
+    pub options: Value,
+    pub attempt: u32,
+    /// 1 is next; null unless the job waits.
+    pub queue_position: Option<u64>,
+    pub error: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Output>,
+    pub created_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl JobAnswer {
+    fn new(row: JobRow, queue_position: Option<u64>) -> Self {
+        Self {
+            job_id: row.job_id.0,
+            status: row.status().to_owned(),
+            kind: row.kind.as_str().to_owned(),
+            state: row.state,
+            progress: row.progress,
+            prompt: row.prompt,
+            options: json!(row.options),
+            attempt: row.attempt,
+            queue_position,
+            error: row.error,
+            output: row.output,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+        }
+    }
+
+    /// As it was when it was asked for: what a retry with the same key is answered too.
+    fn at_request(row: JobRow) -> Self {
+        let fresh = Self::new(row, None);
+        Self {
+            status: "processing".to_owned(),
+            state: "queued".to_owned(),
+            progress: 0,
+            attempt: 0,
+            error: None,
+            output: None,
+            started_at: None,
+            finished_at: None,
+            ..fresh
+        }
+    }
+}
+
+/// `POST videos/generate`
+pub async fn generate(
+    app: web::Data<App>,
+    caller: Caller,
+    request: HttpRequest,
+    body: Json<VideoRequest>,
+) -> Result<HttpResponse, Problem> {
+    let key = idempotency_key(&request)?;
+    let job_id = JobId(match &key {
+        Some(key) => derived_id(&caller.user_id, "job", key),
+        None => app.system.clock.fresh_id(),
+    });
+    let mut wanted = video(&app, &caller, job_id, body.0)?;
+    wanted.fingerprint = key.map(|_| fingerprint(&json!([wanted.prompt, wanted.options])));
+    let command = Command::Request(wanted);
+    let done = app.system.jobs.execute(job_id, command, caller.origin()).await?;
+    app.system.visible(done.position).await?;
+    let row = owned(&app, &caller, job_id)?;
+    let response = answer::accepted(JobAnswer::at_request(row));
+    Ok(replayed(at_position(response, done.position), done.events.is_empty()))
+}
+
+fn video(
+    app: &App,
+    caller: &Caller,
+    job_id: JobId,
+    body: VideoRequest,
+) -> Result<Request, Problem> {
+    let prompt = Prompt::parse(&body.prompt)
+        .map_err(|fault| Problem::field("prompt", &fault.to_string()))?;
+    let source_file_id = body.source_file_id.map(FileId);
+    if let Some(id) = source_file_id {
+        files::owned(app, caller, id)
+            .map_err(|_| Problem::field("source_file_id", "is not a file of yours"))?;
+    }
+    let duration = body.duration.unwrap_or(DEFAULT_DURATION_S);
+    let options = VideoOptions {
+        duration: u32::try_from(duration).map_err(|_| Problem::field("duration", "is too long"))?,
+        quality: body.quality.and_then(Quality::parse).unwrap_or(Quality::P720),
+        aspect_ratio: body
+            .aspect_ratio
+            .and_then(AspectRatio::parse)
+            .unwrap_or(AspectRatio::Landscape),
+        style: body.style,
+        seed: body.seed.unwrap_or_else(|| seed_of(job_id)),
+        engine: body.engine.map(str::to_owned),
+        source_file_id,
+    };
+    let user_id = caller.user_id.clone();
+    Ok(Request { user_id, kind: Kind::Video, prompt: Personal(prompt), options, fingerprint: None })
+}
+
+/// From the job's id, so that a repeated request asks for the same picture.
+fn seed_of(job_id: JobId) -> u64 {
+    let (high, low) = job_id.0.as_u64_pair();
+    (high ^ low) & ((1 << 53) - 1)
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub struct FilterQuery {
+    state: Option<String>,
+    kind: Option<String>,
+}
+
+/// `GET jobs`
+pub async fn list(
+    app: web::Data<App>,
+    caller: Caller,
+    request: HttpRequest,
+    page: PageQuery,
+) -> Result<HttpResponse, Problem> {
+    let query = web::Query::<FilterQuery>::from_query(request.query_string());
+    let query = query.map(web::Query::into_inner).unwrap_or_default();
+    if query.state.as_ref().is_some_and(|state| !STATES.contains(&state.as_str())) {
+        return Err(Problem::field("state", "is not a state of jobs"));
+    }
+    listed(&app, &caller, &JobFilter { state: query.state, kind: query.kind }, &page)
+}
+
+/// `GET videos`
+pub async fn videos(
+    app: web::Data<App>,
+    caller: Caller,
+    page: PageQuery,
+) -> Result<HttpResponse, Problem> {
+    let filter = JobFilter { state: None, kind: Some(Kind::Video.as_str().to_owned()) };
+    listed(&app, &caller, &filter, &page)
+}
+
+fn listed(
+    app: &App,
+    caller: &Caller,
+    filter: &JobFilter,
+    page: &PageQuery,
+) -> Result<HttpResponse, Problem> {
+    let found = app.system.views.jobs(&caller.user_id, filter, page.cursor.as_ref(), page.limit)?;
+    let items =
+        found.items.into_iter().map(|row| shown(app, row)).collect::<Result<Vec<_>, _>>()?;
+    Ok(answer::ok(PageAnswer { items, next_cursor: found.next_cursor }))
+}
+
+fn shown(app: &App, row: JobRow) -> Result<JobAnswer, Problem> {
+    let queue_position = app.system.views.queue_position(&row)?;
+    Ok(JobAnswer::new(row, queue_position))
+}
+
+/// `GET jobs/{id}` and `GET status/{id}`
+pub async fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let row = owned(&app, &caller, parse_id(&id)?)?;
+    Ok(answer::ok(shown(&app, row)?))
+}
+
+/// `POST jobs/{id}/cancel`
+pub async fn cancel(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    change(&app, &caller, &id, Command::Cancel { by: caller.user_id.clone() }).await
+}
+
+/// `POST jobs/{id}/retry`
+pub async fn retry(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    change(&app, &caller, &id, Command::Retry { by: caller.user_id.clone() }).await
+}
+
+async fn change(
+    app: &App,
+    caller: &Caller,
+    id: &str,
+    command: Command,
+) -> Result<HttpResponse, Problem> {
+    let job_id = parse_id(id)?;
+    owned(app, caller, job_id)?;
+    let done = app.system.jobs.execute(job_id, command, caller.origin()).await?;
+    debug_assert_ne!(done.state, Job::Absent);
+    app.system.visible(done.position).await?;
+    let row = owned(app, caller, job_id)?;
+    Ok(at_position(answer::ok(shown(app, row)?), done.position))
+}
+
+/// The job, if it is there and the caller's: the two are never told apart.
+pub fn owned(app: &App, caller: &Caller, id: JobId) -> Result<JobRow, Problem> {
+    let row = app.system.views.job(&id)?.filter(|row| row.user_id == caller.user_id);
+    row.ok_or_else(|| Problem::new(Code::NotFound))
+}
+
+/// What is no UUID is no job.
+pub fn parse_id(text: &str) -> Result<JobId, Problem> {
+    Uuid::try_parse(text).map(JobId).map_err(|_| Problem::new(Code::NotFound))
+}
+
+/// The `Idempotency-Key` of a creating request: 1 to 255 visible characters.
+pub fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
+    let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
+    let usable =
+        (1..=255).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
+    let text = value.to_str().ok().filter(|_| usable).ok_or_else(|| {
+        Problem::new(Code::MalformedRequest)
+            .with_sentence("Idempotency-Key must be 1 to 255 visible ASCII characters")
+    })?;
+    Ok(Some(text.to_owned()))
+}
+
+/// Tells a retry from another request under the same key.
+pub fn fingerprint(request: &Value) -> String {
+    hex::encode(Sha256::digest(request.to_string()))
+}
+
+/// Says where in the log the command's effect lies.
+pub fn at_position(mut response: HttpResponse, position: u64) -> HttpResponse {
+    let name = HeaderName::from_static("x-log-position");
+    response.headers_mut().insert(name, HeaderValue::from(position));
+    response
+}
+
+/// Says that the answer is to an earlier request with the same key.
+pub fn replayed(mut response: HttpResponse, nothing_new: bool) -> HttpResponse {
+    if nothing_new {
+        let name = HeaderName::from_static("idempotent-replayed");
+        response.headers_mut().insert(name, HeaderValue::from_static("true"));
+    }
+    response
+}

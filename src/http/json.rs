@@ -1,0 +1,298 @@
+//! JSON bodies, read field by field: what is wrong is said per field and in plain words, never in
+//! serde's (which leak the names and shapes of our types).
+
+use std::{future::Future, ops::RangeInclusive, pin::Pin};
+
+use actix_web::{
+    FromRequest, HttpRequest,
+    dev::Payload,
+    http::header::{self, HeaderMap},
+    web::Bytes,
+};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{
+    body::{BodyLimits, declared_length, read_whole},
+    problem::{Code, Problem},
+};
+
+/// A type that is read from a JSON object. Values of refused fields are placeholders: nobody sees
+/// them, because the request is answered with 422.
+pub trait FromFields: Sized {
+    /// Reads each field; unknown ones are ignored.
+    fn from_fields(fields: &mut Fields) -> Self;
+}
+
+/// A required JSON body (CONTRACT.md §2: 400, 413, 415, 422).
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+/// A JSON body that may be left out; then every field is absent.
+#[derive(Debug)]
+pub struct OptionalJson<T>(pub T);
+
+type Extracting<T> = Pin<Box<dyn Future<Output = Result<T, Problem>>>>;
+
+impl<T: FromFields + 'static> FromRequest for Json<T> {
+    type Error = Problem;
+    type Future = Extracting<Self>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reading = read(req, payload);
+        Box::pin(async move {
+            let bytes = reading.await?.ok_or_else(|| Problem::new(Code::MissingBody))?;
+            parse(&bytes).map(Json)
+        })
+    }
+}
+
+impl<T: FromFields + 'static> FromRequest for OptionalJson<T> {
+    type Error = Problem;
+    type Future = Extracting<Self>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reading = read(req, payload);
+        Box::pin(async move {
+            let bytes = reading.await?.unwrap_or_else(|| Bytes::from_static(b"{}"));
+            parse(&bytes).map(OptionalJson)
+        })
+    }
+}
+
+/// Reads a body already in memory; for extractors that need its raw bytes too.
+pub fn parse<T: FromFields>(bytes: &[u8]) -> Result<T, Problem> {
+    let value: Value = serde_json::from_slice(bytes).map_err(invalid_json)?;
+    let Value::Object(values) = value else {
+        return Err(Problem::new(Code::ValidationFailed)
+            .with_sentence("The request body must be a JSON object"));
+    };
+    let mut fields = Fields::new(values);
+    let parsed = T::from_fields(&mut fields);
+    match fields.errors.is_empty() {
+        true => Ok(parsed),
+        false => Err(Problem::fields(fields.errors)),
+    }
+}
+
+fn invalid_json(error: serde_json::Error) -> Problem {
+    Problem::new(Code::InvalidJson)
+        .with_detail(serde_json::json!({ "line": error.line(), "column": error.column() }))
+        .caused_by(error)
+}
+
+/// The body, or nothing if it is empty.
+fn read(req: &HttpRequest, payload: &mut Payload) -> Extracting<Option<Bytes>> {
+    let json = is_json(req.headers());
+    let (limits, declared) = (BodyLimits::of(req), declared_length(req));
+    let payload = payload.take();
+    Box::pin(async move {
+        let bytes = read_whole(declared, payload, limits).await?;
+        match bytes.is_empty() {
+            true => Ok(None),
+            false if json => Ok(Some(bytes)),
+            false => Err(Problem::new(Code::UnsupportedMediaType)
+                .with_sentence("Send the body as application/json")),
+        }
+    })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let plain = text(header::CONTENT_ENCODING).is_none_or(|it| it.eq_ignore_ascii_case("identity"));
+    let mime: Option<mime::Mime> = text(header::CONTENT_TYPE).and_then(|it| it.parse().ok());
+    plain && mime.is_some_and(|mime| mime.essence_str() == "application/json")
+}
+
+/// A JSON object being read, and what was wrong with it so far. `null` counts as absent.
+#[derive(Debug)]
+pub struct Fields {
+    values: Map<String, Value>,
+    errors: Map<String, Value>,
+}
+
+impl Fields {
+    fn new(values: Map<String, Value>) -> Self {
+        Self { values, errors: Map::new() }
+    }
+
+    /// Accepts `other` (e.g. `expiresIn`) as another spelling of `name`, which wins.
+    pub fn alias(&mut self, other: &str, name: &str) {
+        if let Some(value) = self.values.remove(other) {
+            self.values.entry(name).or_insert(value);
+        }
+    }
+
+    /// Refuses a field in words that follow its name: "must be …". The first refusal stands.
+    pub fn refuse(&mut self, name: &str, words: impl Into<String>) {
+        self.errors.entry(name).or_insert_with(|| Value::String(words.into()));
+    }
+
+    /// A string of so many characters.
+    pub fn text(&mut self, name: &str, characters: RangeInclusive<usize>) -> String {
+        let text = self.optional_text(name, characters);
+        self.required(name, text)
+    }
+
+    /// A string of so many characters, or absent.
+    pub fn optional_text(
+        &mut self,
+        name: &str,
+        characters: RangeInclusive<usize>,
+    ) -> Option<String> {
+        let text = self.take(name, "must be a string", |value| match value {
+            Value::String(text) => Some(text),
+            _ => None,
+        })?;
+        let (least, most) = characters.clone().into_inner();
+        let words = format!("must be {least} to {most} characters long");
+        self.accept(name, characters.contains(&text.chars().count()), words).then_some(text)
+    }
+
+    /// A whole number within a range.
+    pub fn u64(&mut self, name: &str, range: RangeInclusive<u64>) -> u64 {
+        let number = self.optional_u64(name, range);
+        self.required(name, number)
+    }
+
+    /// A whole number within a range, or absent. `5.0` is one: JSON has a single kind of number.
+    pub fn optional_u64(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let words = format!("must be a whole number from {} to {}", range.start(), range.end());
+        self.take(name, &words, |value| whole(&value).filter(|number| range.contains(number)))
+    }
+
+    /// A number within a range, or absent.
+    pub fn optional_f64(&mut self, name: &str, range: RangeInclusive<f64>) -> Option<f64> {
+        let words = format!("must be a number from {} to {}", range.start(), range.end());
+        self.take(name, &words, |value| value.as_f64().filter(|number| range.contains(number)))
+    }
+
+    /// One of a few words.
+    pub fn choice(&mut self, name: &str, choices: &[&'static str]) -> &'static str {
+        let choice = self.optional_choice(name, choices);
+        self.required(name, choice)
+    }
+
+    /// One of a few words, or absent.
+    pub fn optional_choice(
+        &mut self,
+        name: &str,
+        choices: &[&'static str],
+    ) -> Option<&'static str> {
+        let words = format!("must be one of {}", choices.join(", "));
+        self.take(name, &words, |value| {
+            choices.iter().copied().find(|choice| value.as_str() == Some(choice))
+        })
+    }
+
+    /// A UUID, or absent.
+    pub fn optional_uuid(&mut self, name: &str) -> Option<Uuid> {
+        self.take(name, "must be a UUID", |value| Uuid::try_parse(value.as_str()?).ok())
+    }
+
+    /// `true` or `false`.
+    pub fn bool(&mut self, name: &str) -> bool {
+        let flag = self.optional_bool(name);
+        self.required(name, flag)
+    }
+
+    /// `true` or `false`, or absent.
+    pub fn optional_bool(&mut self, name: &str) -> Option<bool> {
+        self.take(name, "must be true or false", |value| value.as_bool())
+    }
+
+    /// An object that is kept as it is, or absent.
+    pub fn optional_map(&mut self, name: &str) -> Option<Map<String, Value>> {
+        self.take(name, "must be an object", |value| match value {
+            Value::Object(map) => Some(map),
+            _ => None,
+        })
+    }
+
+    /// A list of strings, or absent; the lengths are of the list and of each string.
+    pub fn optional_texts(
+        &mut self,
+        name: &str,
+        length: RangeInclusive<usize>,
+        characters: RangeInclusive<usize>,
+    ) -> Option<Vec<String>> {
+        let items = self.list(name, length)?;
+        let words = format!(
+            "must be a list of strings of {} to {} characters each",
+            characters.start(),
+            characters.end()
+        );
+        let fits = |text: &str| characters.contains(&text.chars().count());
+        let text = |item: Value| item.as_str().filter(|text| fits(text)).map(str::to_owned);
+        let texts: Option<Vec<String>> = items.into_iter().map(text).collect();
+        self.accept(name, texts.is_some(), words);
+        texts
+    }
+
+    /// A list of objects, each read in the same way; refusals are named `jobs[3].prompt`.
+    pub fn objects<T: FromFields>(&mut self, name: &str, length: RangeInclusive<usize>) -> Vec<T> {
+        let items = self.list(name, length);
+        let items = self.required(name, items);
+        let mut parsed = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            let Value::Object(values) = item else {
+                self.refuse(&format!("{name}[{index}]"), "must be an object");
+                continue;
+            };
+            let mut inner = Fields::new(values);
+            parsed.push(T::from_fields(&mut inner));
+            for (field, words) in inner.errors {
+                self.errors.insert(format!("{name}[{index}].{field}"), words);
+            }
+        }
+        parsed
+    }
+
+    fn list(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<Vec<Value>> {
+        let words = format!("must be a list of {} to {} items", length.start(), length.end());
+        self.take(name, &words, |value| match value {
+            Value::Array(items) if length.contains(&items.len()) => Some(items),
+            _ => None,
+        })
+    }
+
+    fn take<T>(
+        &mut self,
+        name: &str,
+        words: &str,
+        read: impl FnOnce(Value) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.values.remove(name).filter(|value| !value.is_null())?;
+        let read = read(value);
+        self.accept(name, read.is_some(), words.to_owned());
+        read
+    }
+
+    fn accept(&mut self, name: &str, good: bool, words: String) -> bool {
+        if !good {
+            self.refuse(name, words);
+        }
+        good
+    }
+
+    fn required<T: Default>(&mut self, name: &str, value: Option<T>) -> T {
+        value.unwrap_or_else(|| {
+            // An earlier, more exact refusal stands.
+            self.refuse(name, "is required");
+            T::default()
+        })
+    }
+}
+
+fn whole(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| {
+        let number = value.as_f64()?;
+        // Up to 2^53 every whole f64 is exact.
+        (number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number))
+            .then_some(number as u64)
+    })
+}
+
+#[cfg(test)]
+#[path = "json_tests.rs"]
+mod tests;

@@ -1,0 +1,127 @@
+//! Signed links: making them for the owner, and serving whoever holds one.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::app::App;
+use super::caller::Caller;
+use super::files::{owned, parse_id};
+use super::json::{Fields, FromFields, OptionalJson};
+use super::problem::{Code, Problem};
+use super::ranges::{ServedFile, serve};
+use super::{answer, jobs};
+use crate::domain::ids::FileId;
+
+/// An hour.
+const DEFAULT_S: u64 = 3600;
+/// Seven days.
+const MAX_S: u64 = 7 * 24 * 3600;
+
+/// The body of a request for a link.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct LinkRequest {
+    /// Seconds, 1 to 604800; an hour if absent. `expires_in` is accepted too.
+    #[schema(rename = "expiresIn")]
+    pub expires_in: Option<u64>,
+}
+
+impl FromFields for LinkRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        fields.alias("expiresIn", "expires_in");
+        Self { expires_in: fields.optional_u64("expires_in", 1..=MAX_S) }
+    }
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct LinkAnswer {
+    pub url: String,
+    pub expires_at: DateTime<Utc>,
+}
+
+/// `POST files/{id}/signed-url`. No event: links are asked for at every render of a player.
+pub async fn of_file(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    body: OptionalJson<LinkRequest>,
+) -> Result<HttpResponse, Problem> {
+    let file_id = parse_id(&id)?;
+    owned(&app, &caller, file_id)?;
+    Ok(answer::ok(sign(&app, &caller, file_id, &body.0)))
+}
+
+/// `POST videos/{job_id}/signed-url`
+pub async fn of_video(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    body: OptionalJson<LinkRequest>,
+) -> Result<HttpResponse, Problem> {
+    let job = jobs::owned(&app, &caller, jobs::parse_id(&id)?)?;
+    let Some(output) = &job.output else {
+        let detail = json!({ "state": job.state, "status": job.status() });
+        return Err(Problem::new(Code::JobNotCompleted).with_detail(detail));
+    };
+    owned(&app, &caller, output.file_id)?;
+    Ok(answer::ok(sign(&app, &caller, output.file_id, &body.0)))
+}
+
+fn sign(app: &App, caller: &Caller, file_id: FileId, request: &LinkRequest) -> LinkAnswer {
+    let lifetime_s = i64::try_from(request.expires_in.unwrap_or(DEFAULT_S)).unwrap_or_default();
+    let expires = app.system.clock.now().timestamp() + lifetime_s;
+    let id = file_id.to_string();
+    let signature = app.links.sign(&id, caller.user_id.as_str(), expires);
+    let user_id = url_encoded(caller.user_id.as_str());
+    let public_url = &app.public_url;
+    LinkAnswer {
+        url: format!(
+            "{public_url}/api/files/secure/{id}?user_id={user_id}&expires={expires}&signature={signature}"
+        ),
+        expires_at: DateTime::from_timestamp(expires, 0).unwrap_or_default(),
+    }
+}
+
+fn url_encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+#[derive(Debug, Deserialize)]
+pub struct LinkQuery {
+    user_id: Option<String>,
+    expires: Option<String>,
+    signature: Option<String>,
+}
+
+/// `GET|HEAD files/secure/{id}`; the order of the checks is the contract's.
+pub async fn secure(
+    app: web::Data<App>,
+    request: HttpRequest,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let query = web::Query::<LinkQuery>::from_query(request.query_string())
+        .map_err(|_| Problem::new(Code::LinkMalformed))?;
+    let now = app.system.clock.now();
+    let user_id = app.links.check(
+        &id,
+        query.user_id.as_deref(),
+        query.expires.as_deref(),
+        query.signature.as_deref(),
+        now.timestamp(),
+    )?;
+    let row = app.system.views.file(&parse_id(&id)?)?.filter(|row| row.user_id.as_str() == user_id);
+    let row = row.ok_or_else(|| Problem::new(Code::NotFound))?;
+    let gone = app.system.views.user_standing(&row.user_id).is_some_and(|user| user.deleted);
+    if gone {
+        return Err(Problem::new(Code::NotFound));
+    }
+    let file = ServedFile {
+        sha256: row.sha256.clone(),
+        size: row.size,
+        content_type: row.content_type,
+        filename: row.filename,
+        modified: Some(row.created_at.timestamp()),
+    };
+    Ok(serve(&request, &file, |range| app.blobs.read_range(&row.sha256, range)))
+}

@@ -1,0 +1,64 @@
+//! Pages of a list: `?limit=` and `?cursor=`, and the form of the answer (CONTRACT §2).
+
+use actix_web::{FromRequest, HttpRequest, dev::Payload, web};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::future::{Ready, ready};
+
+use super::problem::Problem;
+use crate::views::Cursor;
+
+const DEFAULT: usize = 50;
+const MAX: usize = 200;
+
+/// The page that a request asks for.
+#[derive(Debug)]
+pub struct PageQuery {
+    pub limit: usize,
+    pub cursor: Option<Cursor>,
+}
+
+/// The `data` of a list.
+#[derive(Debug, Serialize)]
+pub struct PageAnswer<T> {
+    pub items: Vec<T>,
+    pub next_cursor: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+impl FromRequest for PageQuery {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(parse(request))
+    }
+}
+
+fn parse(request: &HttpRequest) -> Result<PageQuery, Problem> {
+    let mut faults = Map::new();
+    let raw = web::Query::<Raw>::from_query(request.query_string());
+    let raw = raw.map_or(Raw { limit: None, cursor: None }, web::Query::into_inner);
+    let limit = match raw.limit.as_deref().map(str::parse::<usize>) {
+        None => DEFAULT,
+        Some(Ok(limit)) if (1..=MAX).contains(&limit) => limit,
+        Some(_) => {
+            faults.insert("limit".into(), Value::from("must be a whole number from 1 to 200"));
+            DEFAULT
+        }
+    };
+    let cursor = match raw.cursor.as_deref().map(Cursor::parse) {
+        None => None,
+        Some(Ok(cursor)) => Some(cursor),
+        Some(Err(_)) => {
+            faults.insert("cursor".into(), Value::from("is not a cursor of this list"));
+            None
+        }
+    };
+    if faults.is_empty() { Ok(PageQuery { limit, cursor }) } else { Err(Problem::fields(faults)) }
+}

@@ -1,0 +1,27 @@
+//! The front end: routes, who may use them, and the form of every answer (CONTRACT §2).
+//!
+//! A handler reads like the sentence in the documentation: who asks, what is asked, do it, show
+//! it. It knows actors and views; never the log's insides, SQL or files.
+
+pub mod app;
+pub mod caller;
+pub mod files;
+pub mod health;
+pub mod jobs;
+pub mod links;
+pub mod me;
+pub mod openapi;
+pub mod routes;
+pub mod sessions;
+pub mod streams;
+pub mod webhooks;
+
+pub mod answer;
+pub mod body;
+pub mod edges;
+pub mod json;
+pub mod lists;
+pub mod problem;
+pub mod ranges;
+pub mod rates;
+pub mod upload;

@@ -1,0 +1,154 @@
+//! The OpenAPI document, made from the route table, and the page that shows it.
+
+use actix_web::HttpResponse;
+use actix_web::http::Method;
+use actix_web::web::ServiceConfig;
+use serde_json::json;
+use utoipa::openapi::path::{
+    HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem,
+};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ContentBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Schema, ServerBuilder,
+};
+use utoipa::{OpenApi as _, ToSchema};
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::app::PREFIXES;
+use super::files::FileAnswer;
+use super::health::Health;
+use super::jobs::{JobAnswer, VideoRequest};
+use super::links::{LinkAnswer, LinkRequest};
+use super::routes::{Access, Route, table};
+use super::sessions::Remember;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "T2M",
+        description = "The back end of text-to-media apps on Clerk. Success is \
+            `{\"success\":true,\"data\":…}`, failure `{\"success\":false,\"error\",\"message\",\"code\",\"detail\"}`."
+    ),
+    components(schemas(
+        FileAnswer,
+        Health,
+        JobAnswer,
+        LinkAnswer,
+        LinkRequest,
+        Problem,
+        Remember,
+        VideoRequest
+    ))
+)]
+struct Base;
+
+/// Every refusal.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its schema is used")]
+struct Problem {
+    #[schema(example = false)]
+    success: bool,
+    error: String,
+    message: String,
+    /// Stable; what a client branches on.
+    code: String,
+    #[schema(value_type = Object)]
+    detail: serde_json::Value,
+}
+
+/// The whole document.
+pub fn describe() -> OpenApi {
+    let mut document = Base::openapi();
+    document.servers =
+        Some(PREFIXES.into_iter().map(|prefix| ServerBuilder::new().url(prefix).build()).collect());
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+    if let Some(components) = &mut document.components {
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    }
+    for route in table() {
+        let method = match route.method {
+            Method::GET => HttpMethod::Get,
+            Method::HEAD => HttpMethod::Head,
+            Method::PUT => HttpMethod::Put,
+            Method::PATCH => HttpMethod::Patch,
+            Method::DELETE => HttpMethod::Delete,
+            _ => HttpMethod::Post,
+        };
+        let item = PathItem::new(method, operation(&route).build());
+        match document.paths.paths.get_mut(route.path) {
+            Some(known) => known.merge_operations(item),
+            None => {
+                document.paths.paths.insert(route.path.to_owned(), item);
+            }
+        }
+    }
+    document
+}
+
+fn operation(route: &Route) -> OperationBuilder {
+    let method = route.method.as_str().to_lowercase();
+    let mut operation = OperationBuilder::new()
+        .operation_id(Some(format!(
+            "{method}{}",
+            route.path.replace(['/', '-', '.'], "_").replace(['{', '}'], "")
+        )))
+        .summary(Some(route.summary))
+        .response(route.status.to_string(), success(route))
+        .response("default", failure());
+    if route.path.contains("{id}") {
+        let id = ParameterBuilder::new()
+            .name("id")
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()));
+        operation = operation.parameter(id.build());
+    }
+    if let Some(schema) = route.body {
+        let content = ContentBuilder::new().schema(Some(named(schema))).build();
+        let body = RequestBodyBuilder::new().content("application/json", content);
+        operation = operation.request_body(Some(body.build()));
+    }
+    if route.access == Access::Authenticated {
+        operation =
+            operation.security(SecurityRequirement::new::<_, [String; 0], String>("bearer", []));
+    }
+    operation
+}
+
+fn success(route: &Route) -> utoipa::openapi::Response {
+    let response = ResponseBuilder::new().description(route.summary);
+    let Some(data) = route.data else { return response.build() };
+    let envelope = ObjectBuilder::new()
+        .property("success", ObjectBuilder::new().schema_type(Type::Boolean))
+        .property("data", named(data))
+        .required("success")
+        .required("data")
+        .build();
+    let schema: RefOr<Schema> = Schema::from(envelope).into();
+    response.content("application/json", ContentBuilder::new().schema(Some(schema)).build()).build()
+}
+
+fn failure() -> utoipa::openapi::Response {
+    let content = ContentBuilder::new().schema(Some(named("Problem"))).build();
+    ResponseBuilder::new()
+        .description("A refusal or a failure; `code` says which")
+        .content("application/json", content)
+        .build()
+}
+
+fn named(schema: &str) -> RefOr<Schema> {
+    RefOr::Ref(Ref::from_schema_name(schema))
+}
+
+/// `GET openapi.json`
+pub async fn document() -> HttpResponse {
+    HttpResponse::Ok().json(json!(describe()))
+}
+
+/// `/docs`: Swagger UI, whose files are part of the binary.
+pub fn page(config: &mut ServiceConfig) {
+    config.service(actix_web::web::redirect("/docs", "/docs/"));
+    config.service(SwaggerUi::new("/docs/{_:.*}").url("/api/openapi.json", describe()));
+}

@@ -1,0 +1,123 @@
+//! The route table: every path, who may use it and what it does. The server, the answer to a wrong
+//! method and the OpenAPI document are all made from it.
+
+use actix_web::http::Method;
+use actix_web::web::{self, ServiceConfig};
+
+use super::app::PREFIXES;
+use super::{files, health, jobs, links, me, openapi, sessions, streams, webhooks};
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Public,
+    Authenticated,
+}
+
+/// One method of one path.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub method: Method,
+    /// Below the prefix, with a leading slash.
+    pub path: &'static str,
+    pub access: Access,
+    pub summary: &'static str,
+    /// The schema of the JSON body, if it takes one.
+    pub body: Option<&'static str>,
+    /// The schema of `data` on success.
+    pub data: Option<&'static str>,
+    /// The status on success.
+    pub status: u16,
+    handler: fn() -> actix_web::Route,
+}
+
+const fn route(
+    method: Method,
+    path: &'static str,
+    access: Access,
+    summary: &'static str,
+    handler: fn() -> actix_web::Route,
+) -> Route {
+    Route { method, path, access, summary, body: None, data: None, status: 200, handler }
+}
+
+impl Route {
+    const fn takes(mut self, schema: &'static str) -> Self {
+        self.body = Some(schema);
+        self
+    }
+
+    const fn gives(mut self, schema: &'static str) -> Self {
+        self.data = Some(schema);
+        self
+    }
+
+    const fn accepted(mut self) -> Self {
+        self.status = 202;
+        self
+    }
+}
+
+/// Every route, in the order of the contract.
+#[rustfmt::skip]
+pub fn table() -> Vec<Route> {
+    use Access::{Authenticated, Public};
+    const GET: Method = Method::GET;
+    const HEAD: Method = Method::HEAD;
+    const POST: Method = Method::POST;
+    const PATCH: Method = Method::PATCH;
+    const DELETE: Method = Method::DELETE;
+    vec![
+        route(GET, "/auth/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
+        route(GET, "/system/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
+        route(GET, "/system/ready", Public, "Whether the log is writable and the read model caught up", || web::get().to(health::ready)),
+        route(POST, "/webhooks/clerk", Public, "A delivery of Clerk's, signed by Svix", || web::post().to(webhooks::receive)),
+        route(POST, "/auth/webhook", Public, "The same", || web::post().to(webhooks::receive)),
+        route(GET, "/openapi.json", Public, "This document", || web::get().to(openapi::document)),
+        route(GET, "/files/secure/{id}", Public, "A file by its signed link", || web::get().to(links::secure)),
+        route(HEAD, "/files/secure/{id}", Public, "The same without its bytes", || web::head().to(links::secure)),
+        route(GET, "/me", Authenticated, "The caller", || web::get().to(me::me)),
+        route(GET, "/sessions", Authenticated, "The caller's devices", || web::get().to(sessions::list)),
+        route(PATCH, "/sessions/current", Authenticated, "Remember this session, or stop to", || web::patch().to(sessions::remember)).takes("Remember"),
+        route(POST, "/sessions/current/activity", Authenticated, "The user is active", || web::post().to(sessions::touch)),
+        route(DELETE, "/sessions/{id}", Authenticated, "End a session", || web::delete().to(sessions::revoke)),
+        route(POST, "/files/upload", Authenticated, "Store a file (multipart, field `file`)", || web::post().to(files::store)).gives("FileAnswer"),
+        route(GET, "/files", Authenticated, "The caller's files", || web::get().to(files::list)),
+        route(GET, "/files/{id}", Authenticated, "One file", || web::get().to(files::show)).gives("FileAnswer"),
+        route(DELETE, "/files/{id}", Authenticated, "Delete a file", || web::delete().to(files::delete)),
+        route(POST, "/files/{id}/signed-url", Authenticated, "A link to a file", || web::post().to(links::of_file)).takes("LinkRequest").gives("LinkAnswer"),
+        route(POST, "/videos/generate", Authenticated, "Ask for a video", || web::post().to(jobs::generate)).takes("VideoRequest").gives("JobAnswer").accepted(),
+        route(GET, "/videos", Authenticated, "The caller's videos", || web::get().to(jobs::videos)),
+        route(POST, "/videos/{id}/signed-url", Authenticated, "A link to a finished video", || web::post().to(links::of_video)).takes("LinkRequest").gives("LinkAnswer"),
+        route(GET, "/jobs", Authenticated, "The caller's jobs", || web::get().to(jobs::list)),
+        route(GET, "/jobs/{id}", Authenticated, "One job", || web::get().to(jobs::show)).gives("JobAnswer"),
+        route(GET, "/status/{id}", Authenticated, "The same", || web::get().to(jobs::show)).gives("JobAnswer"),
+        route(POST, "/jobs/{id}/cancel", Authenticated, "Stop a job", || web::post().to(jobs::cancel)).gives("JobAnswer"),
+        route(POST, "/jobs/{id}/retry", Authenticated, "Try a failed or cancelled job again", || web::post().to(jobs::retry)).gives("JobAnswer"),
+        route(GET, "/jobs/{id}/events", Authenticated, "A job's events (Server-Sent Events)", || web::get().to(streams::of_job)),
+        route(GET, "/events", Authenticated, "The caller's events (Server-Sent Events)", || web::get().to(streams::of_user)),
+    ]
+}
+
+/// Serves the table under each prefix, and the documentation page beside it.
+pub fn configure(config: &mut ServiceConfig) {
+    for prefix in PREFIXES {
+        for route in table() {
+            config.route(&format!("{prefix}{}", route.path), (route.handler)());
+        }
+    }
+    config.configure(openapi::page);
+}
+
+/// Every path with its prefix, and its method.
+pub fn all_paths() -> Vec<(String, Method)> {
+    let with = |prefix: &'static str| {
+        table().into_iter().map(move |route| (format!("{prefix}{}", route.path), route.method))
+    };
+    PREFIXES.into_iter().flat_map(with).collect()
+}
+
+/// Whether a path lies under one of our prefixes.
+pub fn is_ours(path: &str) -> bool {
+    PREFIXES.iter().any(|prefix| path.starts_with(prefix))
+}

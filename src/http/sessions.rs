@@ -1,0 +1,94 @@
+//! The caller's devices: list them, end one, remember this one.
+
+use actix_web::{HttpResponse, web};
+use serde_json::json;
+
+use super::answer;
+use super::app::App;
+use super::caller::Caller;
+use super::jobs::at_position;
+use super::json::{Fields, FromFields, Json};
+use super::problem::{Code, Problem};
+use crate::domain::ids::SessionId;
+use crate::domain::session::{Command, EndReason};
+use crate::views::SessionRow;
+
+/// `GET sessions`
+pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
+    let rows = app.system.views.sessions_of(&caller.user_id)?;
+    let items: Vec<_> = rows.iter().map(|row| shown(row, &caller)).collect();
+    Ok(answer::ok(json!({ "items": items, "next_cursor": null })))
+}
+
+/// `DELETE sessions/{id}`
+pub async fn revoke(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let not_found = || Problem::new(Code::NotFound);
+    let id = SessionId::try_from(id.into_inner()).map_err(|_| not_found())?;
+    let row = app.system.views.session(&id)?.ok_or_else(not_found)?;
+    if row.user_id.as_ref() != Some(&caller.user_id) {
+        return Err(not_found());
+    }
+    let command = Command::End { reason: EndReason::Revoked };
+    let done = app.system.sessions.execute(&id, command, caller.origin()).await?;
+    app.system.visible(done.position).await?;
+    Ok(at_position(answer::ok(json!({ "session_id": id, "status": "ended" })), done.position))
+}
+
+/// The body of `PATCH sessions/current`.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct Remember {
+    pub remember_me: bool,
+}
+
+impl FromFields for Remember {
+    fn from_fields(fields: &mut Fields) -> Self {
+        fields.alias("rememberMe", "remember_me");
+        Self { remember_me: fields.bool("remember_me") }
+    }
+}
+
+/// `PATCH sessions/current`
+pub async fn remember(
+    app: web::Data<App>,
+    caller: Caller,
+    body: Json<Remember>,
+) -> Result<HttpResponse, Problem> {
+    change_current(&app, &caller, Command::Remember { remember_me: body.0.remember_me }).await
+}
+
+/// `POST sessions/current/activity`
+pub async fn touch(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
+    change_current(&app, &caller, Command::Touch).await
+}
+
+async fn change_current(
+    app: &App,
+    caller: &Caller,
+    command: Command,
+) -> Result<HttpResponse, Problem> {
+    let Some(id) = &caller.session_id else {
+        return Err(Problem::new(Code::NotFound).with_sentence("Development mode has no sessions"));
+    };
+    let done = app.system.sessions.execute(id, command, caller.origin()).await?;
+    app.system.visible(done.position).await?;
+    let row = app.system.views.session(id)?.ok_or_else(|| Problem::new(Code::NotFound))?;
+    Ok(at_position(answer::ok(shown(&row, caller)), done.position))
+}
+
+fn shown(row: &SessionRow, caller: &Caller) -> serde_json::Value {
+    let current = caller.session_id.as_ref().is_some_and(|id| *id == row.session_id);
+    json!({
+        "session_id": row.session_id,
+        "current": current,
+        "started_at": row.started_at,
+        "expires_at": row.expires_at,
+        "last_active_at": row.last_active_at,
+        "remember_me": row.remembered,
+        "ip_address": row.ip_address,
+        "user_agent": row.user_agent,
+    })
+}

@@ -1,0 +1,149 @@
+//! Live event streams (Server-Sent Events, WHATWG HTML section 9.2): what the read model's feed
+//! holds after a position, then whatever comes, without loss or repetition.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::web::Bytes;
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::stream;
+
+use super::app::App;
+use super::caller::Caller;
+use super::jobs;
+use super::problem::{Code, Problem};
+use crate::actors::projector::Progress;
+use crate::domain::ids::{JobId, SessionId, UserId};
+use crate::views::{FeedItem, SessionStanding};
+
+/// A comment this often keeps proxies from closing a silent stream.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Items read at once.
+const PAGE: usize = 256;
+
+/// `GET jobs/{id}/events`: the job's whole story, then its next chapters.
+pub async fn of_job(
+    app: web::Data<App>,
+    caller: Caller,
+    request: HttpRequest,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let job = jobs::owned(&app, &caller, jobs::parse_id(&id)?)?;
+    let after = resume_after(&request)?.unwrap_or(0);
+    Ok(respond(Stream::new(app.into_inner(), &caller, Some(job.job_id), after)))
+}
+
+/// `GET events`: everything of the caller's from now on, or from where it left off.
+pub async fn of_user(
+    app: web::Data<App>,
+    caller: Caller,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let after = match resume_after(&request)? {
+        Some(position) => position,
+        None => app.system.progress.now().position,
+    };
+    Ok(respond(Stream::new(app.into_inner(), &caller, None, after)))
+}
+
+/// The position after which to go on; a browser's `EventSource` sends the last `id:` it saw.
+fn resume_after(request: &HttpRequest) -> Result<Option<u64>, Problem> {
+    let Some(value) = request.headers().get("last-event-id") else { return Ok(None) };
+    let position = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    position.map(Some).ok_or_else(|| {
+        Problem::new(Code::MalformedRequest).with_sentence("Last-Event-ID is not a position")
+    })
+}
+
+fn respond(stream: Stream) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/event-stream; charset=utf-8")
+        .insert_header(("Cache-Control", "no-cache, no-transform"))
+        .insert_header(("X-Accel-Buffering", "no"))
+        .streaming(stream::unfold(stream, Stream::next))
+}
+
+struct Stream {
+    app: Arc<App>,
+    user_id: UserId,
+    session_id: Option<SessionId>,
+    job_id: Option<JobId>,
+    /// The last position handed to the client.
+    after: u64,
+    ready: VecDeque<FeedItem>,
+    progress: Progress,
+    greeted: bool,
+}
+
+impl Stream {
+    fn new(app: Arc<App>, caller: &Caller, job_id: Option<JobId>, after: u64) -> Self {
+        let progress = app.system.progress.clone();
+        Self {
+            app,
+            user_id: caller.user_id.clone(),
+            session_id: caller.session_id.clone(),
+            job_id,
+            after,
+            ready: VecDeque::new(),
+            progress,
+            greeted: false,
+        }
+    }
+
+    /// The next bytes, and the stream after them; none when the session or the server ends.
+    async fn next(mut self) -> Option<(Result<Bytes, std::io::Error>, Self)> {
+        if !self.greeted {
+            self.greeted = true;
+            // Something at once, so that the client knows that it is connected.
+            return Some((Ok(Bytes::from_static(b": connected\n\n")), self));
+        }
+        let mut stopping = self.app.stopping.clone();
+        loop {
+            if self.is_over() || *stopping.borrow_and_update() {
+                return None;
+            }
+            if self.ready.is_empty()
+                && let Err(error) = self.fill()
+            {
+                tracing::error!(%error, "an event stream could not read the feed");
+                return None;
+            }
+            if let Some(item) = self.ready.pop_front() {
+                self.after = item.position;
+                return Some((Ok(frame(&item)), self));
+            }
+            tokio::select! {
+                () = self.progress.moved() => {}
+                _ = stopping.changed() => {}
+                () = tokio::time::sleep(HEARTBEAT) => {
+                    return Some((Ok(Bytes::from_static(b": heartbeat\n\n")), self));
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self) -> Result<(), crate::views::Error> {
+        let views = &self.app.system.views;
+        let items = match &self.job_id {
+            Some(job_id) => views.feed_of_job(job_id, self.after, PAGE)?,
+            None => views.feed_of_user(&self.user_id, self.after, PAGE)?,
+        };
+        self.ready.extend(items);
+        Ok(())
+    }
+
+    /// An ended session is refused on its open streams too.
+    fn is_over(&self) -> bool {
+        let views = &self.app.system.views;
+        let ended = self.session_id.as_ref().is_some_and(|id| {
+            matches!(views.session_standing(id), Some(SessionStanding::Ended(_)))
+        });
+        ended || views.user_standing(&self.user_id).is_some_and(|user| user.deleted || user.banned)
+    }
+}
+
+fn frame(item: &FeedItem) -> Bytes {
+    // The data is JSON on one line, so it needs no splitting.
+    Bytes::from(format!("id: {}\nevent: {}\ndata: {}\n\n", item.position, item.event, item.data))
+}

@@ -1,0 +1,197 @@
+//! Multipart uploads: field `file` streams into the blob store, the other fields become metadata.
+
+use std::io;
+
+use actix_multipart::{Field, Multipart};
+use actix_web::{HttpRequest, error::PayloadError, http::header::ContentDisposition, web};
+use futures_util::StreamExt;
+use serde_json::{Map, Value};
+
+use super::{
+    body::{BodyLimits, declared_length, payload_problem, too_large, unstalled},
+    problem::{Code, Problem},
+};
+use crate::media::blobs::{Blobs, Stored};
+
+const MAX_FIELDS: usize = 32;
+const MAX_FIELD_BYTES: usize = 16 * 1024;
+const MAX_NAME_BYTES: usize = 128;
+/// The fields, their headers and the boundaries around a file of the largest size, in bytes.
+const AROUND_FILE_BYTES: u64 = (MAX_FIELDS * (MAX_FIELD_BYTES + 1024)) as u64 + 64 * 1024;
+
+/// An upload whose bytes are durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// Safe to show and to store: no path, no control characters, at most 255 bytes.
+    pub filename: String,
+    /// What the client called it, if anything.
+    pub declared_type: Option<String>,
+    /// What its bytes show; else what was declared, if harmless; else `application/octet-stream`.
+    pub content_type: String,
+    /// In bytes.
+    pub size: u64,
+    pub sha256: String,
+    /// The other fields, as strings; a repeated one as a list. May hold secrets (`api_key`).
+    pub metadata: Map<String, Value>,
+}
+
+/// Reads an upload to its end. One that is refused or breaks off leaves nothing behind; a refusal
+/// after the file (a field too many) leaves at most an unreferenced blob.
+pub async fn receive(
+    req: &HttpRequest,
+    payload: web::Payload,
+    blobs: &Blobs,
+    max_bytes: u64,
+) -> Result<Upload, Problem> {
+    let most = max_bytes.saturating_add(AROUND_FILE_BYTES);
+    if declared_length(req).is_some_and(|length| length > most) {
+        return Err(too_large(max_bytes));
+    }
+    let body = Box::pin(unstalled(payload, BodyLimits::of(req).silence));
+    let mut multipart = Multipart::new(req.headers(), body);
+    let mut file = None;
+    let mut metadata = Metadata::default();
+    while let Some(field) = multipart.next().await {
+        let field = field.map_err(multipart_problem)?;
+        let name = field.name().unwrap_or_default().to_owned();
+        match (name.as_str(), &file) {
+            ("file", None) => file = Some(receive_file(field, blobs, max_bytes).await?),
+            ("file", Some(_)) => return Err(Problem::field("file", "must be given once")),
+            _ => metadata.add(name, field).await?,
+        }
+    }
+    let (part, stored) = file.ok_or_else(|| Problem::field("file", "is required"))?;
+    Ok(Upload {
+        filename: part.filename,
+        content_type: content_type(stored.sniffed.as_deref(), part.declared.as_ref()),
+        declared_type: part.declared.map(|mime| mime.to_string()),
+        size: stored.size,
+        sha256: stored.sha256,
+        metadata: metadata.fields,
+    })
+}
+
+struct Part {
+    filename: String,
+    declared: Option<mime::Mime>,
+}
+
+async fn receive_file(
+    mut field: Field,
+    blobs: &Blobs,
+    max_bytes: u64,
+) -> Result<(Part, Stored), Problem> {
+    let filename = filename(field.content_disposition());
+    let declared = field.content_type().cloned();
+    let mut writer = blobs.writer().await?;
+    while let Some(chunk) = field.next().await {
+        let chunk = chunk.map_err(multipart_problem)?;
+        if writer.size() + chunk.len() as u64 > max_bytes {
+            return Err(too_large(max_bytes));
+        }
+        writer.write(chunk).await?;
+    }
+    Ok((Part { filename, declared }, writer.finish().await?))
+}
+
+#[derive(Default)]
+struct Metadata {
+    fields: Map<String, Value>,
+    count: usize,
+}
+
+impl Metadata {
+    async fn add(&mut self, name: String, mut field: Field) -> Result<(), Problem> {
+        self.count += 1;
+        if self.count > MAX_FIELDS {
+            let sentence = format!("At most {MAX_FIELDS} fields are allowed besides the file");
+            return Err(Problem::new(Code::ValidationFailed).with_sentence(sentence));
+        }
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
+            let sentence = format!("Field names must be 1 to {MAX_NAME_BYTES} bytes long");
+            return Err(Problem::new(Code::ValidationFailed).with_sentence(sentence));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = field.next().await {
+            bytes.extend_from_slice(&chunk.map_err(multipart_problem)?);
+            if bytes.len() > MAX_FIELD_BYTES {
+                let words = format!("must be at most {MAX_FIELD_BYTES} bytes long");
+                return Err(Problem::field(&name, &words));
+            }
+        }
+        let text = String::from_utf8(bytes).map_err(|_| Problem::field(&name, "must be UTF-8"))?;
+        self.insert(name, Value::String(text));
+        Ok(())
+    }
+
+    fn insert(&mut self, name: String, text: Value) {
+        match self.fields.get_mut(&name) {
+            None => drop(self.fields.insert(name, text)),
+            Some(Value::Array(texts)) => texts.push(text),
+            Some(first) => *first = Value::Array(vec![first.take(), text]),
+        }
+    }
+}
+
+fn multipart_problem(error: actix_multipart::MultipartError) -> Problem {
+    use actix_multipart::MultipartError as E;
+    match error {
+        E::ContentTypeMissing | E::ContentTypeParse | E::ContentTypeIncompatible => {
+            Problem::new(Code::UnsupportedMediaType)
+                .with_sentence("Send the file as multipart/form-data")
+        }
+        E::Payload(PayloadError::Io(io)) if io.kind() == io::ErrorKind::TimedOut => {
+            payload_problem(PayloadError::Io(io))
+        }
+        other => Problem::new(Code::MultipartInvalid).caused_by(other.to_string()),
+    }
+}
+
+/// The file's own name, without what could harm a shell, a header, a path or a reader's eye.
+fn filename(disposition: Option<&ContentDisposition>) -> String {
+    let extended = disposition.and_then(|it| it.get_filename_ext());
+    let extended = extended.map(|it| String::from_utf8_lossy(&it.value).into_owned());
+    let plain = || disposition.and_then(|it| it.get_filename()).map(str::to_owned);
+    sanitised(&extended.or_else(plain).unwrap_or_default())
+}
+
+/// A file name that is safe to keep; `file` if nothing of it is left.
+pub fn sanitised(name: &str) -> String {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    // Marks that reverse the reading direction make `gpj.exe` look like `exe.jpg`.
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let kept: String = last.chars().filter(|c| !c.is_control() && !turns(*c)).collect();
+    match kept.trim() {
+        "" | "." | ".." => "file".to_owned(),
+        kept => shortened(kept),
+    }
+}
+
+/// At most 255 bytes, cut before the extension.
+fn shortened(name: &str) -> String {
+    const MAX_BYTES: usize = 255;
+    if name.len() <= MAX_BYTES {
+        return name.to_owned();
+    }
+    let dot = name.rfind('.').filter(|dot| name.len() - dot <= 32);
+    let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
+    let end = stem.floor_char_boundary(MAX_BYTES - extension.len());
+    format!("{}{extension}", &stem[..end])
+}
+
+fn content_type(sniffed: Option<&str>, declared: Option<&mime::Mime>) -> String {
+    let harmless = declared.map(|mime| mime.essence_str()).filter(|kind| is_harmless(kind));
+    sniffed.or(harmless).unwrap_or("application/octet-stream").to_owned()
+}
+
+/// Nothing a browser would run, and nothing that is a message of its own.
+fn is_harmless(essence: &str) -> bool {
+    let runs = ["html", "xml", "script", "flash", "java", "wasm", "css", "manifest"];
+    let (kind, subtype) = essence.split_once('/').unwrap_or_default();
+    let known = ["application", "audio", "font", "image", "model", "text", "video"];
+    known.contains(&kind) && !runs.iter().any(|word| subtype.contains(word))
+}
+
+#[cfg(test)]
+#[path = "upload_tests.rs"]
+mod tests;

@@ -1,0 +1,362 @@
+//! The event log: streams, revisions, positions and a hash chain. It knows nothing of what the
+//! events mean; the trait's comment is the contract, and `conformance` is the contract as code.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+pub use embedded::EmbeddedLog;
+
+pub mod conformance;
+mod embedded;
+
+/// The most events one append may carry.
+pub const MAX_EVENTS: usize = 1000;
+/// The most bytes an event's data may have, and likewise its metadata.
+pub const MAX_BYTES: usize = 1024 * 1024;
+/// The most bytes the name of a stream or of a type may have.
+pub const MAX_NAME: usize = 255;
+/// How far back from a stream's end a repeat of an append with [`Expected::Any`] is recognised.
+pub const REPEAT_WINDOW: u64 = 256;
+/// What the first event of a log is chained to.
+pub const GENESIS: [u8; 32] = *b"t2m event log, hash chain no. 01";
+
+/// An append-only log of events in streams.
+///
+/// # Order
+/// - A stream's events have the revisions 0, 1, 2 … without a gap.
+/// - All events have positions, from 1, that grow strictly in the order in which they became
+///   readable; there may be gaps. Within a stream, positions grow with revisions. A reader that
+///   pages on from the last position it saw never misses an event, whoever appends meanwhile.
+/// - The events of one append are all there or none of them, next to each other in their stream.
+///
+/// # Appending
+/// - `append` returns when its events are durable (synced to storage): they survive a power cut.
+/// - [`Expected`] says where the stream's end must be. Otherwise [`Error::Conflict`] names where it
+///   is, and nothing was written. Of writers racing for one revision exactly one succeeds.
+/// - Appending the same event ids once more at the same place is a success that answers what the
+///   first append answered, however long ago it was. With [`Expected::Any`], which names no place,
+///   the repeat is recognised within the last [`REPEAT_WINDOW`] events of the stream; a batch that
+///   starts with an event found there but does not equal what follows it is a conflict. Only ids
+///   are compared: content belongs to its id.
+/// - A caller that drops the future, or is answered [`Error::Unwritable`], does not know whether the
+///   events were written; repeating the append with the same ids settles it.
+/// - A full queue makes `append` wait; it is never an error.
+/// - Limits, else [`Error::Invalid`] and nothing written: 1 to [`MAX_EVENTS`] events with distinct
+///   ids; data and metadata of [`MAX_BYTES`] each; names of streams and types of 1 to [`MAX_NAME`]
+///   bytes without control characters. Data and metadata are opaque here; times are kept to the
+///   microsecond.
+///
+/// # Reading
+/// - What was acknowledged is in every later read. A read never shows what is not durable.
+/// - `read_stream` and `read_all` answer in order, and fewer than `limit` only at the end. A stream
+///   nobody wrote to is empty, not an error.
+/// - `head` holds the last durable position, 0 when the log is empty. It never falls and is never
+///   behind an acknowledged append; a read may for an instant be ahead of it.
+///
+/// # When storage fails
+/// After a failed write, commit or sync nothing is tried again, since what the system holds in its
+/// cache cannot be trusted then. The writer stops, the appends under way and all later ones answer
+/// [`Error::Unwritable`], `writable` says why, and reads go on. Opening the log anew is the way on.
+///
+/// # Integrity
+/// Every event carries a SHA-256 over itself and its predecessor ([`Link::hash`]). `verify` walks
+/// this chain and names the first position that is altered, out of order or missing. A chain
+/// proves that the log is consistent, not that it is honest: whoever can rewrite all of it, or cut
+/// its end, is found out only by comparing the head hash with one kept elsewhere.
+///
+/// The methods work on any tokio runtime, a current-thread one too, and do not block it.
+#[async_trait::async_trait]
+pub trait EventLog: Send + Sync + 'static {
+    /// Append `events` to `stream`, durably, if its end is where `expected` says.
+    async fn append(
+        &self,
+        stream: &str,
+        expected: Expected,
+        events: Vec<NewEvent>,
+    ) -> Result<Appended, Error>;
+
+    /// Up to `limit` events of `stream` from `from_revision` (inclusive) on.
+    async fn read_stream(
+        &self,
+        stream: &str,
+        from_revision: u64,
+        limit: usize,
+    ) -> Result<Vec<Recorded>, Error>;
+
+    /// Up to `limit` events with positions after `after` (exclusive; 0 is the start).
+    async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, Error>;
+
+    /// The last durable position and a wake-up whenever it moves.
+    fn head(&self) -> watch::Receiver<u64>;
+
+    /// Whether appends are possible; else [`Error::Unwritable`] with the reason.
+    fn writable(&self) -> Result<(), Error>;
+
+    /// Counts and sizes. The first call may walk the whole log.
+    async fn stats(&self) -> Result<Stats, Error>;
+
+    /// Walk the hash chain. [`Error::Corrupt`] names the first bad position.
+    async fn verify(&self) -> Result<Verified, Error>;
+}
+
+/// Open the log that `setting` (`T2M_LOG`) names; an embedded one lies in `data_dir`, which is
+/// made if it is not there.
+pub async fn open(setting: &str, data_dir: &Path) -> Result<Arc<dyn EventLog>, Error> {
+    match setting {
+        "embedded" => {
+            let path = data_dir.join("log.sqlite");
+            let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open(&path)).await;
+            Ok(Arc::new(opened.map_err(|e| Error::Storage(e.to_string()))??))
+        }
+        // The setting may hold a password, so only its scheme is repeated.
+        other => {
+            let scheme = other.split(':').next().unwrap_or_default();
+            Err(Error::Invalid(format!("no log engine is called `{scheme}`")))
+        }
+    }
+}
+
+/// An event to be appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    pub id: Uuid,
+    /// The event's type with its version, `job.requested.v1`; written `type` where it is serialised.
+    pub kind: String,
+    pub time: DateTime<Utc>,
+    /// JSON; opaque to the log.
+    pub data: Vec<u8>,
+    /// JSON; opaque to the log.
+    pub metadata: Vec<u8>,
+}
+
+/// An event as the log holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    pub id: Uuid,
+    pub stream: Arc<str>,
+    /// In the stream, from 0, without gaps.
+    pub revision: u64,
+    /// In the log, from 1, growing strictly.
+    pub position: u64,
+    /// The event's type with its version; written `type` where it is serialised.
+    pub kind: Arc<str>,
+    /// To the microsecond.
+    pub time: DateTime<Utc>,
+    pub data: Vec<u8>,
+    pub metadata: Vec<u8>,
+    /// The chain's hash over this event and its predecessor.
+    pub hash: [u8; 32],
+}
+
+/// Where the end of a stream must be for an append to succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    Any,
+    NoStream,
+    /// The revision of the stream's last event.
+    Revision(u64),
+}
+
+/// Where an append's last event stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    pub revision: u64,
+    pub position: u64,
+}
+
+/// What is in a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stats {
+    pub events: u64,
+    pub streams: u64,
+    /// The last event's position, 0 when there is none.
+    pub position: u64,
+    /// The last event's hash, [`GENESIS`] when there is none.
+    pub head_hash: [u8; 32],
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Events by type.
+    pub types: BTreeMap<String, u64>,
+    /// The first event's time.
+    pub first: Option<DateTime<Utc>>,
+    /// The last event's time.
+    pub last: Option<DateTime<Utc>>,
+}
+
+/// A chain found whole. Keep the head hash elsewhere to be able to prove later that it is this log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    pub events: u64,
+    pub head_hash: [u8; 32],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("stream {stream} ends at {actual:?}, expected {expected:?}")]
+    Conflict { stream: String, expected: Expected, actual: Option<u64> },
+    /// No more appends on this handle; for an append under way the outcome is unknown.
+    #[error("the log cannot be written: {0}")]
+    Unwritable(String),
+    /// The first bad position; 0 when it is the file's structure and not one event.
+    #[error("the log is damaged at position {position}: {what}")]
+    Corrupt { position: u64, what: String },
+    /// Not our file, or of a newer version than this program knows.
+    #[error("{0}")]
+    Foreign(String),
+    /// What was asked is outside the contract's limits.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("log storage: {0}")]
+    Storage(String),
+}
+
+/// What an event's hash covers: everything of it but the hash, at its place.
+#[derive(Debug, Clone, Copy)]
+pub struct Link<'a> {
+    pub position: u64,
+    pub stream: &'a str,
+    pub revision: u64,
+    pub kind: &'a str,
+    pub id: Uuid,
+    pub time: DateTime<Utc>,
+    pub data: &'a [u8],
+    pub metadata: &'a [u8],
+}
+
+impl<'a> Link<'a> {
+    pub fn of(event: &'a Recorded) -> Self {
+        Self {
+            position: event.position,
+            stream: &event.stream,
+            revision: event.revision,
+            kind: &event.kind,
+            id: event.id,
+            time: event.time,
+            data: &event.data,
+            metadata: &event.metadata,
+        }
+    }
+
+    /// SHA-256 over `previous`, position, stream, revision, type, id, time (µs since 1970), data
+    /// and metadata. Numbers are 64 bits, little endian; whatever varies in length has its length
+    /// before it, so that no two events share an encoding. This is stored: it may never change.
+    pub fn hash(&self, previous: &[u8; 32]) -> [u8; 32] {
+        let mut sha = Sha256::new();
+        sha.update(previous);
+        sha.update(self.position.to_le_bytes());
+        with_length(&mut sha, self.stream.as_bytes());
+        sha.update(self.revision.to_le_bytes());
+        with_length(&mut sha, self.kind.as_bytes());
+        sha.update(self.id.as_bytes());
+        sha.update(self.time.timestamp_micros().to_le_bytes());
+        with_length(&mut sha, self.data);
+        with_length(&mut sha, self.metadata);
+        sha.finalize().into()
+    }
+}
+
+fn with_length(sha: &mut Sha256, bytes: &[u8]) {
+    sha.update((bytes.len() as u64).to_le_bytes());
+    sha.update(bytes);
+}
+
+/// The contract's limits, the same for every engine.
+pub(crate) fn check_limits(stream: &str, events: &[NewEvent]) -> Result<(), Error> {
+    check_name("a stream's name", stream)?;
+    if events.is_empty() || events.len() > MAX_EVENTS {
+        let count = events.len();
+        return Err(Error::Invalid(format!("an append has 1 to {MAX_EVENTS} events, not {count}")));
+    }
+    for event in events {
+        check_name("an event's type", &event.kind)?;
+        if event.data.len() > MAX_BYTES || event.metadata.len() > MAX_BYTES {
+            return Err(Error::Invalid(format!(
+                "event {} has more than {MAX_BYTES} bytes of data or metadata",
+                event.id
+            )));
+        }
+    }
+    let distinct: HashSet<Uuid> = events.iter().map(|event| event.id).collect();
+    if distinct.len() < events.len() {
+        return Err(Error::Invalid("two events of one append have the same id".into()));
+    }
+    Ok(())
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), Error> {
+    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        return Err(Error::Invalid(format!(
+            "{what} has 1 to {MAX_NAME} bytes and no control characters"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link() -> Link<'static> {
+        Link {
+            position: 7,
+            stream: "thing-1",
+            revision: 3,
+            kind: "thing.done.v1",
+            id: Uuid::from_u128(9),
+            time: DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap(),
+            data: b"{}",
+            metadata: b"[]",
+        }
+    }
+
+    #[test]
+    fn the_stored_hash_of_a_known_event_never_changes() {
+        // Computed with Python's hashlib from the words of `Link::hash`.
+        assert_eq!(hex::encode(link().hash(&GENESIS)), EXPECTED);
+    }
+
+    const EXPECTED: &str = "8547efde8f02fa8b4156e0b15179d5ba39aca43a735911feab1bfb8d05f306a0";
+
+    #[test]
+    fn every_field_and_the_predecessor_are_in_the_hash() {
+        let whole = link();
+        let changed = [
+            Link { position: 8, ..whole },
+            Link { stream: "thing-2", ..whole },
+            Link { revision: 4, ..whole },
+            Link { kind: "thing.done.v2", ..whole },
+            Link { id: Uuid::from_u128(8), ..whole },
+            Link { time: whole.time + chrono::Duration::microseconds(1), ..whole },
+            Link { data: b"{}[", metadata: b"]", ..whole },
+            Link { metadata: b"", ..whole },
+        ];
+        for other in changed {
+            assert_ne!(other.hash(&GENESIS), whole.hash(&GENESIS), "{other:?}");
+        }
+        assert_ne!(whole.hash(&[0; 32]), whole.hash(&GENESIS));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_engine_is_refused_without_repeating_its_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let Err(error) = open("mysql://root:secret@host", dir.path()).await else {
+            panic!("an unknown engine was opened");
+        };
+        assert!(matches!(error, Error::Invalid(_)));
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_embedded_engine_is_made_in_a_directory_that_was_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open("embedded", &dir.path().join("a/b")).await.unwrap();
+        assert_eq!(log.stats().await.unwrap().events, 0);
+        assert!(dir.path().join("a/b/log.sqlite").exists());
+    }
+}

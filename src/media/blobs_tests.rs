@@ -1,0 +1,118 @@
+//! What is kept under which name, and what is left behind.
+
+use super::*;
+
+const HELLO: &str = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
+
+fn blobs() -> (tempfile::TempDir, Blobs) {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(dir.path()).unwrap();
+    (dir, blobs)
+}
+
+async fn put(blobs: &Blobs, chunks: &[&'static [u8]]) -> Stored {
+    let mut writer = blobs.writer().await.unwrap();
+    for chunk in chunks {
+        writer.write(Bytes::from_static(chunk)).await.unwrap();
+    }
+    writer.finish().await.unwrap()
+}
+
+async fn read(blobs: &Blobs, sha256: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
+    let chunks: Vec<Bytes> = blobs.read_range(sha256, range).try_collect().await?;
+    Ok(chunks.concat())
+}
+
+fn incoming(blobs: &Blobs) -> usize {
+    std::fs::read_dir(&blobs.incoming).unwrap().count()
+}
+
+#[tokio::test]
+async fn a_blob_is_named_by_its_bytes_and_read_by_range() {
+    let (dir, blobs) = blobs();
+    let stored = put(&blobs, &[b"hello", b" world"]).await;
+    assert_eq!(stored, Stored { sha256: HELLO.into(), size: 11, sniffed: None });
+    assert!(dir.path().join("blobs/sha256/b9").join(HELLO).is_file());
+    assert_eq!(incoming(&blobs), 0);
+    assert_eq!(blobs.size(HELLO).await.unwrap(), 11);
+    assert_eq!(read(&blobs, HELLO, 0..11).await.unwrap(), b"hello world");
+    assert_eq!(read(&blobs, HELLO, 6..8).await.unwrap(), b"wo");
+    assert_eq!(read(&blobs, HELLO, 3..3).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn the_same_bytes_twice_are_one_blob() {
+    let (_dir, blobs) = blobs();
+    assert_eq!(put(&blobs, &[b"twice"]).await, put(&blobs, &[b"tw", b"ice"]).await);
+}
+
+#[tokio::test]
+async fn parts_larger_than_the_buffer_come_back_whole() {
+    let (_dir, blobs) = blobs();
+    let bytes: Vec<u8> = (0..3 * PART_BYTES + 17).map(|n| (n % 251) as u8).collect();
+    let mut writer = blobs.writer().await.unwrap();
+    writer.write(bytes.clone().into()).await.unwrap();
+    let stored = writer.finish().await.unwrap();
+    assert_eq!(stored.sha256, hex::encode(Sha256::digest(&bytes)));
+    let end = bytes.len() as u64;
+    assert!(read(&blobs, &stored.sha256, 0..end).await.unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn the_first_bytes_tell_the_type() {
+    let (_dir, blobs) = blobs();
+    let stored = put(&blobs, &[b"\x89PN", b"G\r\n\x1a\n", b"rest"]).await;
+    assert_eq!(stored.sniffed.as_deref(), Some("image/png"));
+}
+
+#[tokio::test]
+async fn a_writer_dropped_unfinished_leaves_nothing() {
+    let (_dir, blobs) = blobs();
+    let mut writer = blobs.writer().await.unwrap();
+    writer.write(vec![7; 2 * PART_BYTES].into()).await.unwrap();
+    assert_eq!(incoming(&blobs), 1);
+    drop(writer);
+    // The store removes it on a blocking thread; bounded, so that a failure is a failure.
+    tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        while incoming(&blobs) > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn what_a_crash_left_is_swept() {
+    let (_dir, blobs) = blobs();
+    std::fs::write(blobs.incoming.join("1-0#1"), "half").unwrap();
+    assert_eq!(blobs.sweep_incoming().unwrap(), 1);
+    assert_eq!(incoming(&blobs), 0);
+}
+
+#[tokio::test]
+async fn a_rendered_file_is_moved_in() {
+    let (dir, blobs) = blobs();
+    let path = dir.path().join("video.mp4");
+    std::fs::write(&path, "hello world").unwrap();
+    assert_eq!(blobs.put_file(&path).await.unwrap().sha256, HELLO);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn deleting_is_final_and_may_be_repeated() {
+    let (_dir, blobs) = blobs();
+    put(&blobs, &[b"hello world"]).await;
+    blobs.delete(HELLO).await.unwrap();
+    blobs.delete(HELLO).await.unwrap();
+    assert!(matches!(blobs.size(HELLO).await, Err(Error::NotFound)));
+    assert!(matches!(read(&blobs, HELLO, 0..3).await, Err(Error::NotFound)));
+}
+
+#[tokio::test]
+async fn only_hashes_are_names() {
+    let (_dir, blobs) = blobs();
+    for name in ["", "../../etc/passwd", &HELLO.to_uppercase(), &HELLO[1..]] {
+        assert!(matches!(blobs.size(name).await, Err(Error::NotFound)), "{name}");
+    }
+}

@@ -1,0 +1,195 @@
+//! The file of the views on disk: how it is opened, recognised, replaced and deleted.
+//!
+//! A rebuilt file keeps its own name (`views-3.sqlite`) and a small file beside the first one
+//! (`views.current`) names it. Renaming over an open SQLite database would leave its WAL behind to
+//! be taken for the new one's; a pointer changes in one step and touches no open file.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::{Error, feed, files, jobs, sessions, users};
+
+/// "T2MV" in SQLite's field for the kind of a file.
+const APPLICATION: i32 = 0x5432_4d56;
+/// Raised with each change of a table or of what an event does to it: older files are rebuilt.
+const SCHEMA_VERSION: i32 = 1;
+/// More statements than the views have, so that each is prepared once a connection.
+const STATEMENTS: usize = 64;
+
+const CHECKPOINT: &str = "
+CREATE TABLE checkpoint (position INTEGER NOT NULL);
+INSERT INTO checkpoint VALUES (0);
+";
+
+/// The one connection that writes; creates the file, or anew when its schema is another one.
+pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
+    match recognise(path)? {
+        Found::Ours => {}
+        Found::Outdated => {
+            remove(path)?;
+            create(path)?;
+        }
+        Found::Nothing => create(path)?,
+    }
+    let connection = Connection::open(path)?;
+    tune(&connection)?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
+         PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -65536;",
+    )?;
+    Ok(connection)
+}
+
+/// A connection that cannot write.
+pub(super) fn reader(path: &Path) -> Result<Connection, Error> {
+    let connection = Connection::open_with_flags(path, read_only())?;
+    tune(&connection)?;
+    Ok(connection)
+}
+
+/// The file that `base` stands for now.
+pub(super) fn current(base: &Path) -> io::Result<PathBuf> {
+    match fs::read_to_string(pointer(base)) {
+        Ok(name) => Ok(numbered(base, name.trim().parse().unwrap_or(0))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(base.to_owned()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The name of the file that may replace `present`.
+pub(super) fn next(base: &Path, present: &Path) -> PathBuf {
+    numbered(base, number(base, present).map_or(1, |number| number + 1))
+}
+
+/// From now on `base` stands for `file`, even after a crash.
+pub(super) fn make_current(base: &Path, file: &Path) -> Result<(), Error> {
+    let number = number(base, file).ok_or(Error::Elsewhere)?;
+    let (pointer, mut draft) = (pointer(base), base.as_os_str().to_owned());
+    draft.push(".current.draft");
+    let mut written = File::create(&draft)?;
+    written.write_all(number.to_string().as_bytes())?;
+    written.sync_all()?;
+    fs::rename(&draft, pointer)?;
+    File::open(directory(base))?.sync_all()?;
+    Ok(())
+}
+
+/// Deletes what a crash between replacing and deleting left: the files older than `present`.
+///
+/// Best effort; a file that stays costs only its room.
+pub(super) fn remove_replaced(base: &Path, present: &Path) {
+    let Some(present) = number(base, present) else { return };
+    let Ok(entries) = fs::read_dir(directory(base)) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let older = number(base, &path).is_some_and(|number| number < present);
+        if older && matches!(recognise(&path), Ok(Found::Ours | Found::Outdated)) {
+            let _ = remove(&path);
+        }
+    }
+}
+
+/// Deletes a database with its companions.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match fs::remove_file(&name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+enum Found {
+    Nothing,
+    Ours,
+    Outdated,
+}
+
+fn recognise(path: &Path) -> Result<Found, Error> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(error.into()),
+        Ok(about) if !about.is_file() => return Err(Error::Foreign(path.to_owned())),
+        Ok(about) if about.len() == 0 => return Ok(Found::Nothing),
+        Ok(_) => {}
+    }
+    let marks = Connection::open_with_flags(path, read_only()).and_then(|connection| {
+        let mark = |query| connection.query_row(query, [], |row| row.get::<_, i32>(0));
+        Ok((
+            mark("PRAGMA application_id")?,
+            mark("PRAGMA user_version")?,
+            mark("SELECT count(*) FROM sqlite_schema")?,
+        ))
+    });
+    match marks {
+        Ok((APPLICATION, SCHEMA_VERSION, _)) => Ok(Found::Ours),
+        Ok((APPLICATION, _, _)) => Ok(Found::Outdated),
+        // Creation was cut short before its transaction.
+        Ok((0, 0, 0)) => Ok(Found::Nothing),
+        Ok(_) => Err(Error::Foreign(path.to_owned())),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            Err(Error::Foreign(path.to_owned()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn create(path: &Path) -> Result<(), Error> {
+    let connection = Connection::open(path)?;
+    connection.execute_batch("PRAGMA page_size = 8192; PRAGMA journal_mode = WAL;")?;
+    let tables =
+        [CHECKPOINT, users::SCHEMA, sessions::SCHEMA, files::SCHEMA, jobs::SCHEMA, feed::SCHEMA]
+            .concat();
+    connection.execute_batch(&format!(
+        "BEGIN; {tables} PRAGMA application_id = {APPLICATION};
+         PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    ))?;
+    Ok(())
+}
+
+fn tune(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.execute_batch("PRAGMA mmap_size = 1073741824; PRAGMA temp_store = MEMORY;")
+}
+
+fn read_only() -> OpenFlags {
+    OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX
+}
+
+fn pointer(base: &Path) -> PathBuf {
+    base.with_extension("current")
+}
+
+fn directory(base: &Path) -> &Path {
+    base.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// `views.sqlite` is number 0 of itself, `views-3.sqlite` its number 3.
+fn numbered(base: &Path, number: u64) -> PathBuf {
+    if number == 0 {
+        return base.to_owned();
+    }
+    let mut name = OsString::from(base.file_stem().unwrap_or_default());
+    name.push(format!("-{number}"));
+    if let Some(extension) = base.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    base.with_file_name(name)
+}
+
+fn number(base: &Path, path: &Path) -> Option<u64> {
+    if path.file_name() == base.file_name() {
+        return Some(0);
+    }
+    let stem = path.file_stem()?.to_str()?.strip_prefix(base.file_stem()?.to_str()?)?;
+    let number = stem.strip_prefix('-')?.parse().ok()?;
+    (numbered(base, number).file_name() == path.file_name()).then_some(number)
+}

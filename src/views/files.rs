@@ -1,0 +1,155 @@
+//! The files that are there. A deleted one has no row.
+
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::column::{Id, Json, Text, Time, int, unsigned};
+use super::feed::{self, FileItem};
+use super::page::{Cursor, Page, before, one_more};
+use super::{Error, Views};
+use crate::domain::file::{Event, Stored};
+use crate::domain::ids::{FileId, JobId, UserId};
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE files (
+    position INTEGER PRIMARY KEY,
+    file_id BLOB NOT NULL UNIQUE,
+    user_id TEXT NOT NULL,
+    filename TEXT NOT NULL,
+    content_type TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    job_id BLOB,
+    created_at INTEGER NOT NULL
+);
+-- With the size, so that usage is summed without touching the rows.
+CREATE INDEX files_of_user ON files (user_id, position, size);
+CREATE INDEX files_of_blob ON files (sha256);
+";
+
+const COLUMNS: &str = "position, file_id, user_id, filename, content_type, size, sha256, metadata, \
+                       job_id, created_at";
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FileRow {
+    pub file_id: FileId,
+    pub user_id: UserId,
+    pub filename: String,
+    pub content_type: String,
+    /// In bytes.
+    pub size: u64,
+    pub sha256: String,
+    pub metadata: Map<String, Value>,
+    pub job_id: Option<JobId>,
+    pub created_at: DateTime<Utc>,
+}
+
+impl Views {
+    /// A file; nothing when it never was or was deleted.
+    pub fn file(&self, file_id: &FileId) -> Result<Option<FileRow>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(&format!("SELECT {COLUMNS} FROM files WHERE file_id = ?1"))?
+                .query_row([Id(file_id.0)], file)
+                .optional()
+        })
+        .map(|found| found.map(|(_, file)| file))
+    }
+
+    /// A user's files, newest first.
+    pub fn files(
+        &self,
+        user_id: &UserId,
+        cursor: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<Page<FileRow>, Error> {
+        let rows = self.read(|sql| {
+            sql.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM files
+                 WHERE user_id = ?1 AND position < ?2 ORDER BY position DESC LIMIT ?3"
+            ))?
+            .query_map(params![user_id.as_str(), before(cursor), one_more(limit)], file)?
+            .collect()
+        })?;
+        Ok(Page::cut(rows, limit))
+    }
+
+    /// How many files share these bytes; at 0 the blob may go.
+    pub fn blob_referrers(&self, sha256: &str) -> Result<u64, Error> {
+        self.read(|sql| {
+            sql.prepare_cached("SELECT count(*) FROM files WHERE sha256 = ?1")?
+                .query_row([sha256], |row| row.get(0).map(unsigned))
+        })
+    }
+}
+
+pub(super) fn apply(
+    sql: &Connection,
+    position: u64,
+    time: DateTime<Utc>,
+    file_id: FileId,
+    event: &Event,
+) -> rusqlite::Result<()> {
+    match event {
+        Event::Stored(stored) => {
+            store(sql, position, time, file_id, stored)?;
+            let item = FileItem { file_id, event: "file.stored", time };
+            feed::add(sql, position, stored.user_id.as_str(), None, item.event, &item)
+        }
+        Event::Deleted { user_id, .. } => {
+            sql.prepare_cached("DELETE FROM files WHERE file_id = ?1")?.execute([Id(file_id.0)])?;
+            let item = FileItem { file_id, event: "file.deleted", time };
+            feed::add(sql, position, user_id.as_str(), None, item.event, &item)
+        }
+    }
+}
+
+/// What of a user's files was personal is gone with the user; the files stay until retention.
+pub(super) fn erase(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> {
+    sql.prepare_cached("UPDATE files SET filename = '', metadata = '{}' WHERE user_id = ?1")?
+        .execute([user_id.as_str()])?;
+    Ok(())
+}
+
+fn store(
+    sql: &Connection,
+    position: u64,
+    time: DateTime<Utc>,
+    file_id: FileId,
+    stored: &Stored,
+) -> rusqlite::Result<()> {
+    sql.prepare_cached(&format!(
+        "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT (file_id) DO NOTHING"
+    ))?
+    .execute(params![
+        int(position),
+        Id(file_id.0),
+        stored.user_id.as_str(),
+        stored.filename.0,
+        stored.content_type,
+        int(stored.size),
+        stored.sha256,
+        Json(&stored.metadata.0),
+        stored.job_id.map(|id| Id(id.0)),
+        Time(time),
+    ])?;
+    Ok(())
+}
+
+fn file(row: &Row<'_>) -> rusqlite::Result<(u64, FileRow)> {
+    let file = FileRow {
+        file_id: FileId(row.get::<_, Id>(1)?.0),
+        user_id: row.get::<_, Text<UserId>>(2)?.0,
+        filename: row.get(3)?,
+        content_type: row.get(4)?,
+        size: unsigned(row.get(5)?),
+        sha256: row.get(6)?,
+        metadata: row.get::<_, Json<_>>(7)?.0,
+        job_id: row.get::<_, Option<Id>>(8)?.map(|id| JobId(id.0)),
+        created_at: row.get::<_, Time>(9)?.0,
+    };
+    Ok((unsigned(row.get(0)?), file))
+}

@@ -1,0 +1,504 @@
+//! The jobs: how far each one is, and which ones somebody must do something about.
+
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+
+use super::column::{Id, Json, Text, Time, Word, int, unsigned};
+use super::feed::{self, JobItem};
+use super::page::{Cursor, Page, before, one_more};
+use super::{Error, Views};
+use crate::domain::ids::{JobId, LeaseId, UserId};
+use crate::domain::job::{Event, Kind, Output, Request, VideoOptions};
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE jobs (
+    position INTEGER PRIMARY KEY,
+    job_id BLOB NOT NULL UNIQUE,
+    user_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    options TEXT NOT NULL,
+    fingerprint TEXT,
+    attempt INTEGER NOT NULL,
+    progress INTEGER NOT NULL,
+    error TEXT,
+    output TEXT,
+    -- Length of the output in seconds.
+    seconds REAL,
+    lease_id BLOB,
+    lease_expires_at INTEGER,
+    -- From when on a worker may take it; null unless it waits for one.
+    available_at INTEGER,
+    -- Its place among those: where it was requested, or retried by its user.
+    queued_position INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    finished_at INTEGER,
+    updated_at INTEGER NOT NULL
+);
+CREATE INDEX jobs_of_user ON jobs (user_id);
+-- With the seconds, so that usage is summed without touching the rows.
+CREATE INDEX jobs_of_user_in_state ON jobs (user_id, state, position, seconds);
+CREATE INDEX jobs_waiting ON jobs (queued_position, available_at, job_id)
+    WHERE available_at IS NOT NULL;
+CREATE INDEX jobs_retrying ON jobs (available_at) WHERE state = 'retry_wait';
+CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
+";
+
+const COLUMNS: &str = "position, job_id, user_id, kind, state, prompt, options, fingerprint, \
+                       attempt, progress, error, output, lease_id, lease_expires_at, available_at, \
+                       queued_position, created_at, started_at, finished_at, updated_at";
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct JobRow {
+    pub job_id: JobId,
+    pub user_id: UserId,
+    pub kind: Kind,
+    /// A name of `job::Phase`.
+    pub state: String,
+    /// Empty once its user was deleted.
+    pub prompt: String,
+    pub options: VideoOptions,
+    pub attempt: u32,
+    /// Percent of the present attempt.
+    pub progress: u8,
+    /// Of the last attempt that went wrong.
+    pub error: Option<String>,
+    pub output: Option<Output>,
+    pub lease_id: Option<LeaseId>,
+    pub lease_expires_at: Option<DateTime<Utc>>,
+    /// Only in `retry_wait`.
+    pub retry_at: Option<DateTime<Utc>>,
+    pub position_of_request: u64,
+    /// Where it was requested or last retried by its user: its place in the queue.
+    pub queued_position: u64,
+    pub created_at: DateTime<Utc>,
+    /// The first attempt of this round.
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+    pub updated_at: DateTime<Utc>,
+    pub fingerprint: Option<String>,
+}
+
+impl JobRow {
+    /// The three words that the seed's front end understands (CONTRACT §3).
+    pub fn status(&self) -> &'static str {
+        status(&self.state)
+    }
+
+    fn waits(&self) -> bool {
+        matches!(self.state.as_str(), "queued" | "retry_wait")
+    }
+}
+
+/// Which of a user's jobs; an absent part means all.
+#[derive(Debug, Clone, Default)]
+pub struct JobFilter {
+    pub state: Option<String>,
+    pub kind: Option<String>,
+}
+
+impl Views {
+    pub fn job(&self, job_id: &JobId) -> Result<Option<JobRow>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE job_id = ?1"))?
+                .query_row([Id(job_id.0)], job)
+                .optional()
+        })
+    }
+
+    /// A user's jobs, newest first.
+    pub fn jobs(
+        &self,
+        user_id: &UserId,
+        filter: &JobFilter,
+        cursor: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<Page<JobRow>, Error> {
+        // Two statements, so that each has its index.
+        let state = if filter.state.is_some() { "state = ?5" } else { "?5 IS NULL" };
+        let rows: Vec<JobRow> = self.read(|sql| {
+            sql.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM jobs
+                 WHERE user_id = ?1 AND position < ?2 AND (?4 IS NULL OR kind = ?4) AND {state}
+                 ORDER BY position DESC LIMIT ?3"
+            ))?
+            .query_map(
+                params![
+                    user_id.as_str(),
+                    before(cursor),
+                    one_more(limit),
+                    filter.kind,
+                    filter.state
+                ],
+                job,
+            )?
+            .collect()
+        })?;
+        Ok(Page::cut(rows.into_iter().map(|job| (job.position_of_request, job)).collect(), limit))
+    }
+
+    /// Jobs that a worker may take now, in the order of the queue.
+    pub fn leasable_jobs(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<JobId>, Error> {
+        self.job_ids(
+            "SELECT job_id FROM jobs WHERE available_at IS NOT NULL AND available_at <= ?1
+             ORDER BY queued_position LIMIT ?2",
+            now,
+            limit,
+        )
+    }
+
+    /// Jobs whose lease has run out, the longest ago first.
+    pub fn lapsed_jobs(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<JobId>, Error> {
+        self.job_ids(
+            "SELECT job_id FROM jobs WHERE lease_expires_at IS NOT NULL AND lease_expires_at <= ?1
+             ORDER BY lease_expires_at LIMIT ?2",
+            now,
+            limit,
+        )
+    }
+
+    /// The job's place among all that wait for a worker, from 1; nothing when it does not wait.
+    pub fn queue_position(&self, job: &JobRow) -> Result<Option<u64>, Error> {
+        if !job.waits() {
+            return Ok(None);
+        }
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT count(*) FROM jobs
+                 WHERE available_at IS NOT NULL AND queued_position <= ?1",
+            )?
+            .query_row([int(job.queued_position)], |row| row.get(0).map(unsigned))
+        })
+        // It may have been taken since its row was read.
+        .map(|place| Some(place.max(1)))
+    }
+
+    /// When time will next bring something about: a lease or a session runs out, a retry is due.
+    pub fn next_due(&self) -> Result<Option<DateTime<Utc>>, Error> {
+        const SOONEST: [&str; 3] = [
+            "SELECT min(lease_expires_at) FROM jobs WHERE lease_expires_at IS NOT NULL",
+            "SELECT min(available_at) FROM jobs WHERE state = 'retry_wait'",
+            "SELECT min(due_at) FROM sessions WHERE due_at IS NOT NULL",
+        ];
+        self.read(|sql| {
+            let mut soonest = None;
+            for query in SOONEST {
+                let due: Option<Time> =
+                    sql.prepare_cached(query)?.query_row([], |row| row.get(0))?;
+                soonest = soonest.into_iter().chain(due.map(|due| due.0)).min();
+            }
+            Ok(soonest)
+        })
+    }
+
+    fn job_ids(&self, query: &str, now: DateTime<Utc>, limit: usize) -> Result<Vec<JobId>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(query)?
+                .query_map(params![Time(now), int(limit as u64)], |row| {
+                    row.get::<_, Id>(0).map(|id| JobId(id.0))
+                })?
+                .collect()
+        })
+    }
+}
+
+fn status(state: &str) -> &'static str {
+    match state {
+        "completed" => "completed",
+        "failed" | "cancelled" => "error",
+        _ => "processing",
+    }
+}
+
+pub(super) fn apply(
+    sql: &Connection,
+    position: u64,
+    time: DateTime<Utc>,
+    job_id: JobId,
+    event: &Event,
+) -> rusqlite::Result<()> {
+    let known = find(sql, job_id)?;
+    let job = match (known, event) {
+        (None, Event::Requested(request)) => {
+            insert(sql, position, time, job_id, request)?;
+            Progress::requested(position, time, request)
+        }
+        // Requested twice, or never: no rule of the domain makes it, and nothing can be shown.
+        (Some(_), Event::Requested(_)) | (None, _) => return Ok(()),
+        (Some(mut job), event) => {
+            job.take_in(position, time, event);
+            if matches!(event, Event::Progressed { .. }) {
+                job.save_progress(sql, time)?;
+            } else {
+                job.save(sql, time)?;
+            }
+            job
+        }
+    };
+    let (event, message) = shown(event);
+    let item = JobItem {
+        job_id,
+        event,
+        status: status(&job.state),
+        state: &job.state,
+        progress: job.progress,
+        message,
+        attempt: job.attempt,
+        error: job.error.as_deref(),
+        time,
+    };
+    feed::add(sql, position, &job.user_id, Some(job_id), event, &item)
+}
+
+/// What of a user's jobs was personal is gone with the user.
+pub(super) fn erase(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> {
+    sql.prepare_cached("UPDATE jobs SET prompt = '' WHERE user_id = ?1")?
+        .execute([user_id.as_str()])?;
+    Ok(())
+}
+
+/// The columns of a job that events change.
+struct Progress {
+    position: i64,
+    user_id: String,
+    state: String,
+    attempt: u32,
+    progress: u8,
+    error: Option<String>,
+    output: Option<Output>,
+    lease_id: Option<Id>,
+    lease_expires_at: Option<Time>,
+    available_at: Option<Time>,
+    queued_position: i64,
+    started_at: Option<Time>,
+    finished_at: Option<Time>,
+}
+
+impl Progress {
+    fn requested(position: u64, time: DateTime<Utc>, request: &Request) -> Self {
+        Self {
+            position: int(position),
+            user_id: request.user_id.as_str().to_owned(),
+            state: "queued".to_owned(),
+            attempt: 0,
+            progress: 0,
+            error: None,
+            output: None,
+            lease_id: None,
+            lease_expires_at: None,
+            available_at: Some(Time(time)),
+            queued_position: int(position),
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
+    fn take_in(&mut self, position: u64, time: DateTime<Utc>, event: &Event) {
+        match event {
+            Event::Requested(_) => {}
+            Event::Leased { lease_id, attempt, expires_at, .. } => {
+                self.become_free("running");
+                self.attempt = *attempt;
+                self.progress = 0;
+                self.lease_id = Some(Id(lease_id.0));
+                self.lease_expires_at = Some(Time(*expires_at));
+                self.started_at.get_or_insert(Time(time));
+            }
+            Event::Progressed { progress, expires_at, .. } => {
+                if self.state == "running" {
+                    self.progress = *progress;
+                    self.lease_expires_at = Some(Time(*expires_at));
+                }
+            }
+            Event::LeaseExpired { .. } => {
+                self.become_free("queued");
+                self.available_at = Some(Time(time));
+                self.error = Some("the worker's lease ran out".to_owned());
+            }
+            Event::AttemptFailed { error, retry_at: Some(until), .. } => {
+                self.become_free("retry_wait");
+                self.available_at = Some(Time(*until));
+                self.error = Some(error.clone());
+            }
+            Event::AttemptFailed { error, retry_at: None, .. } | Event::Failed { error } => {
+                self.finish("failed", time);
+                self.error = Some(error.clone());
+            }
+            Event::CancelRequested { .. } => {
+                if self.state == "running" {
+                    "cancelling".clone_into(&mut self.state);
+                }
+            }
+            Event::Completed { output, .. } => {
+                self.finish("completed", time);
+                self.progress = 100;
+                self.error = None;
+                self.output = Some(output.clone());
+            }
+            Event::Cancelled {} => self.finish("cancelled", time),
+            Event::Retried { .. } => {
+                self.become_free("queued");
+                self.attempt = 0;
+                self.progress = 0;
+                self.error = None;
+                self.output = None;
+                self.available_at = Some(Time(time));
+                self.queued_position = int(position);
+                self.started_at = None;
+                self.finished_at = None;
+            }
+        }
+    }
+
+    fn finish(&mut self, state: &str, time: DateTime<Utc>) {
+        self.become_free(state);
+        self.finished_at = Some(Time(time));
+    }
+
+    /// Enters a state with neither a lease nor a place in the queue.
+    fn become_free(&mut self, state: &str) {
+        state.clone_into(&mut self.state);
+        self.lease_id = None;
+        self.lease_expires_at = None;
+        self.available_at = None;
+    }
+
+    fn save(&self, sql: &Connection, time: DateTime<Utc>) -> rusqlite::Result<()> {
+        sql.prepare_cached(
+            "UPDATE jobs SET state = ?2, attempt = ?3, progress = ?4, error = ?5, output = ?6,
+                 seconds = ?7, lease_id = ?8, lease_expires_at = ?9, available_at = ?10,
+                 queued_position = ?11, started_at = ?12, finished_at = ?13, updated_at = ?14
+             WHERE position = ?1",
+        )?
+        .execute(params![
+            self.position,
+            self.state,
+            self.attempt,
+            self.progress,
+            self.error,
+            self.output.as_ref().map(Json),
+            self.output.as_ref().map(|output| output.duration),
+            self.lease_id,
+            self.lease_expires_at,
+            self.available_at,
+            self.queued_position,
+            self.started_at,
+            self.finished_at,
+            Time(time),
+        ])?;
+        Ok(())
+    }
+
+    /// By far the most frequent change: it leaves all indexes but one alone.
+    fn save_progress(&self, sql: &Connection, time: DateTime<Utc>) -> rusqlite::Result<()> {
+        sql.prepare_cached(
+            "UPDATE jobs SET progress = ?2, lease_expires_at = ?3, updated_at = ?4
+             WHERE position = ?1",
+        )?
+        .execute(params![
+            self.position,
+            self.progress,
+            self.lease_expires_at,
+            Time(time)
+        ])?;
+        Ok(())
+    }
+}
+
+/// The name of an event without its version, and the worker's message if it has one.
+fn shown(event: &Event) -> (&'static str, Option<&str>) {
+    match event {
+        Event::Requested(_) => ("job.requested", None),
+        Event::Leased { .. } => ("job.leased", None),
+        Event::Progressed { message, .. } => ("job.progressed", message.as_deref()),
+        Event::LeaseExpired { .. } => ("job.lease_expired", None),
+        Event::AttemptFailed { .. } => ("job.attempt_failed", None),
+        Event::CancelRequested { .. } => ("job.cancel_requested", None),
+        Event::Completed { .. } => ("job.completed", None),
+        Event::Failed { .. } => ("job.failed", None),
+        Event::Cancelled {} => ("job.cancelled", None),
+        Event::Retried { .. } => ("job.retried", None),
+    }
+}
+
+fn find(sql: &Connection, job_id: JobId) -> rusqlite::Result<Option<Progress>> {
+    sql.prepare_cached(
+        "SELECT position, user_id, state, attempt, progress, error, output, lease_id,
+             lease_expires_at, available_at, queued_position, started_at, finished_at
+         FROM jobs WHERE job_id = ?1",
+    )?
+    .query_row([Id(job_id.0)], |row| {
+        Ok(Progress {
+            position: row.get(0)?,
+            user_id: row.get(1)?,
+            state: row.get(2)?,
+            attempt: row.get(3)?,
+            progress: row.get(4)?,
+            error: row.get(5)?,
+            output: row.get::<_, Option<Json<Output>>>(6)?.map(|output| output.0),
+            lease_id: row.get(7)?,
+            lease_expires_at: row.get(8)?,
+            available_at: row.get(9)?,
+            queued_position: row.get(10)?,
+            started_at: row.get(11)?,
+            finished_at: row.get(12)?,
+        })
+    })
+    .optional()
+}
+
+fn insert(
+    sql: &Connection,
+    position: u64,
+    time: DateTime<Utc>,
+    job_id: JobId,
+    request: &Request,
+) -> rusqlite::Result<()> {
+    sql.prepare_cached(
+        "INSERT INTO jobs (position, job_id, user_id, kind, state, prompt, options, fingerprint,
+             attempt, progress, available_at, queued_position, created_at, updated_at)
+         VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, ?7, 0, 0, ?8, ?1, ?8, ?8)",
+    )?
+    .execute(params![
+        int(position),
+        Id(job_id.0),
+        request.user_id.as_str(),
+        request.kind.as_str(),
+        request.prompt.0.as_str(),
+        Json(&request.options),
+        request.fingerprint,
+        Time(time),
+    ])?;
+    Ok(())
+}
+
+fn job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
+    let moment = |column| row.get::<_, Option<Time>>(column).map(|at| at.map(|at| at.0));
+    let state: String = row.get(4)?;
+    let available_at = moment(14)?;
+    Ok(JobRow {
+        job_id: JobId(row.get::<_, Id>(1)?.0),
+        user_id: row.get::<_, Text<UserId>>(2)?.0,
+        kind: row.get::<_, Word<Kind>>(3)?.0,
+        prompt: row.get(5)?,
+        options: row.get::<_, Json<_>>(6)?.0,
+        fingerprint: row.get(7)?,
+        attempt: row.get(8)?,
+        progress: row.get(9)?,
+        error: row.get(10)?,
+        output: row.get::<_, Option<Json<_>>>(11)?.map(|output| output.0),
+        lease_id: row.get::<_, Option<Id>>(12)?.map(|id| LeaseId(id.0)),
+        lease_expires_at: moment(13)?,
+        retry_at: available_at.filter(|_| state == "retry_wait"),
+        position_of_request: unsigned(row.get(0)?),
+        queued_position: unsigned(row.get(15)?),
+        created_at: row.get::<_, Time>(16)?.0,
+        started_at: moment(17)?,
+        finished_at: moment(18)?,
+        updated_at: row.get::<_, Time>(19)?.0,
+        state,
+    })
+}

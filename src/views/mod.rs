@@ -1,0 +1,294 @@
+//! The read models: tables that answer what clients and background actors ask. All of it follows
+//! from the log, lies in one SQLite file, and may be thrown away at any time.
+//!
+//! A batch of events and the checkpoint that counts them are one transaction. The file is in WAL
+//! mode with `synchronous=NORMAL`: a crash of the machine may cost the last transactions, but
+//! leaves the file sound, and what is missing is applied again from the log.
+
+mod column;
+mod digest;
+mod feed;
+mod file;
+mod files;
+mod jobs;
+mod page;
+mod sessions;
+mod shards;
+#[cfg(test)]
+mod tests;
+mod usage;
+mod users;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::domain::ids::{FileId, JobId, SessionId, UserId};
+use crate::domain::{file as file_domain, job, session, user};
+use column::{int, unsigned};
+use shards::Shards;
+
+pub use feed::FeedItem;
+pub use files::FileRow;
+pub use jobs::{JobFilter, JobRow};
+pub use page::{Cursor, Page};
+pub use sessions::{SessionRow, SessionStanding};
+pub use usage::Usage;
+pub use users::{UserAccess, UserRow};
+
+/// One decoded event of the log.
+#[derive(Debug, Clone)]
+pub struct Happened {
+    /// In the log; strictly growing.
+    pub position: u64,
+    pub time: DateTime<Utc>,
+    pub entity: Entity,
+}
+
+#[derive(Debug, Clone)]
+pub enum Entity {
+    User(UserId, user::Event),
+    Session(SessionId, session::Event),
+    File(FileId, file_domain::Event),
+    Job(JobId, job::Event),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Opening would destroy what somebody else keeps there.
+    #[error("{} is not a views file of ours", .0.display())]
+    Foreign(PathBuf),
+    #[error("the cursor is not one of ours")]
+    BadCursor,
+    /// Readers must never go back in time.
+    #[error("the fresh views are at position {fresh}, the present ones at {present}")]
+    Behind { fresh: u64, present: u64 },
+    #[error("the fresh views must lie beside the present ones")]
+    Elsewhere,
+    #[error("views: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("views: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A handle on the read models; clones share them. All calls block for microseconds, except
+/// [`Views::apply`], [`Views::dump`] and opening.
+#[derive(Clone)]
+pub struct Views(Arc<RwLock<Arc<Content>>>);
+
+/// One views file, opened.
+struct Content {
+    /// What the file is called to the outside; a rebuilt one has a number in its real name.
+    base: PathBuf,
+    file: PathBuf,
+    writer: Mutex<Connection>,
+    readers: Mutex<Vec<Connection>>,
+    checkpoint: AtomicU64,
+    users: Shards<UserId, Arc<UserAccess>>,
+    /// The live ones.
+    sessions: Shards<SessionId, SessionStanding>,
+    /// Set when another file has taken its place: then the last user deletes it.
+    replaced: AtomicBool,
+}
+
+/// What a committed batch changes in memory.
+enum Change {
+    User(UserId, Arc<UserAccess>),
+    /// Nothing: it is not live.
+    Session(SessionId, Option<SessionStanding>),
+}
+
+/// Idle connections kept for the next reader.
+const IDLE_READERS: usize = 64;
+
+impl Views {
+    /// Opens the views at `path`, or creates them. Those of another schema version are thrown away
+    /// and begin anew at checkpoint 0.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] when the file is something else; it is left alone.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let real = file::current(path)?;
+        let content = Content::open(path.to_owned(), real)?;
+        file::remove_replaced(path, &content.file);
+        Ok(Self::of(content))
+    }
+
+    /// Position of the last event applied; 0 before the first.
+    pub fn checkpoint(&self) -> u64 {
+        self.current().checkpoint.load(Ordering::Acquire)
+    }
+
+    /// Takes in a batch, all of it or nothing. Events at or below the checkpoint are skipped.
+    ///
+    /// # Errors
+    /// Only what the file itself does; an event that fits no row is not an error.
+    pub fn apply(&self, batch: &[Happened]) -> Result<(), Error> {
+        // Held throughout: a replacement waits, so that no batch goes into a file that is left.
+        let content = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        content.apply(batch)
+    }
+
+    /// A new, empty file beside this one, to be filled from position 0 and handed to
+    /// [`Views::replace_with`]. What an earlier attempt left there is removed.
+    pub fn fresh_beside(&self) -> Result<Self, Error> {
+        let present = self.current();
+        let real = file::next(&present.base, &present.file);
+        file::remove(&real)?;
+        Content::open(present.base.clone(), real).map(Self::of)
+    }
+
+    /// Puts `fresh`, which [`Views::fresh_beside`] made, in the place of what is shown now, at once
+    /// and for good. Readers that have begun finish with the old file, which is then deleted.
+    ///
+    /// # Errors
+    /// [`Error::Behind`] when `fresh` has not caught up yet; nothing changed then.
+    pub fn replace_with(&self, fresh: Self) -> Result<(), Error> {
+        let fresh = fresh.current();
+        let mut place = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let [new, old] =
+            [&fresh, &*place].map(|content| content.checkpoint.load(Ordering::Acquire));
+        if new < old {
+            return Err(Error::Behind { fresh: new, present: old });
+        }
+        if fresh.base != place.base || fresh.file == place.file {
+            return Err(Error::Elsewhere);
+        }
+        file::make_current(&fresh.base, &fresh.file)?;
+        let old = std::mem::replace(&mut *place, fresh);
+        old.replaced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// SHA-256 over all rows of all tables in the order of their keys: equal for equal histories,
+    /// however they were cut into batches.
+    pub fn content_hash(&self) -> Result<String, Error> {
+        Ok(digest::total(&self.dump()?))
+    }
+
+    /// Each table with the number of its rows and the SHA-256 over them.
+    pub fn dump(&self) -> Result<Vec<(String, u64, String)>, Error> {
+        self.read(digest::tables)
+    }
+
+    fn of(content: Content) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(content))))
+    }
+
+    fn current(&self) -> Arc<Content> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks with a connection of its own, so that readers wait neither for each other nor for the
+    /// writer.
+    fn read<T>(
+        &self,
+        question: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let content = self.current();
+        let idle = locked(&content.readers).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => file::reader(&content.file)?,
+        };
+        let answer = question(&connection)?;
+        let mut readers = locked(&content.readers);
+        if readers.len() < IDLE_READERS {
+            readers.push(connection);
+        }
+        Ok(answer)
+    }
+}
+
+impl Content {
+    fn open(base: PathBuf, real: PathBuf) -> Result<Self, Error> {
+        let writer = file::writer(&real)?;
+        let content = Self {
+            base,
+            file: real,
+            checkpoint: AtomicU64::new(checkpoint(&writer)?),
+            readers: Mutex::default(),
+            users: Shards::new(),
+            sessions: Shards::new(),
+            replaced: AtomicBool::new(false),
+            writer: Mutex::new(writer),
+        };
+        {
+            let writer = locked(&content.writer);
+            users::load(&writer, |change| content.remember(change))?;
+            sessions::load(&writer, |change| content.remember(change))?;
+        }
+        Ok(content)
+    }
+
+    fn apply(&self, batch: &[Happened]) -> Result<(), Error> {
+        let mut writer = locked(&self.writer);
+        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let before = checkpoint(&transaction)?;
+        let (mut position, mut changes) = (before, vec![]);
+        for happened in batch {
+            if happened.position > position {
+                apply_one(&transaction, happened, &mut changes)?;
+                position = happened.position;
+            }
+        }
+        if position == before {
+            return Ok(());
+        }
+        transaction
+            .prepare_cached("UPDATE checkpoint SET position = ?1")?
+            .execute([int(position)])?;
+        transaction.commit()?;
+        for change in changes {
+            self.remember(change);
+        }
+        self.checkpoint.store(position, Ordering::Release);
+        Ok(())
+    }
+
+    fn remember(&self, change: Change) {
+        match change {
+            Change::User(id, access) => self.users.insert(id, access),
+            Change::Session(id, Some(live)) => self.sessions.insert(id, live),
+            Change::Session(id, None) => self.sessions.remove(&id),
+        }
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        if self.replaced.load(Ordering::Acquire) {
+            locked(&self.readers).clear();
+            if let Err(error) = file::remove(&self.file) {
+                tracing::warn!(%error, "a replaced views file could not be deleted");
+            }
+        }
+    }
+}
+
+fn apply_one(
+    sql: &Connection,
+    happened: &Happened,
+    changes: &mut Vec<Change>,
+) -> rusqlite::Result<()> {
+    let Happened { position, time, entity } = happened;
+    match entity {
+        Entity::User(id, event) => users::apply(sql, *position, *time, id, event, changes),
+        Entity::Session(id, event) => sessions::apply(sql, id, event, changes),
+        Entity::File(id, event) => files::apply(sql, *position, *time, *id, event),
+        Entity::Job(id, event) => jobs::apply(sql, *position, *time, *id, event),
+    }
+}
+
+fn checkpoint(sql: &Connection) -> rusqlite::Result<u64> {
+    sql.prepare_cached("SELECT position FROM checkpoint")?
+        .query_row([], |row| row.get(0).map(unsigned))
+}
+
+/// A panic elsewhere leaves no half-done change behind: SQLite rolled it back.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,363 @@
+//! The users: who they are and what they may do. The latter is held in memory too, because every
+//! request asks for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+
+use super::column::{Json, Text, Time, int, unsigned};
+use super::page::{Cursor, Page, before, one_more};
+use super::{Change, Error, Views, files, jobs, sessions};
+use crate::domain::ids::UserId;
+use crate::domain::text::Personal;
+use crate::domain::user::{Access, Event, Membership, Onboarding, Profile};
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE users (
+    user_id TEXT PRIMARY KEY,
+    -- Where the user was registered or deleted; null while only memberships are known.
+    position INTEGER,
+    email TEXT,
+    first_name TEXT,
+    last_name TEXT,
+    username TEXT,
+    image_url TEXT,
+    role TEXT NOT NULL,
+    permissions TEXT NOT NULL,
+    subscription_tier TEXT NOT NULL,
+    user_type TEXT,
+    feature_flags TEXT NOT NULL,
+    onboarding TEXT,
+    banned INTEGER NOT NULL,
+    deleted INTEGER NOT NULL,
+    provisional INTEGER NOT NULL,
+    organizations TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    access_position INTEGER NOT NULL,
+    access_changed_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX users_by_age ON users (position) WHERE position IS NOT NULL;
+";
+
+const COLUMNS: &str = "user_id, position, email, first_name, last_name, username, image_url, role, \
+                       permissions, subscription_tier, user_type, feature_flags, onboarding, \
+                       banned, deleted, provisional, organizations, created_at, updated_at, \
+                       access_position, access_changed_at";
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct UserRow {
+    pub user_id: UserId,
+    pub email: Option<String>,
+    pub first_name: Option<String>,
+    pub last_name: Option<String>,
+    pub username: Option<String>,
+    pub image_url: Option<String>,
+    pub role: String,
+    pub permissions: BTreeSet<String>,
+    pub subscription_tier: String,
+    pub user_type: Option<String>,
+    pub feature_flags: BTreeMap<String, bool>,
+    pub onboarding: Option<Onboarding>,
+    pub banned: bool,
+    /// Then all else is empty.
+    pub deleted: bool,
+    pub provisional: bool,
+    /// In the order in which they were joined.
+    pub organizations: Vec<Membership>,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What a request must know of its user.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UserAccess {
+    pub deleted: bool,
+    pub banned: bool,
+    pub provisional: bool,
+    pub role: String,
+    pub permissions: BTreeSet<String>,
+    pub subscription_tier: String,
+    pub user_type: Option<String>,
+    pub feature_flags: BTreeMap<String, bool>,
+    /// The last change of role, permissions, tier, user type or flags; 0 if there was none.
+    pub access_position: u64,
+    /// When that was: a token issued earlier does not know of it.
+    pub access_changed_at: Option<DateTime<Utc>>,
+}
+
+impl Views {
+    /// From memory. Nothing for a user who was neither registered nor deleted yet.
+    pub fn user_standing(&self, user_id: &UserId) -> Option<Arc<UserAccess>> {
+        self.current().users.get(user_id)
+    }
+
+    /// A user; a deleted one too, as such.
+    pub fn user(&self, user_id: &UserId) -> Result<Option<UserRow>, Error> {
+        let found = self.read(|sql| find(sql, user_id))?;
+        Ok(found.filter(|user| user.position.is_some()).map(|user| user.row))
+    }
+
+    /// All users, the newest first, the deleted ones among them.
+    pub fn users(&self, cursor: Option<&Cursor>, limit: usize) -> Result<Page<UserRow>, Error> {
+        let rows = self.read(|sql| {
+            sql.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM users WHERE position IS NOT NULL AND position < ?1
+                 ORDER BY position DESC LIMIT ?2"
+            ))?
+            .query_map(params![before(cursor), one_more(limit)], |row| {
+                user(row).map(|user| (user.position.unwrap_or_default(), user.row))
+            })?
+            .collect()
+        })?;
+        Ok(Page::cut(rows, limit))
+    }
+}
+
+/// A row, and what of it clients do not see.
+struct User {
+    row: UserRow,
+    position: Option<u64>,
+    access_position: u64,
+    access_changed_at: Option<DateTime<Utc>>,
+}
+
+pub(super) fn apply(
+    sql: &Connection,
+    position: u64,
+    time: DateTime<Utc>,
+    user_id: &UserId,
+    event: &Event,
+    changes: &mut Vec<Change>,
+) -> rusqlite::Result<()> {
+    let mut user = find(sql, user_id)?.unwrap_or_else(|| User::unknown(user_id.clone(), time));
+    if user.row.deleted {
+        // For ever, whatever comes late.
+        return Ok(());
+    }
+    user.take_in(position, time, event);
+    save(sql, &user)?;
+    match event {
+        Event::Deleted {} => {
+            sessions::erase(sql, user_id)?;
+            files::erase(sql, user_id)?;
+            jobs::erase(sql, user_id)?;
+        }
+        Event::Banned {} => sessions::ban(sql, user_id, true)?,
+        Event::Unbanned {} => sessions::ban(sql, user_id, false)?,
+        Event::Registered { .. }
+        | Event::ProfileChanged { .. }
+        | Event::AccessChanged { .. }
+        | Event::AttributesChanged { .. }
+        | Event::FlagsChanged { .. }
+        | Event::OrganizationJoined { .. }
+        | Event::OrganizationRoleChanged { .. }
+        | Event::OrganizationLeft { .. }
+        | Event::OnboardingProgressed { .. } => {}
+    }
+    if user.position.is_some() {
+        changes.push(Change::User(user_id.clone(), Arc::new(user.access())));
+    }
+    Ok(())
+}
+
+/// What all users may do, to be held in memory.
+pub(super) fn load(sql: &Connection, mut take: impl FnMut(Change)) -> rusqlite::Result<()> {
+    let mut query =
+        sql.prepare(&format!("SELECT {COLUMNS} FROM users WHERE position IS NOT NULL"))?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let user = user(row)?;
+        let access = Arc::new(user.access());
+        take(Change::User(user.row.user_id, access));
+    }
+    Ok(())
+}
+
+impl User {
+    fn unknown(user_id: UserId, time: DateTime<Utc>) -> Self {
+        let Access { role, permissions, subscription_tier } = Access::default();
+        let row = UserRow {
+            user_id,
+            email: None,
+            first_name: None,
+            last_name: None,
+            username: None,
+            image_url: None,
+            role,
+            permissions,
+            subscription_tier,
+            user_type: None,
+            feature_flags: BTreeMap::new(),
+            onboarding: None,
+            banned: false,
+            deleted: false,
+            provisional: false,
+            organizations: vec![],
+            created_at: time,
+            updated_at: time,
+        };
+        Self { row, position: None, access_position: 0, access_changed_at: None }
+    }
+
+    fn take_in(&mut self, position: u64, time: DateTime<Utc>, event: &Event) {
+        let row = &mut self.row;
+        row.updated_at = time;
+        match event {
+            Event::Registered { profile, provisional } => {
+                row.provisional = *provisional;
+                row.created_at = time;
+                row.set_profile(profile);
+                self.position = Some(position);
+            }
+            Event::ProfileChanged { profile, .. } => {
+                row.provisional = false;
+                row.set_profile(profile);
+            }
+            Event::AccessChanged { access } => {
+                row.role.clone_from(&access.role);
+                row.permissions.clone_from(&access.permissions);
+                row.subscription_tier.clone_from(&access.subscription_tier);
+                self.access_is_of(position, time);
+            }
+            Event::AttributesChanged { user_type } => {
+                row.user_type.clone_from(user_type);
+                self.access_is_of(position, time);
+            }
+            Event::FlagsChanged { feature_flags } => {
+                row.feature_flags.clone_from(feature_flags);
+                self.access_is_of(position, time);
+            }
+            Event::OrganizationJoined { membership, .. } => {
+                row.organizations.retain(|known| known.membership_id != membership.membership_id);
+                row.organizations.push(membership.clone());
+            }
+            Event::OrganizationRoleChanged { membership_id, role, permissions, .. } => {
+                for known in &mut row.organizations {
+                    if known.membership_id == *membership_id {
+                        known.role.clone_from(role);
+                        known.permissions.clone_from(permissions);
+                    }
+                }
+            }
+            Event::OrganizationLeft { membership_id, .. } => {
+                row.organizations.retain(|known| known.membership_id != *membership_id);
+            }
+            Event::OnboardingProgressed { onboarding } => {
+                row.onboarding = Some(onboarding.clone());
+            }
+            Event::Banned {} => row.banned = true,
+            Event::Unbanned {} => row.banned = false,
+            Event::Deleted {} => self.erase(position, time),
+        }
+    }
+
+    fn access_is_of(&mut self, position: u64, time: DateTime<Utc>) {
+        self.access_position = position;
+        self.access_changed_at = Some(time);
+    }
+
+    fn erase(&mut self, position: u64, time: DateTime<Utc>) {
+        let known = Self::unknown(self.row.user_id.clone(), time);
+        let created_at = if self.position.is_some() { self.row.created_at } else { time };
+        self.row = UserRow { deleted: true, created_at, ..known.row };
+        self.position.get_or_insert(position);
+        self.access_is_of(position, time);
+    }
+
+    fn access(&self) -> UserAccess {
+        let row = &self.row;
+        UserAccess {
+            deleted: row.deleted,
+            banned: row.banned,
+            provisional: row.provisional,
+            role: row.role.clone(),
+            permissions: row.permissions.clone(),
+            subscription_tier: row.subscription_tier.clone(),
+            user_type: row.user_type.clone(),
+            feature_flags: row.feature_flags.clone(),
+            access_position: self.access_position,
+            access_changed_at: self.access_changed_at,
+        }
+    }
+}
+
+impl UserRow {
+    fn set_profile(&mut self, profile: &Profile) {
+        let clear = |field: &Option<Personal<String>>| field.as_ref().map(|text| text.0.clone());
+        self.email = clear(&profile.email);
+        self.first_name = clear(&profile.first_name);
+        self.last_name = clear(&profile.last_name);
+        self.username = clear(&profile.username);
+        self.image_url = clear(&profile.image_url);
+    }
+}
+
+fn find(sql: &Connection, user_id: &UserId) -> rusqlite::Result<Option<User>> {
+    sql.prepare_cached(&format!("SELECT {COLUMNS} FROM users WHERE user_id = ?1"))?
+        .query_row([user_id.as_str()], user)
+        .optional()
+}
+
+fn save(sql: &Connection, user: &User) -> rusqlite::Result<()> {
+    let row = &user.row;
+    sql.prepare_cached(&format!(
+        "INSERT OR REPLACE INTO users ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10,
+             ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
+    ))?
+    .execute(params![
+        row.user_id.as_str(),
+        user.position.map(int),
+        row.email,
+        row.first_name,
+        row.last_name,
+        row.username,
+        row.image_url,
+        row.role,
+        Json(&row.permissions),
+        row.subscription_tier,
+        row.user_type,
+        Json(&row.feature_flags),
+        row.onboarding.as_ref().map(Json),
+        row.banned,
+        row.deleted,
+        row.provisional,
+        Json(&row.organizations),
+        Time(row.created_at),
+        Time(row.updated_at),
+        int(user.access_position),
+        user.access_changed_at.map(Time),
+    ])?;
+    Ok(())
+}
+
+fn user(row: &Row<'_>) -> rusqlite::Result<User> {
+    Ok(User {
+        row: UserRow {
+            user_id: row.get::<_, Text<UserId>>(0)?.0,
+            email: row.get(2)?,
+            first_name: row.get(3)?,
+            last_name: row.get(4)?,
+            username: row.get(5)?,
+            image_url: row.get(6)?,
+            role: row.get(7)?,
+            permissions: row.get::<_, Json<_>>(8)?.0,
+            subscription_tier: row.get(9)?,
+            user_type: row.get(10)?,
+            feature_flags: row.get::<_, Json<_>>(11)?.0,
+            onboarding: row.get::<_, Option<Json<_>>>(12)?.map(|onboarding| onboarding.0),
+            banned: row.get(13)?,
+            deleted: row.get(14)?,
+            provisional: row.get(15)?,
+            organizations: row.get::<_, Json<_>>(16)?.0,
+            created_at: row.get::<_, Time>(17)?.0,
+            updated_at: row.get::<_, Time>(18)?.0,
+        },
+        position: row.get::<_, Option<i64>>(1)?.map(unsigned),
+        access_position: unsigned(row.get(19)?),
+        access_changed_at: row.get::<_, Option<Time>>(20)?.map(|at| at.0),
+    })
+}

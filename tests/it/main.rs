@@ -1,0 +1,4 @@
+//! The tests that look at T2M from outside: one binary, so that it links once.
+
+mod events;
+mod floors;
