@@ -52,6 +52,9 @@ struct Live<A: Aggregate + Unpin> {
     recent: bool,
 }
 
+/// The actor, and the count of its waiting commands for as long as one of them is under way.
+type Found<A> = Result<(Addr<EntityActor<A>>, Waiting), Failure<<A as Aggregate>::Refusal>>;
+
 /// Counts a command as waiting for as long as it lives, also when its caller goes away.
 struct Waiting(Arc<AtomicUsize>);
 
@@ -90,7 +93,7 @@ impl<A: Aggregate + Unpin> Directory<A> {
         self.alive.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    fn find(&self, stream: &str) -> Result<(Addr<EntityActor<A>>, Waiting), Failure<A::Refusal>> {
+    fn find(&self, stream: &str) -> Found<A> {
         let mut alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         if alive.len() >= MAX_ALIVE && !alive.contains_key(stream) {
             passivate_idle(&mut alive);

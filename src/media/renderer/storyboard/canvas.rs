@@ -39,12 +39,8 @@ impl Canvas {
             let dither = &self.dither[y % DITHER * DITHER..][..DITHER];
             for (cell, pixels) in row.chunks_mut(CELL * 4).enumerate() {
                 let (from, to) = (row_colours[cell], row_colours[cell + 1]);
-                let step = [0, 1, 2].map(|c| (to[c] - from[c]) / CELL as i32);
                 let noise = &dither[cell * CELL % DITHER..];
-                for (i, (pixel, noise)) in pixels.chunks_exact_mut(4).zip(noise).enumerate() {
-                    let at = |c: usize| ((from[c] + step[c] * i as i32 + noise) >> 16) as u8;
-                    pixel.copy_from_slice(&[at(0), at(1), at(2), 255]);
-                }
+                fill_cell(pixels, from, to, noise);
             }
         }
     }
@@ -68,9 +64,10 @@ impl Canvas {
         }
         for x in 0..self.width {
             let start = (tops[x] - half[x]).floor().max(0.0) as usize;
-            for y in start..(solid[x] as usize).min(self.height) {
+            let end = (solid[x] as usize).min(self.height);
+            for (y, colour) in colours.iter().enumerate().take(end).skip(start) {
                 let cover = (y as f32 + 0.5 - tops[x] + half[x]) / (2.0 * half[x]);
-                self.blend(x, y, colours[y], cover.clamp(0.0, 1.0));
+                self.blend(x, y, *colour, cover.clamp(0.0, 1.0));
             }
         }
     }
@@ -141,6 +138,9 @@ impl Canvas {
                     u32::from(above[i]) * (size as u32 - down) + u32::from(below[i]) * down
                 };
                 let (from, to) = (mixed(cell), mixed(cell + 1));
+                if from + to == 0 {
+                    continue;
+                }
                 for i in 0..size {
                     let x = mask.left + (cell * size + i) as i32;
                     if x < 0 || x >= self.width as i32 {
@@ -221,6 +221,20 @@ fn box_blur(data: &[u8], width: usize, height: usize, reach: usize) -> Vec<u8> {
     };
     let across = pass(data, width, 1, height, width);
     pass(&across, height, width, width, 1)
+}
+
+/// Blends along one cell of one row. The values have 24 bits, so the `wrapping_*` only spare the
+/// checks that would keep the compiler from doing several pixels at once.
+#[inline]
+fn fill_cell(pixels: &mut [u8], from: [i32; 3], to: [i32; 3], noise: &[i32]) {
+    let step = |c: usize| (to[c] - from[c]) / CELL as i32;
+    let (r, g, b) = (step(0), step(1), step(2));
+    for (i, (pixel, noise)) in pixels.chunks_exact_mut(4).zip(noise).enumerate() {
+        let at = |from: i32, step: i32| {
+            (from.wrapping_add(step.wrapping_mul(i as i32)).wrapping_add(*noise) >> 16) as u8
+        };
+        pixel.copy_from_slice(&[at(from[0], r), at(from[1], g), at(from[2], b), 255]);
+    }
 }
 
 fn paint(colour: Rgb, alpha: f32) -> Paint<'static> {

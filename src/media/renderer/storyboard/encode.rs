@@ -39,6 +39,8 @@ impl GroupEncoder {
             .intra_frame_period(IntraFramePeriod::from_num_frames(0))
             .scene_change_detect(false)
             .skip_frames(false)
+            .adaptive_quantization(false)
+            .background_detection(false)
             .num_threads(1)
             .vui(VuiConfig::bt709());
         let encoder = Encoder::with_api_config(OpenH264API::from_source(), config)
@@ -120,26 +122,38 @@ impl Planes {
         let luma = weights([0.2126, 0.7152, 0.0722], 219.0 / 255.0);
         let blue = weights([-0.11457, -0.38543, 0.5], 224.0 / 255.0);
         let red = weights([0.5, -0.45415, -0.04585], 224.0 / 255.0);
-        let dot = |w: &[i32; 3], p: [i32; 3]| w[0] * p[0] + w[1] * p[1] + w[2] * p[2];
-        let pixel = |p: &[u8]| [i32::from(p[0]), i32::from(p[1]), i32::from(p[2])];
         let stride = self.width * 4;
         for (row, pair) in rgba.chunks_exact(2 * stride).enumerate() {
             let ys = &mut self.y[row * 2 * self.width..][..2 * self.width];
             for (y, p) in ys.iter_mut().zip(pair.chunks_exact(4)) {
-                *y = ((dot(&luma, pixel(p)) + (16 << 16) + 32768) >> 16) as u8;
+                *y = (weigh(&luma, channels(p)).wrapping_add((16 << 16) + 32768) >> 16) as u8;
             }
             let (above, below) = pair.split_at(stride);
             let us = &mut self.u[row * self.width / 2..][..self.width / 2];
             let vs = &mut self.v[row * self.width / 2..][..self.width / 2];
             let squares = above.chunks_exact(8).zip(below.chunks_exact(8));
             for ((u, v), (a, b)) in us.iter_mut().zip(vs).zip(squares) {
-                let [p, q, r, s] = [pixel(a), pixel(&a[4..]), pixel(b), pixel(&b[4..])];
-                let sum = [0, 1, 2].map(|i| p[i] + q[i] + r[i] + s[i]);
-                *u = ((dot(&blue, sum) + (512 << 16) + 131_072) >> 18) as u8;
-                *v = ((dot(&red, sum) + (512 << 16) + 131_072) >> 18) as u8;
+                let (p, q) = (channels(a), channels(&a[4..8]));
+                let (r, s) = (channels(b), channels(&b[4..8]));
+                let sum = (p.0 + q.0 + r.0 + s.0, p.1 + q.1 + r.1 + s.1, p.2 + q.2 + r.2 + s.2);
+                *u = (weigh(&blue, sum).wrapping_add((512 << 16) + 131_072) >> 18) as u8;
+                *v = (weigh(&red, sum).wrapping_add((512 << 16) + 131_072) >> 18) as u8;
             }
         }
     }
+}
+
+#[inline]
+fn channels(p: &[u8]) -> (i32, i32, i32) {
+    (i32::from(p[0]), i32::from(p[1]), i32::from(p[2]))
+}
+
+/// Weights of 16 bits and channels of 10 at most cannot overflow; saying so with `wrapping_*`
+/// spares the checks that would keep the compiler from doing eight pixels at once.
+#[inline]
+fn weigh(w: &[i32; 3], p: (i32, i32, i32)) -> i32 {
+    let (r, g, b) = (w[0].wrapping_mul(p.0), w[1].wrapping_mul(p.1), w[2].wrapping_mul(p.2));
+    r.wrapping_add(g).wrapping_add(b)
 }
 
 #[cfg(test)]

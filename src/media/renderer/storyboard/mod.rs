@@ -177,3 +177,110 @@ fn write_files(
     poster::write(brush.draw(scene.poster_s()), &rendered.poster)?;
     encode::write_mp4(groups, spec, &rendered.video)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::renderer::{FRAMES_PER_SECOND, dimensions};
+
+    fn spec(prompt: &str, aspect_ratio: &str) -> Spec {
+        let (width, height) = dimensions("480p", aspect_ratio).unwrap();
+        Spec {
+            prompt: prompt.to_owned(),
+            seed: 7,
+            duration_s: 2,
+            width,
+            height,
+            frames_per_second: FRAMES_PER_SECOND,
+            style: None,
+        }
+    }
+
+    fn keep_going(_: f32) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// The video, poster and captions of a render on so many threads.
+    fn files(spec: &Spec, threads: usize) -> [Vec<u8>; 3] {
+        let directory = tempfile::tempdir().unwrap();
+        let rendered = render(spec, directory.path(), threads, &mut keep_going).unwrap();
+        [rendered.video, rendered.poster, rendered.captions].map(|file| fs::read(file).unwrap())
+    }
+
+    #[test]
+    fn the_same_prompt_and_seed_give_the_same_bytes_on_any_number_of_threads() {
+        let spec = spec("fireflies over a quiet lake", "16:9");
+        assert!(files(&spec, 1) == files(&spec, 3));
+    }
+
+    #[test]
+    fn another_seed_gives_another_film() {
+        let one = spec("a valley", "1:1");
+        let other = Spec { seed: 8, ..one.clone() };
+        assert!(files(&one, 2)[0] != files(&other, 2)[0]);
+    }
+
+    #[test]
+    fn every_aspect_ratio_has_a_video_with_its_index_first_and_a_poster_of_its_size() {
+        for aspect_ratio in ["16:9", "9:16", "1:1"] {
+            let spec = spec("snow on the city, a rocket to the stars", aspect_ratio);
+            let [video, poster, _] = files(&spec, 2);
+            let find = |name: &[u8]| video.windows(4).position(|at| at == name).unwrap();
+            assert!(find(b"ftyp") < find(b"moov") && find(b"moov") < find(b"mdat"));
+            let poster = image::load_from_memory(&poster).unwrap();
+            assert_eq!((poster.width(), poster.height()), (spec.width, spec.height));
+        }
+    }
+
+    #[test]
+    fn progress_rises_to_a_hundred_a_group_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut seen = Vec::new();
+        let mut note = |percent: f32| {
+            seen.push(percent);
+            ControlFlow::Continue(())
+        };
+        render(&spec("dunes", "1:1"), directory.path(), 2, &mut note).unwrap();
+        assert_eq!(seen, [50.0, 100.0]);
+    }
+
+    #[test]
+    fn breaking_off_ends_the_render_and_leaves_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut calls = 0;
+        let mut stop = |_: f32| {
+            calls += 1;
+            ControlFlow::Break(())
+        };
+        let long = Spec { duration_s: 60, ..spec("a long way", "1:1") };
+        let result = render(&long, directory.path(), 2, &mut stop);
+        assert!(matches!(result, Err(Error::Cancelled)));
+        assert_eq!(calls, 1);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn text_that_upsets_renderers_renders() {
+        let prompt = "\u{202E}שלום 🦊 \u{0} مرحبا 你好世界 --> <b> ".repeat(40) + &"x".repeat(900);
+        files(&Spec { duration_s: 1, ..spec(&prompt, "9:16") }, 2);
+    }
+
+    #[test]
+    fn what_cannot_be_rendered_is_refused_before_any_work() {
+        let good = spec("a valley", "16:9");
+        let bad = [
+            Spec { duration_s: 0, ..good.clone() },
+            Spec { duration_s: 61, ..good.clone() },
+            Spec { width: 641, ..good.clone() },
+            Spec { width: 7680, ..good.clone() },
+            Spec { frames_per_second: 0, ..good.clone() },
+            Spec { prompt: " \n\u{7}".to_owned(), ..good },
+        ];
+        for spec in bad {
+            let directory = tempfile::tempdir().unwrap();
+            let result = render(&spec, directory.path(), 2, &mut keep_going);
+            assert!(matches!(result, Err(Error::Invalid(_))), "{spec:?}");
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        }
+    }
+}

@@ -30,9 +30,11 @@ pub fn any(number: u64) -> Palette {
     all[(number % all.len() as u64) as usize]
 }
 
+#[inline]
 pub fn mix(a: Rgb, b: Rgb, share: f32) -> Rgb {
     let share = share.clamp(0.0, 1.0);
-    [0, 1, 2].map(|i| a[i] + (b[i] - a[i]) * share)
+    let between = |i: usize| a[i] + (b[i] - a[i]) * share;
+    [between(0), between(1), between(2)]
 }
 
 /// The palette `share` of the way from one to another.

@@ -50,7 +50,7 @@ impl<'s> Scene<'s> {
         self.script
             .beats
             .first()
-            .map_or(0.0, |beat| beat.start_s + (beat.end_s - beat.start_s) * 0.66)
+            .map_or(0.0, |beat| beat.start_s + (beat.end_s - beat.start_s) * 0.78)
     }
 
     /// What draws frames of this scene, one at a time.
@@ -124,7 +124,8 @@ impl Brush<'_> {
         self.sun(&moment);
         for layer in 0..LAYERS {
             self.layer(&moment, &lands, layer);
-            if layer == 1 {
+            // Behind the second layer, which then hides its foot.
+            if layer == 0 {
                 self.subject(&moment, &lands);
             }
         }
@@ -136,7 +137,7 @@ impl Brush<'_> {
     fn sun_at(&self, moment: &Moment) -> (f32, f32) {
         let Scene { width, measure, horizon, side, .. } = self.scene;
         let high =
-            if moment.palette.night > 0.6 && moment.palette.bars < 0.5 { 0.30 } else { 0.15 };
+            if moment.palette.night > 0.6 && moment.palette.bars < 0.5 { 0.25 } else { 0.15 };
         let x = *width as f32 * (0.5 + side * (0.22 - 0.05 * moment.progress));
         (x, horizon - measure * (high + 0.04 * moment.progress))
     }
@@ -246,7 +247,7 @@ impl Brush<'_> {
 
     fn sun(&mut self, moment: &Moment) {
         let (x, y) = self.sun_at(moment);
-        let Palette { glow, night, bars, middle, accent, .. } = moment.palette;
+        let Palette { glow, night, bars, middle, .. } = moment.palette;
         let planet = moment.motif == Motif::Space;
         let radius = self.scene.measure * if planet { 0.11 } else { 0.06 + 0.06 * bars };
         let Some(disc) = PathBuilder::from_circle(x, y, radius) else { return };
@@ -267,7 +268,7 @@ impl Brush<'_> {
             }
         }
         if bars > 0.01 {
-            self.bars(moment, (x, y), radius, mix(glow, accent, 0.0));
+            self.bars(moment, (x, y), radius, glow);
         }
     }
 
@@ -290,7 +291,7 @@ impl Brush<'_> {
 
     fn planet(&mut self, moment: &Moment, (x, y): (f32, f32), radius: f32) {
         let Palette { far, glow, accent, top, .. } = moment.palette;
-        let y = y - self.scene.measure * 0.08;
+        let y = y + self.scene.measure * 0.01;
         self.canvas.splat(x, y, radius * 2.2 + 1.0, accent, 0.14);
         let light = (-0.5f32 * self.scene.side, -0.6f32);
         for row in ((y - radius).max(0.0) as usize)
@@ -395,7 +396,9 @@ impl Brush<'_> {
         let tint = moment.palette.glow;
         for x in 2..self.canvas.width - 2 {
             let slope = (land.tops[x + 2] - land.tops[x - 2]) / 4.0;
-            let facing = if (x as f32) < sun.0 { -slope } else { slope };
+            // Gradual, or the light would break off below the sun.
+            let aside = ((x as f32 - sun.0) / (self.scene.measure * 0.15)).clamp(-1.0, 1.0);
+            let facing = slope * aside;
             let near = (-((x as f32 - sun.0) / (self.scene.measure * 0.55)).powi(2)).exp();
             let lit = if waves { 0.5 } else { smooth(0.35 + facing * 0.8) };
             let strength = power * lit * (0.2 + 0.8 * near);
@@ -417,7 +420,7 @@ impl Brush<'_> {
         let wide = TOWER[layer];
         let Palette { glow, accent, night, horizon, .. } = moment.palette;
         let lights = [mix(glow, [1.0, 0.8, 0.45], 0.5), accent, mix(glow, horizon, 0.4)];
-        let power = (0.35 + 0.65 * night) * [0.35, 0.6, 0.85, 0.5][layer];
+        let power = (0.35 + 0.65 * night) * [0.35, 0.6, 0.7, 0.35][layer];
         let pitch = wide * measure / 6.0;
         if pitch < 2.5 {
             return;
@@ -476,11 +479,14 @@ impl Brush<'_> {
 
     fn subject(&mut self, moment: &Moment, lands: &[Land]) {
         let Some(subject) = moment.subject.filter(|_| moment.shown > 0.02) else { return };
+        if !belongs(subject, moment) {
+            return;
+        }
         let Scene { measure, width, side, horizon, .. } = self.scene;
         let drift = moment.travelled - 0.1;
         let x = *width as f32 * (0.5 - side * 0.2) + side * drift * measure * 0.10;
         let column = (x.max(0.0) as usize).min(self.canvas.width - 1);
-        let reach = (measure * 0.03) as usize;
+        let reach = (measure * 0.04) as usize;
         let around = column.saturating_sub(reach)..(column + reach).min(self.canvas.width);
         let ground = lands[1].tops[around].iter().copied().fold(f32::MIN, f32::max);
         let bob = (moment.at_s * 1.3).sin();
@@ -489,8 +495,8 @@ impl Brush<'_> {
             Subject::Boat => {
                 (ground + measure * 0.004 * bob, 0.19, 0.05 * (moment.at_s * 1.1).sin())
             }
-            Subject::Lighthouse => (ground, 0.26, 0.0),
-            Subject::Cabin => (ground, 0.075, 0.0),
+            Subject::Lighthouse => (ground + measure * 0.004, 0.26, 0.0),
+            Subject::Cabin => (ground - measure * 0.006, 0.08, 0.0),
             Subject::Balloon => {
                 (horizon - measure * (0.13 + 0.012 * bob + 0.06 * moment.progress), 0.21, 0.0)
             }
@@ -634,7 +640,8 @@ impl Brush<'_> {
         let scene = self.scene;
         let beat = &scene.script.beats[moment.index];
         let (setting, shadow) = &scene.settings[moment.index];
-        let gone = smooth((beat.end_s - moment.at_s) / 0.35);
+        let leaving_s = ((beat.end_s - beat.start_s) * 0.2).min(0.35);
+        let gone = smooth((beat.end_s - moment.at_s) / leaving_s);
         if let Some(shadow) = shadow {
             self.canvas.shade(shadow, 0.62 * smooth((moment.at_s - beat.start_s) / 0.7) * gone);
         }
@@ -666,11 +673,24 @@ impl Brush<'_> {
     }
 }
 
+/// Whether a subject can be where the film is.
+fn belongs(subject: Subject, moment: &Moment) -> bool {
+    match subject {
+        Subject::Boat | Subject::Lighthouse => moment.motif == Motif::Waves,
+        Subject::Cabin => !matches!(moment.motif, Motif::Waves | Motif::Space | Motif::City),
+        Subject::Balloon => moment.motif != Motif::Space,
+        Subject::Rocket => true,
+        // Birds sleep at night.
+        Subject::Birds => moment.motif != Motif::Space && moment.palette.night < 0.6,
+    }
+}
+
 /// How far a word has come in: below 0.0 not yet, from 1.0 on it rests.
 fn entrance(beat: &Beat, at_s: f32, place: usize, count: usize) -> f32 {
     let length_s = beat.end_s - beat.start_s;
     let between_s = (length_s * 0.4 / count as f32).min(0.13);
-    (at_s - beat.start_s - 0.12 - place as f32 * between_s) / 0.55
+    let first_s = beat.start_s + (length_s * 0.05).min(0.12);
+    (at_s - first_s - place as f32 * between_s) / (length_s * 0.3).min(0.55)
 }
 
 /// The row from which the layers leave nothing of what is behind them.
@@ -795,11 +815,11 @@ fn dunes(spot: &Spot, u: f32) -> f32 {
 
 /// A world's edge: only the third layer is seen.
 fn space(spot: &Spot, from_middle: f32) -> f32 {
-    if spot.layer < 2 {
+    if spot.layer != 2 {
         return -2.0;
     }
     let radius = 1.9f32;
     let x = from_middle + spot.side * 0.2;
     let drop = radius - (radius * radius - x * x).max(0.0).sqrt();
-    [0.0, 0.0, 0.11, -0.06][spot.layer] - drop
+    0.11 - drop
 }

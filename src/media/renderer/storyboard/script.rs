@@ -106,20 +106,23 @@ fn is_direction_mark(c: char) -> bool {
 }
 
 fn clauses(text: &str) -> Vec<String> {
-    let mut clauses = vec![Vec::new()];
-    for word in text.split(' ').filter(|word| !word.is_empty()) {
-        let words = clauses.last().map_or(0, Vec::len);
-        if words >= WORDS_SHOWN || (words >= 4 && opens_clause(word)) {
-            clauses.push(Vec::new());
-        }
-        if let Some(clause) = clauses.last_mut() {
-            clause.push(word);
-        }
-        if closes_clause(word) {
-            clauses.push(Vec::new());
-        }
+    let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+    let sentences = words.split_inclusive(|word| closes_clause(word));
+    sentences.flat_map(breathe).map(|clause| clause.join(" ")).collect()
+}
+
+/// Halves a clause that is too long to read at once, where a speaker would draw breath.
+fn breathe<'w>(clause: &[&'w str]) -> Vec<Vec<&'w str>> {
+    if clause.len() <= WORDS_SHOWN {
+        return vec![clause.to_vec()];
     }
-    clauses.iter().filter(|clause| !clause.is_empty()).map(|clause| clause.join(" ")).collect()
+    let effort = |at: &usize| {
+        let lopsided = at.abs_diff(clause.len() / 2);
+        if opens_clause(clause[*at]) { lopsided } else { lopsided + 3 }
+    };
+    let at = (3..clause.len() - 2).min_by_key(effort).unwrap_or(clause.len() / 2);
+    let (first, second) = clause.split_at(at);
+    [breathe(first), breathe(second)].concat()
 }
 
 fn closes_clause(word: &str) -> bool {
@@ -129,10 +132,13 @@ fn closes_clause(word: &str) -> bool {
 }
 
 fn opens_clause(word: &str) -> bool {
-    let openers =
-        ["and", "while", "as", "then", "where", "when", "under", "with", "beneath", "over"];
-    openers.contains(&word.to_lowercase().as_str())
+    OPENERS.contains(&word.to_lowercase().as_str())
 }
+
+const OPENERS: &[&str] = &[
+    "and", "while", "as", "then", "where", "when", "who", "that", "with", "through", "across",
+    "under", "beneath", "over", "above", "at", "in", "into", "on", "from", "for", "to", "of",
+];
 
 /// Joins neighbouring clauses, evenly by length, until there is time for all of them.
 fn gather(clauses: Vec<String>, room: usize) -> Vec<String> {
@@ -246,6 +252,10 @@ fn shown(thought: &str) -> Vec<Word> {
         words.push(word);
     }
     let cut = all.peek().is_some();
+    // A line that breaks off sounds better after `forest` than after `at`.
+    while cut && words.len() > 3 && words.last().is_some_and(|word| opens_clause(&word.text)) {
+        words.pop();
+    }
     if let Some(last) = words.last_mut() {
         let bare = last.text.trim_end_matches([',', ';', ':', '.', '—', '–', '、', '，', '。']);
         last.text = if cut { format!("{bare}…") } else { bare.to_owned() };
@@ -486,6 +496,13 @@ mod tests {
         let script = film("A red fox runs through the snow, the moon rises over the city", 10);
         let captions: Vec<_> = script.beats.iter().map(|beat| beat.caption.as_str()).collect();
         assert_eq!(captions, ["A red fox runs through the snow,", "the moon rises over the city"]);
+    }
+
+    #[test]
+    fn a_clause_too_long_for_one_breath_is_halved_before_a_preposition() {
+        let script = film("a red fox runs slowly through the snowy forest at night", 10);
+        let captions: Vec<_> = script.beats.iter().map(|beat| beat.caption.as_str()).collect();
+        assert_eq!(captions, ["a red fox runs slowly", "through the snowy forest at night"]);
     }
 
     #[test]
