@@ -123,6 +123,7 @@ impl Options {
         let mut faults = Vec::new();
         let production = self.environment == Environment::Production;
         let issuer = present(self.clerk_issuer);
+        let public_url = present(self.public_url);
         let webhook_secrets = present(self.clerk_webhook_secret)
             .or_else(|| present(std::env::var("CLERK_WEBHOOK_SIGNING_SECRET").ok()));
         let signing_secrets = present(self.file_signing_secret);
@@ -144,7 +145,7 @@ impl Options {
         if production && signing_secrets.is_none() {
             faults.push("FILE_SIGNING_SECRET: required with ENVIRONMENT=production".to_owned());
         }
-        for (variable, url) in [("CLERK_ISSUER", &issuer), ("PUBLIC_URL", &self.public_url)] {
+        for (variable, url) in [("CLERK_ISSUER", &issuer), ("PUBLIC_URL", &public_url)] {
             if url.as_deref().is_some_and(|url| !is_http_url(url)) {
                 faults.push(format!("{variable}: not an http or https URL"));
             }
@@ -175,7 +176,7 @@ impl Options {
             listen: self.listen,
             data_dir: self.data_dir,
             log: self.log,
-            public_url: present(self.public_url).map(|url| url.trim_end_matches('/').to_owned()),
+            public_url: public_url.map(|url| url.trim_end_matches('/').to_owned()),
             environment: self.environment,
             dev_mode: self.dev_mode,
             issuer: match &token_keys {

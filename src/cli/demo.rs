@@ -56,8 +56,20 @@ impl Demo {
             .with_context(|| format!("making {}", self.out.display()))?;
         let key = SigningKey::generate("demo")?;
         let secret = format!("whsec_{}", random_secret());
+        // Every option by name, so that neither the environment nor `.env` changes the demo.
         let options = OwnOptions::parse_from([
             "t2m".into(),
+            "--log=embedded".into(),
+            "--blobs=file".into(),
+            "--public-url=".into(),
+            "--clerk-jwks-url=".into(),
+            "--clerk-audience=t2m-api".into(),
+            "--clerk-authorized-parties=".into(),
+            format!("--file-signing-secret={}", random_secret()),
+            "--allowed-origins=".into(),
+            "--max-upload-bytes=1048576".into(),
+            "--rate-limit-writes=100/1h".into(),
+            "--rate-limit-reads=7200/1h".into(),
             "--listen=127.0.0.1:0".into(),
             format!("--data-dir={}", data.0.display()),
             "--environment=development".into(),
