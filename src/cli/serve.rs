@@ -1,5 +1,7 @@
 //! `t2m serve`: the server, until it is told to stop.
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -11,7 +13,9 @@ use crate::config::Options;
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colour = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
+    lines.with_writer(std::io::stderr).init();
     if ready.settings.dev_mode {
         tracing::warn!(
             "DEV_MODE is on: every request is trusted as dev_user; never do this in public"
