@@ -63,6 +63,10 @@ pub struct Options {
     /// Reads a user may ask for, likewise
     #[arg(long, env = "RATE_LIMIT_READS", default_value = "7200/1h")]
     pub rate_limit_reads: String,
+    /// Users who have not finished onboarding get 403 `onboarding_required`
+    #[arg(long, env = "REQUIRE_ONBOARDING", default_value = "false", action = ArgAction::Set,
+          num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
+    pub require_onboarding: bool,
     /// Built-in renderer `storyboard`, or `none`
     #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
     pub engine: String,
@@ -111,6 +115,7 @@ pub struct Settings {
     pub rate_limit_writes: String,
     pub rate_limit_reads: String,
     pub engine: Engine,
+    pub require_onboarding: bool,
 }
 
 /// The issuer of the tokens that `t2m token` makes.
@@ -195,6 +200,7 @@ impl Options {
             rate_limit_writes: self.rate_limit_writes,
             rate_limit_reads: self.rate_limit_reads,
             engine,
+            require_onboarding: self.require_onboarding,
         };
         (settings, faults)
     }

@@ -152,6 +152,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         allowed_origins,
         max_upload_bytes: settings.max_upload_bytes,
         dev_mode: settings.dev_mode,
+        require_onboarding: settings.require_onboarding,
         production: settings.environment == Environment::Production,
         stopping: stopped,
     };

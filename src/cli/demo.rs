@@ -78,6 +78,7 @@ impl Demo {
             format!("--clerk-issuer={ISSUER}"),
             format!("--clerk-webhook-secret={secret}"),
             "--engine=storyboard".into(),
+            "--require-onboarding=false".into(),
         ]);
         let Assembled { system, server, address, stopping } =
             assemble(check(options.options)?, Clock::system()).await?;

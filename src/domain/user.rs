@@ -116,8 +116,20 @@ pub struct Onboarding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnboardingStatus {
+    NotStarted,
     InProgress,
     Completed,
+    Abandoned,
+}
+
+impl OnboardingStatus {
+    /// As seed `marketplace-session-token` spells them.
+    pub const NAMES: [&'static str; 4] = ["not_started", "in_progress", "completed", "abandoned"];
+
+    pub fn parse(name: &str) -> Option<Self> {
+        let all = [Self::NotStarted, Self::InProgress, Self::Completed, Self::Abandoned];
+        Self::NAMES.iter().position(|known| *known == name).map(|index| all[index])
+    }
 }
 
 /// All that one `user.created` or `user.updated` of Clerk says.

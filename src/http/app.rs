@@ -40,6 +40,8 @@ pub struct App {
     pub max_upload_bytes: u64,
     pub dev_mode: bool,
     pub production: bool,
+    /// Users who have not finished onboarding are sent to finish it.
+    pub require_onboarding: bool,
     /// Turns true when the server is about to stop, so that event streams end.
     pub stopping: watch::Receiver<bool>,
 }

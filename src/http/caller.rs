@@ -25,7 +25,7 @@ use crate::clerk::translate::claims_snapshot;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
 use crate::domain::text::Personal;
-use crate::domain::user::{self, Profile, Snapshot};
+use crate::domain::user::{self, OnboardingStatus, Profile, Snapshot};
 use crate::views::{SessionStanding, UserAccess};
 
 /// A token this close to its end is worth renewing (seed, `refreshThreshold`).
@@ -64,6 +64,27 @@ impl FromRequest for Caller {
     }
 }
 
+/// A caller whose role is `admin`.
+#[derive(Debug, Clone)]
+pub struct Admin(pub Caller);
+
+impl FromRequest for Admin {
+    type Error = Problem;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move {
+            let caller = identify(&request).await?;
+            if caller.role != "admin" {
+                return Err(Problem::new(Code::RoleRequired)
+                    .with_detail(json!({ "required_role": "admin" })));
+            }
+            Ok(Self(caller))
+        })
+    }
+}
+
 async fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
     let app = app(request)?;
     let caller = if app.dev_mode {
@@ -72,6 +93,7 @@ async fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
         signed_in(&app, request).await?
     };
     count(&app, request, &caller)?;
+    require_onboarding(&app, request, &caller)?;
     wait_for_position(&app, request).await?;
     Ok(caller)
 }
@@ -307,6 +329,30 @@ fn count(app: &App, request: &HttpRequest, caller: &Caller) -> Result<(), Proble
     }
     let seconds = u64::try_from(standing.retry_after_s).unwrap_or(1);
     Err(Problem::new(Code::RateLimited).retry_after(seconds))
+}
+
+/// What a user may do before its onboarding is completed.
+const BEFORE_ONBOARDING: [&str; 5] =
+    ["/me", "/onboarding", "/sessions", "/session-token", "/admin"];
+
+/// Seed `marketplace-session-token`: a user who has not finished is sent to finish.
+fn require_onboarding(app: &App, request: &HttpRequest, caller: &Caller) -> Result<(), Problem> {
+    let open = |path: &str| BEFORE_ONBOARDING.iter().any(|open| path.starts_with(open));
+    if !app.require_onboarding || routes::without_prefix(request.path()).is_some_and(open) {
+        return Ok(());
+    }
+    let claim =
+        caller.token.as_ref().and_then(|token| token.onboarding.as_ref()?.get("status")?.as_str());
+    let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
+    let completed = match known {
+        Some(known) => known.status == OnboardingStatus::Completed,
+        None => claim == Some("completed"),
+    };
+    if completed {
+        return Ok(());
+    }
+    let detail = json!({ "redirect_path": "/onboarding" });
+    Err(Problem::new(Code::OnboardingRequired).with_detail(detail))
 }
 
 /// Read-your-writes: a request that names a position is answered from a read model that has it.

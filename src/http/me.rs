@@ -1,4 +1,4 @@
-//! The caller's own picture of itself.
+//! The caller's own picture of itself, and how far its onboarding is.
 
 use actix_web::{HttpResponse, web};
 use serde_json::{Value, json};
@@ -6,8 +6,13 @@ use serde_json::{Value, json};
 use super::answer;
 use super::app::App;
 use super::caller::Caller;
+use super::jobs::at_position;
+use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
-use crate::domain::user::{Onboarding, OnboardingStatus};
+use crate::domain::user::{Command, Onboarding, OnboardingStatus};
+
+/// Steps of an onboarding whose client names no total (seed `marketplace-session-token`).
+const DEFAULT_STEPS: u32 = 8;
 
 /// `GET me`
 pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
@@ -49,4 +54,71 @@ fn onboarding(progress: Option<&Onboarding>) -> Value {
         "needs_onboarding": needed,
         "redirect_path": needed.then_some("/onboarding"),
     })
+}
+
+/// The body of `POST onboarding`.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct OnboardingRequest {
+    pub step: u64,
+    pub total_steps: Option<u64>,
+    /// `not_started`, `in_progress`, `completed` or `abandoned`; from the step if absent.
+    pub status: Option<&'static str>,
+}
+
+impl FromFields for OnboardingRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        fields.alias("totalSteps", "total_steps");
+        Self {
+            step: fields.u64("step", 0..=1000),
+            total_steps: fields.optional_u64("total_steps", 1..=1000),
+            status: fields.optional_choice("status", &OnboardingStatus::NAMES),
+        }
+    }
+}
+
+/// `POST onboarding`
+pub async fn progress(
+    app: web::Data<App>,
+    caller: Caller,
+    body: Json<OnboardingRequest>,
+) -> Result<HttpResponse, Problem> {
+    let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
+    let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let step = number(body.0.step);
+    let total_steps = match body.0.total_steps {
+        Some(total) => number(total),
+        None => known.map_or(DEFAULT_STEPS, |known| known.total_steps),
+    };
+    if step > total_steps {
+        return Err(Problem::field("step", "must not be beyond total_steps"));
+    }
+    let by_step = match step {
+        0 => OnboardingStatus::NotStarted,
+        step if step == total_steps => OnboardingStatus::Completed,
+        _ => OnboardingStatus::InProgress,
+    };
+    let status = body.0.status.and_then(OnboardingStatus::parse).unwrap_or(by_step);
+    let command = Command::Onboard(Onboarding { step, total_steps, status });
+    let done = app.system.users.execute(&caller.user_id, command, caller.origin()).await?;
+    app.system.visible(done.position).await?;
+    let shown = onboarding(done.state.onboarding.as_ref());
+    Ok(at_position(answer::ok(shown), done.position))
+}
+
+/// `GET session-token`: the claims as they were understood, for debugging; not in production.
+pub async fn claims(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
+    if app.production {
+        return Err(Problem::new(Code::NotFound));
+    }
+    let token = caller.token.as_deref();
+    Ok(answer::ok(json!({
+        "user_id": caller.user_id,
+        "session_id": caller.session_id,
+        "role": caller.role,
+        "permissions": caller.permissions,
+        "subscription_tier": caller.subscription_tier,
+        "issued_at": token.map(|token| token.issued_at),
+        "expires_at": token.map(|token| token.expires_at),
+        "claims": token.map(|token| &token.raw),
+    })))
 }

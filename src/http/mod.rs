@@ -3,6 +3,7 @@
 //! A handler reads like the sentence in the documentation: who asks, what is asked, do it, show
 //! it. It knows actors and views; never the log's insides, SQL or files.
 
+pub mod admin;
 pub mod app;
 pub mod caller;
 pub mod files;

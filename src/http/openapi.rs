@@ -16,11 +16,13 @@ use utoipa::openapi::{
 use utoipa::{OpenApi as _, ToSchema};
 use utoipa_swagger_ui::SwaggerUi;
 
+use super::admin::{AccessRequest, FlagsRequest};
 use super::app::PREFIXES;
 use super::files::FileAnswer;
 use super::health::Health;
 use super::jobs::{JobAnswer, VideoRequest};
 use super::links::{LinkAnswer, LinkRequest};
+use super::me::OnboardingRequest;
 use super::routes::{Access, Route, table};
 use super::sessions::Remember;
 
@@ -32,11 +34,14 @@ use super::sessions::Remember;
             `{\"success\":true,\"data\":…}`, failure `{\"success\":false,\"error\",\"message\",\"code\",\"detail\"}`."
     ),
     components(schemas(
+        AccessRequest,
         FileAnswer,
+        FlagsRequest,
         Health,
         JobAnswer,
         LinkAnswer,
         LinkRequest,
+        OnboardingRequest,
         Problem,
         Remember,
         VideoRequest
@@ -110,7 +115,7 @@ fn operation(route: &Route) -> OperationBuilder {
         let body = RequestBodyBuilder::new().content("application/json", content);
         operation = operation.request_body(Some(body.build()));
     }
-    if route.access == Access::Authenticated {
+    if route.access != Access::Public {
         operation =
             operation.security(SecurityRequirement::new::<_, [String; 0], String>("bearer", []));
     }

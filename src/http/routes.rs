@@ -5,13 +5,15 @@ use actix_web::http::Method;
 use actix_web::web::{self, ServiceConfig};
 
 use super::app::PREFIXES;
-use super::{files, health, jobs, links, me, openapi, sessions, streams, webhooks};
+use super::{admin, files, health, jobs, links, me, openapi, sessions, streams, webhooks};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Public,
     Authenticated,
+    /// Role `admin`.
+    Admin,
 }
 
 /// One method of one path.
@@ -61,10 +63,11 @@ impl Route {
 /// Every route, in the order of the contract.
 #[rustfmt::skip]
 pub fn table() -> Vec<Route> {
-    use Access::{Authenticated, Public};
+    use Access::{Admin, Authenticated, Public};
     const GET: Method = Method::GET;
     const HEAD: Method = Method::HEAD;
     const POST: Method = Method::POST;
+    const PUT: Method = Method::PUT;
     const PATCH: Method = Method::PATCH;
     const DELETE: Method = Method::DELETE;
     vec![
@@ -77,6 +80,8 @@ pub fn table() -> Vec<Route> {
         route(GET, "/files/secure/{id}", Public, "A file by its signed link", || web::get().to(links::secure)),
         route(HEAD, "/files/secure/{id}", Public, "The same without its bytes", || web::head().to(links::secure)),
         route(GET, "/me", Authenticated, "The caller", || web::get().to(me::me)),
+        route(POST, "/onboarding", Authenticated, "How far the caller's onboarding is", || web::post().to(me::progress)).takes("OnboardingRequest"),
+        route(GET, "/session-token", Authenticated, "The caller's claims, for debugging; not in production", || web::get().to(me::claims)),
         route(GET, "/sessions", Authenticated, "The caller's devices", || web::get().to(sessions::list)),
         route(PATCH, "/sessions/current", Authenticated, "Remember this session, or stop to", || web::patch().to(sessions::remember)).takes("Remember"),
         route(POST, "/sessions/current/activity", Authenticated, "The user is active", || web::post().to(sessions::touch)),
@@ -96,6 +101,10 @@ pub fn table() -> Vec<Route> {
         route(POST, "/jobs/{id}/retry", Authenticated, "Try a failed or cancelled job again", || web::post().to(jobs::retry)).gives("JobAnswer"),
         route(GET, "/jobs/{id}/events", Authenticated, "A job's events (Server-Sent Events)", || web::get().to(streams::of_job)),
         route(GET, "/events", Authenticated, "The caller's events (Server-Sent Events)", || web::get().to(streams::of_user)),
+        route(GET, "/admin/users", Admin, "All users", || web::get().to(admin::users)),
+        route(GET, "/admin/users/{id}", Admin, "One user", || web::get().to(admin::user)),
+        route(PUT, "/admin/users/{id}/access", Admin, "Role, permissions and tier of a user", || web::put().to(admin::set_access)).takes("AccessRequest"),
+        route(PUT, "/admin/users/{id}/feature-flags", Admin, "Feature flags of a user", || web::put().to(admin::set_flags)).takes("FlagsRequest"),
     ]
 }
 
@@ -115,6 +124,11 @@ pub fn all_paths() -> Vec<(String, Method)> {
         table().into_iter().map(move |route| (format!("{prefix}{}", route.path), route.method))
     };
     PREFIXES.into_iter().flat_map(with).collect()
+}
+
+/// The path below the prefix, with a leading slash; none if it is not ours.
+pub fn without_prefix(path: &str) -> Option<&str> {
+    PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix))
 }
 
 /// Whether a path lies under one of our prefixes.
