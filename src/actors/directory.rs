@@ -98,11 +98,15 @@ impl<A: Aggregate + Unpin> Directory<A> {
         if alive.len() >= MAX_ALIVE && !alive.contains_key(stream) {
             passivate_idle(&mut alive);
         }
+        // An actor that died of a panic is started anew: its state is in the log.
+        if alive.get(stream).is_some_and(|live| !live.address.connected()) {
+            alive.remove(stream);
+        }
         let live = alive.entry(stream.to_owned()).or_insert_with(|| self.start(stream));
         live.recent = true;
         let waiting = Waiting(Arc::clone(&live.waiting));
         // The guard takes one off when it drops, so it must be counted before it can be refused.
-        if live.waiting.fetch_add(1, Ordering::Relaxed) >= MAILBOX || !live.address.connected() {
+        if live.waiting.fetch_add(1, Ordering::Relaxed) >= MAILBOX {
             return Err(Failure::Overloaded);
         }
         Ok((live.address.clone(), waiting))

@@ -1,8 +1,10 @@
 //! One live stream: its state, and the actor whose mailbox orders the commands to it.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use actix::prelude::*;
+use futures_util::FutureExt;
 
 use super::codec::{self, Metadata};
 use crate::clock::Clock;
@@ -168,11 +170,16 @@ impl<A: Aggregate + Unpin> Handler<Execute<A>> for EntityActor<A> {
         let entity = self.entity.take();
         let execution = async move {
             let mut entity: Entity<A> = entity.ok_or(Failure::Overloaded)?;
-            let outcome = entity.execute(&message.command, &message.origin).await;
+            let execution = entity.execute(&message.command, &message.origin);
+            // A panic must not take the thread with it, where thousands of other entities live.
+            let outcome = AssertUnwindSafe(execution).catch_unwind().await.map_err(|_| {
+                tracing::error!(stream = entity.stream, "an entity panicked and is given up");
+                Failure::Overloaded
+            })?;
             Ok::<_, Failure<A::Refusal>>((entity, outcome))
         };
-        AtomicResponse::new(Box::pin(execution.into_actor(self).map(|done, actor, _| {
-            let (entity, outcome) = done?;
+        AtomicResponse::new(Box::pin(execution.into_actor(self).map(|done, actor, context| {
+            let (entity, outcome) = done.inspect_err(|_| context.stop())?;
             actor.entity = Some(entity);
             outcome
         })))

@@ -141,7 +141,12 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let allowed_origins =
         settings.allowed_origins.clone().unwrap_or_else(|| vec![origin_of(&public_url)]);
     let (stopping, stopped) = watch::channel(false);
+    let development_keys = match settings.token_keys {
+        TokenKeys::Development => Some(development_key(data_dir)?.jwks_json()),
+        TokenKeys::Pem(_) | TokenKeys::Jwks(_) => None,
+    };
     let app = App {
+        development_keys,
         system: Arc::clone(&system),
         blobs,
         links,

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::caller;
 use super::edges::{FreshIds, Routes, edge, unmatched};
+use super::health;
 use super::rates::Rates;
 use super::routes;
 use crate::actors::System;
@@ -33,6 +34,8 @@ pub struct App {
     pub authenticator: Authenticator,
     /// Absent in development without a secret: then deliveries are answered with 503.
     pub webhooks: Option<WebhookVerifier>,
+    /// The key set of the development issuer; absent when Clerk vouches for tokens.
+    pub development_keys: Option<serde_json::Value>,
     pub rates: Rates,
     /// Without a trailing slash.
     pub public_url: String,
@@ -64,6 +67,7 @@ pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
             .wrap(cors(&data.allowed_origins))
             .wrap(from_fn(edge))
             .configure(routes::configure)
+            .route("/.well-known/jwks.json", web::get().to(health::development_keys))
             .default_service(web::to(unmatched))
     });
     let server = server

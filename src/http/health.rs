@@ -44,3 +44,10 @@ pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
         json!({ "status": "ready", "log_position": head, "view_position": reached.position }),
     ))
 }
+
+/// `GET /.well-known/jwks.json`: the keys of the development issuer, for verifiers that want to
+/// walk the real path without Clerk (RFC 7517).
+pub async fn development_keys(app: web::Data<App>) -> Result<HttpResponse, Problem> {
+    let keys = app.development_keys.as_ref().ok_or_else(|| Problem::new(Code::NotFound))?;
+    Ok(HttpResponse::Ok().json(keys))
+}

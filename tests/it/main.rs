@@ -1,5 +1,7 @@
 //! The tests that look at T2M from outside: one binary, so that it links once.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod browser;
 mod events;
 mod floors;
