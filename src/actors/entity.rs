@@ -45,13 +45,32 @@ pub enum Failure<R: std::error::Error> {
     /// The business says no.
     #[error(transparent)]
     Refused(R),
+    /// The log cannot take events now; the outcome of this command is unknown.
     #[error(transparent)]
-    Log(#[from] log::Error),
+    Unavailable(log::Error),
+    /// Others wrote to the stream at each try.
+    #[error(transparent)]
+    Conflict(log::Error),
+    /// The log cannot be read, or does not take what it was given.
+    #[error(transparent)]
+    Log(log::Error),
     #[error(transparent)]
     Codec(#[from] codec::Error),
     /// Too many commands wait for this entity, or it is shutting down.
     #[error("too many commands are waiting")]
     Overloaded,
+}
+
+impl<R: std::error::Error> From<log::Error> for Failure<R> {
+    fn from(error: log::Error) -> Self {
+        match error {
+            log::Error::Unwritable(_) | log::Error::Storage(_) => Self::Unavailable(error),
+            log::Error::Conflict { .. } => Self::Conflict(error),
+            log::Error::Corrupt { .. } | log::Error::Foreign(_) | log::Error::Invalid(_) => {
+                Self::Log(error)
+            }
+        }
+    }
 }
 
 impl<A: Aggregate> Entity<A> {
@@ -71,7 +90,7 @@ impl<A: Aggregate> Entity<A> {
     ) -> Result<Executed<A>, Failure<A::Refusal>> {
         for _ in 1..TRIES {
             match self.try_once(command, origin).await {
-                Err(Failure::Log(log::Error::Conflict { .. })) => self.loaded = false,
+                Err(Failure::Conflict(_)) => self.loaded = false,
                 done => return done,
             }
         }

@@ -15,7 +15,6 @@ use serde_json::{Map, Value, json};
 use crate::actors::entity::Failure;
 use crate::actors::projector::NotCaughtUp;
 use crate::domain::{file, job, session, user};
-use crate::log;
 use crate::media::{blobs, signed_url};
 use crate::views;
 
@@ -332,12 +331,10 @@ impl<R: StdError + Into<Problem>> From<Failure<R>> for Problem {
         match failure {
             Failure::Refused(refusal) => refusal.into(),
             Failure::Overloaded => Self::new(Code::Overloaded).retry_after(1),
-            Failure::Log(error @ (log::Error::Unwritable(_) | log::Error::Storage(_))) => {
+            Failure::Unavailable(error) => {
                 Self::new(Code::LogUnavailable).retry_after(5).caused_by(error)
             }
-            Failure::Log(error @ log::Error::Conflict { .. }) => {
-                Self::new(Code::Overloaded).retry_after(1).caused_by(error)
-            }
+            Failure::Conflict(error) => Self::new(Code::Overloaded).retry_after(1).caused_by(error),
             Failure::Log(error) => Self::new(Code::InternalError).caused_by(error),
             Failure::Codec(error) => Self::new(Code::InternalError).caused_by(error),
         }

@@ -24,7 +24,9 @@ const NEVER: [(&str, &[&str]); 6] = [
 #[test]
 fn no_module_reaches_above_its_floor() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for path in sources(&root) {
+    // Tests stand outside the floors: they may look at the disk to see what was done.
+    let is_test = |path: &PathBuf| path.to_string_lossy().ends_with("tests.rs");
+    for path in sources(&root).into_iter().filter(|path| !is_test(path)) {
         let inside = path.strip_prefix(&root).unwrap().with_extension("");
         let module = inside.iter().next().unwrap().to_str().unwrap();
         let faults = faults_of(module, &std::fs::read_to_string(&path).unwrap());
