@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod server;
+
+mod api;
 mod browser;
 mod events;
 mod floors;

@@ -1,0 +1,93 @@
+//! The operator's commands.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use t2m::http::routes::table;
+use tempfile::TempDir;
+
+use crate::server::{Server, Setup, ask};
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn help_lists_every_command() {
+    let data = TempDir::new().unwrap();
+    let output = Setup::development().run(data.path(), &["--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    for command in ["serve", "demo", "log", "replay", "token", "openapi"] {
+        let listed = help.lines().any(|line| line.split_whitespace().next() == Some(command));
+        assert!(listed, "{command} is not in\n{help}");
+    }
+    let serve = Setup::development().run(data.path(), &["serve", "--help"]);
+    let serve = String::from_utf8(serve.stdout).unwrap();
+    for variable in ["T2M_LISTEN", "CLERK_ISSUER", "FILE_SIGNING_SECRET", "RATE_LIMIT_READS"] {
+        assert!(serve.contains(variable), "{variable} is not in\n{serve}");
+    }
+}
+
+#[test]
+fn the_openapi_document_lists_every_route() {
+    let data = TempDir::new().unwrap();
+    let output = Setup::development().run(data.path(), &["openapi"]);
+    let document = parsed(&String::from_utf8(output.stdout).unwrap());
+    for route in table() {
+        let method = route.method.as_str().to_lowercase();
+        let described = &document["paths"][route.path][&method];
+        assert!(described["responses"].is_object(), "{method} {}", route.path);
+    }
+    assert_eq!(document["servers"], json!([{ "url": "/api/v1" }, { "url": "/api" }]));
+}
+
+#[tokio::test]
+async fn the_log_can_be_read_beside_a_running_server() {
+    let server = Server::start(Setup::clerk());
+    let job = server.generate("user_ada", "a lighthouse").await;
+    let shown = server.printed(&["log", "show", "--json"]);
+    let events: Vec<Value> = shown.lines().map(parsed).collect();
+    let positions: Vec<u64> = events.iter().filter_map(|it| it["position"].as_u64()).collect();
+    assert_eq!(positions.len(), events.len());
+    assert!(positions.is_sorted_by(|one, next| one < next), "{positions:?}");
+    let requested = events.last().unwrap();
+    assert_eq!(requested["stream"], format!("job-{job}"));
+    assert_eq!(
+        (&requested["type"], &requested["revision"]),
+        (&json!("job.requested.v1"), &json!(0))
+    );
+    assert_eq!(requested["metadata"]["actor"], "user_ada");
+    assert_eq!(requested["metadata"]["source"], "api");
+
+    let stats = parsed(&server.printed(&["log", "stats", "--json"]));
+    assert_eq!(stats["events"], events.len());
+    assert_eq!(stats["types"]["job.requested.v1"], 1);
+    assert_eq!(stats["position"], server.log_position().await);
+    let verified = parsed(&server.printed(&["log", "verify", "--json"]));
+    assert_eq!(verified["head_hash"], stats["head_hash"]);
+}
+
+#[tokio::test]
+async fn a_development_server_takes_the_tokens_that_the_command_line_mints() {
+    let server = Server::start(Setup::development());
+    let token =
+        server.printed(&["token", "--user", "user_x", "--role", "admin", "--tier", "premium"]);
+    let me = ask(server.request(Method::GET, "me").bearer_auth(token.trim())).await.data(200);
+    assert_eq!((&me["user"]["id"], &me["role"]), (&json!("user_x"), &json!("admin")));
+    assert_eq!(me["subscription_tier"], "premium");
+    let production = Setup::development().with("ENVIRONMENT", "production");
+    let refused = production.run(server.data_dir(), &["token", "--user", "user_x"]);
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(2), 0));
+}
+
+#[tokio::test]
+async fn in_development_mode_every_request_is_somebody_and_every_answer_warns() {
+    let server = Server::start(Setup::development().with("DEV_MODE", "true"));
+    let answer = ask(server.request(Method::GET, "me")).await;
+    assert_eq!(answer.header("x-dev-mode"), "true");
+    let me = answer.data(200);
+    assert_eq!((&me["user"]["id"], &me["role"]), (&json!("dev_user"), &json!("admin")));
+    assert_eq!(me["subscription_tier"], "premium");
+    let other = server.request(Method::GET, "me").header("x-dev-user", "user_other");
+    assert_eq!(ask(other).await.data(200)["user"]["id"], "user_other");
+}
