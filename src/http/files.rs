@@ -47,6 +47,31 @@ impl From<FileRow> for FileAnswer {
     }
 }
 
+/// The answer to an upload (CONTRACT §3); the rest is at `GET files/{id}`.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct UploadAnswer {
+    pub file_id: Uuid,
+    pub filename: String,
+    pub content_type: String,
+    /// In bytes.
+    pub size: u64,
+    pub sha256: String,
+    pub created_at: chrono::DateTime<chrono::Utc>,
+}
+
+impl From<FileRow> for UploadAnswer {
+    fn from(row: FileRow) -> Self {
+        Self {
+            file_id: row.file_id.0,
+            filename: row.filename,
+            content_type: row.content_type,
+            size: row.size,
+            sha256: row.sha256,
+            created_at: row.created_at,
+        }
+    }
+}
+
 /// `POST files/upload`
 pub async fn store(
     app: web::Data<App>,
@@ -75,7 +100,7 @@ pub async fn store(
     let done = app.system.files.execute(file_id, command, caller.origin()).await?;
     app.system.visible(done.position).await?;
     let row = owned(&app, &caller, file_id)?;
-    let response = at_position(answer::ok(FileAnswer::from(row)), done.position);
+    let response = at_position(answer::ok(UploadAnswer::from(row)), done.position);
     Ok(replayed(response, done.events.is_empty()))
 }
 

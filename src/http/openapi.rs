@@ -18,7 +18,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use super::admin::{AccessRequest, FlagsRequest};
 use super::app::PREFIXES;
-use super::files::FileAnswer;
+use super::files::{FileAnswer, UploadAnswer};
 use super::health::Health;
 use super::jobs::{JobAnswer, VideoRequest};
 use super::links::{LinkAnswer, LinkRequest};
@@ -44,6 +44,7 @@ use super::sessions::Remember;
         OnboardingRequest,
         Problem,
         Remember,
+        UploadAnswer,
         VideoRequest
     ))
 )]

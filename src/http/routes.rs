@@ -86,7 +86,7 @@ pub fn table() -> Vec<Route> {
         route(PATCH, "/sessions/current", Authenticated, "Remember this session, or stop to", || web::patch().to(sessions::remember)).takes("Remember"),
         route(POST, "/sessions/current/activity", Authenticated, "The user is active", || web::post().to(sessions::touch)),
         route(DELETE, "/sessions/{id}", Authenticated, "End a session", || web::delete().to(sessions::revoke)),
-        route(POST, "/files/upload", Authenticated, "Store a file (multipart, field `file`)", || web::post().to(files::store)).gives("FileAnswer"),
+        route(POST, "/files/upload", Authenticated, "Store a file (multipart, field `file`)", || web::post().to(files::store)).gives("UploadAnswer"),
         route(GET, "/files", Authenticated, "The caller's files", || web::get().to(files::list)),
         route(GET, "/files/{id}", Authenticated, "One file", || web::get().to(files::show)).gives("FileAnswer"),
         route(DELETE, "/files/{id}", Authenticated, "Delete a file", || web::delete().to(files::delete)),
