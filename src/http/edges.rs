@@ -69,12 +69,11 @@ impl Routes {
 
     /// The methods of a path as `Allow` lists them; nothing if no route has it.
     pub fn allow(&self, path: &str) -> Option<String> {
-        let matching = self.0.iter().filter(|(def, _)| def.is_match(path));
-        let mut names: Vec<&str> =
-            matching.flat_map(|(_, methods)| methods.iter().map(Method::as_str)).collect();
+        // The first that fits, as actix itself chooses.
+        let (_, methods) = self.0.iter().find(|(def, _)| def.is_match(path))?;
+        let mut names: Vec<&str> = methods.iter().map(Method::as_str).collect();
         names.sort_unstable();
-        names.dedup();
-        (!names.is_empty()).then(|| names.join(", "))
+        Some(names.join(", "))
     }
 }
 

@@ -5,6 +5,7 @@ use actix_web::http::Method;
 use actix_web::web::{self, ServiceConfig};
 
 use super::app::PREFIXES;
+use super::edges::unmatched;
 use super::{admin, files, health, jobs, links, me, openapi, sessions, streams, webhooks};
 
 /// Who may use a route.
@@ -85,6 +86,7 @@ pub fn table() -> Vec<Route> {
         route(GET, "/sessions", Authenticated, "The caller's devices", || web::get().to(sessions::list)),
         route(PATCH, "/sessions/current", Authenticated, "Remember this session, or stop to", || web::patch().to(sessions::remember)).takes("Remember"),
         route(POST, "/sessions/current/activity", Authenticated, "The user is active", || web::post().to(sessions::touch)),
+        route(DELETE, "/sessions/current", Authenticated, "End this session", || web::delete().to(sessions::revoke_current)),
         route(DELETE, "/sessions/{id}", Authenticated, "End a session", || web::delete().to(sessions::revoke)),
         route(POST, "/files/upload", Authenticated, "Store a file (multipart, field `file`)", || web::post().to(files::store)).gives("UploadAnswer"),
         route(GET, "/files", Authenticated, "The caller's files", || web::get().to(files::list)),
@@ -111,9 +113,19 @@ pub fn table() -> Vec<Route> {
 /// Serves the table under each prefix, and the documentation page beside it.
 pub fn configure(config: &mut ServiceConfig) {
     for prefix in PREFIXES {
-        for route in table() {
-            config.route(&format!("{prefix}{}", route.path), (route.handler)());
+        // A scope is passed over at one look; each path outside one would be a pattern to try.
+        let mut scope = web::scope(prefix);
+        let mut rest = table();
+        while let Some(path) = rest.first().map(|route| route.path) {
+            let (same, others) = rest.into_iter().partition(|route| route.path == path);
+            rest = others;
+            let resource = web::resource(path).default_service(web::to(unmatched));
+            scope = scope.service(
+                same.iter()
+                    .fold(resource, |resource, route: &Route| resource.route((route.handler)())),
+            );
         }
+        config.service(scope.default_service(web::to(unmatched)));
     }
     config.configure(openapi::page);
 }

@@ -32,8 +32,22 @@ pub async fn revoke(
     if row.user_id.as_ref() != Some(&caller.user_id) {
         return Err(not_found());
     }
-    let command = Command::End { reason: EndReason::Revoked };
-    let done = app.system.sessions.execute(&id, command, caller.origin()).await?;
+    end(&app, &caller, &id, EndReason::Revoked).await
+}
+
+/// `DELETE sessions/current`
+pub async fn revoke_current(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
+    let id = caller.session_id.as_ref().ok_or_else(|| Problem::new(Code::NotFound))?;
+    end(&app, &caller, id, EndReason::SignedOut).await
+}
+
+async fn end(
+    app: &App,
+    caller: &Caller,
+    id: &SessionId,
+    reason: EndReason,
+) -> Result<HttpResponse, Problem> {
+    let done = app.system.sessions.execute(id, Command::End { reason }, caller.origin()).await?;
     app.system.visible(done.position).await?;
     Ok(at_position(answer::ok(json!({ "session_id": id, "status": "ended" })), done.position))
 }

@@ -31,9 +31,11 @@ async fn what_is_no_route_is_not_found() {
 #[tokio::test]
 async fn a_wrong_method_is_told_the_right_ones() {
     let server = Server::start(Setup::clerk());
+    // Of no route, but of real caches (RFC 9110 lets methods be added).
+    let purge = || Method::from_bytes(b"PURGE").unwrap();
     for route in table() {
         for path in concrete(route.path) {
-            let answer = ask(server.request_of(ADA, Method::PUT, &path)).await;
+            let answer = ask(server.request_of(ADA, purge(), &path)).await;
             println!("{path}");
             answer.assert_refused(405, "method_not_allowed");
             let allowed = answer.header("allow").split(", ").any(|it| it == route.method.as_str());
@@ -45,7 +47,7 @@ async fn a_wrong_method_is_told_the_right_ones() {
 #[tokio::test]
 async fn every_route_that_is_not_public_wants_a_token() {
     let server = Server::start(Setup::clerk());
-    let closed = table().into_iter().filter(|route| route.access == Access::Authenticated);
+    let closed = table().into_iter().filter(|route| route.access != Access::Public);
     for route in closed {
         for path in concrete(route.path) {
             println!("{} {path}", route.method);
