@@ -84,8 +84,29 @@ impl<A: Aggregate + Unpin> Directory<A> {
         command: A::Command,
         origin: Metadata,
     ) -> Result<Executed<A>, Failure<A::Refusal>> {
+        self.send(id, Execute { command, origin, fresh: false }).await
+    }
+
+    /// The same for an entity whose id was made just now: spares the search for its past.
+    ///
+    /// # Errors
+    /// As [`Directory::execute`].
+    pub async fn execute_fresh(
+        &self,
+        id: impl Display,
+        command: A::Command,
+        origin: Metadata,
+    ) -> Result<Executed<A>, Failure<A::Refusal>> {
+        self.send(id, Execute { command, origin, fresh: true }).await
+    }
+
+    async fn send(
+        &self,
+        id: impl Display,
+        message: Execute<A>,
+    ) -> Result<Executed<A>, Failure<A::Refusal>> {
         let (address, _waiting) = self.find(&domain::stream::<A>(id))?;
-        address.send(Execute { command, origin }).await.unwrap_or(Err(Failure::Overloaded))
+        address.send(message).await.unwrap_or(Err(Failure::Overloaded))
     }
 
     /// How many entities are alive.

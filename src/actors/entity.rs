@@ -79,6 +79,12 @@ impl<A: Aggregate> Entity<A> {
         Self { log, clock, stream, state, next_revision: 0, position: 0, loaded: false }
     }
 
+    /// Takes the stream as empty without looking: right for a fresh id, and if it is not, the
+    /// expected revision tells.
+    pub fn assume_fresh(&mut self) {
+        self.loaded = self.next_revision == 0;
+    }
+
     /// Decides `command` and makes its events durable.
     ///
     /// # Errors
@@ -166,6 +172,8 @@ pub struct EntityActor<A: Aggregate> {
 pub struct Execute<A: Aggregate> {
     pub command: A::Command,
     pub origin: Metadata,
+    /// The id was made for this command, so there is nothing to load.
+    pub fresh: bool,
 }
 
 impl<A: Aggregate> Message for Execute<A> {
@@ -189,6 +197,9 @@ impl<A: Aggregate + Unpin> Handler<Execute<A>> for EntityActor<A> {
         let entity = self.entity.take();
         let execution = async move {
             let mut entity: Entity<A> = entity.ok_or(Failure::Overloaded)?;
+            if message.fresh {
+                entity.assume_fresh();
+            }
             let execution = entity.execute(&message.command, &message.origin);
             // A panic must not take the thread with it, where thousands of other entities live.
             let outcome = AssertUnwindSafe(execution).catch_unwind().await.map_err(|_| {

@@ -225,6 +225,10 @@ fn log(
         Some(cause) => {
             tracing::info!(%method, route, status, ms, request_id, code, cause, "request");
         }
+        // Most lines say only that all is well; `RUST_LOG=t2m=debug` shows them.
+        None if status < 400 => {
+            tracing::debug!(%method, route, status, ms, request_id, "request");
+        }
         None => tracing::info!(%method, route, status, ms, request_id, code, "request"),
     }
 }

@@ -1,5 +1,7 @@
 //! Videos and the jobs that make them.
 
+use std::sync::Arc;
+
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
@@ -92,19 +94,19 @@ pub struct JobAnswer {
 }
 
 impl JobAnswer {
-    fn new(row: JobRow, queue_position: Option<u64>) -> Self {
+    fn new(row: &JobRow, queue_position: Option<u64>) -> Self {
         Self {
             job_id: row.job_id.0,
             status: row.status().to_owned(),
             kind: row.kind.as_str().to_owned(),
-            state: row.state,
+            state: row.state.clone(),
             progress: row.progress,
-            prompt: row.prompt,
+            prompt: row.prompt.clone(),
             options: json!(row.options),
             attempt: row.attempt,
             queue_position,
-            error: row.error,
-            output: row.output,
+            error: row.error.clone(),
+            output: row.output.clone(),
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
@@ -112,7 +114,7 @@ impl JobAnswer {
     }
 
     /// As it was when it was asked for: what a retry with the same key is answered too.
-    fn at_request(row: JobRow) -> Self {
+    fn at_request(row: &JobRow) -> Self {
         let fresh = Self::new(row, None);
         Self {
             status: "processing".to_owned(),
@@ -141,12 +143,16 @@ pub async fn generate(
         None => app.system.clock.fresh_id(),
     });
     let mut wanted = video(&app, &caller, job_id, body.0)?;
-    wanted.fingerprint = key.map(|_| fingerprint(&json!([wanted.prompt, wanted.options])));
-    let command = Command::Request(wanted);
-    let done = app.system.jobs.execute(job_id, command, caller.origin()).await?;
+    let jobs = &app.system.jobs;
+    let done = if key.is_some() {
+        wanted.fingerprint = Some(fingerprint(&json!([wanted.prompt, wanted.options])));
+        jobs.execute(job_id, Command::Request(wanted), caller.origin()).await?
+    } else {
+        jobs.execute_fresh(job_id, Command::Request(wanted), caller.origin()).await?
+    };
     app.system.visible(done.position).await?;
     let row = owned(&app, &caller, job_id)?;
-    let response = answer::accepted(JobAnswer::at_request(row));
+    let response = answer::accepted(JobAnswer::at_request(&row));
     Ok(replayed(at_position(response, done.position), done.events.is_empty()))
 }
 
@@ -224,13 +230,12 @@ fn listed(
     page: &PageQuery,
 ) -> Result<HttpResponse, Problem> {
     let found = app.system.views.jobs(&caller.user_id, filter, page.cursor.as_ref(), page.limit)?;
-    let items =
-        found.items.into_iter().map(|row| shown(app, row)).collect::<Result<Vec<_>, _>>()?;
+    let items = found.items.iter().map(|row| shown(app, row)).collect::<Result<Vec<_>, _>>()?;
     Ok(answer::ok(PageAnswer { items, next_cursor: found.next_cursor }))
 }
 
-fn shown(app: &App, row: JobRow) -> Result<JobAnswer, Problem> {
-    let queue_position = app.system.views.queue_position(&row)?;
+fn shown(app: &App, row: &JobRow) -> Result<JobAnswer, Problem> {
+    let queue_position = app.system.views.queue_position(row)?;
     Ok(JobAnswer::new(row, queue_position))
 }
 
@@ -241,7 +246,7 @@ pub async fn show(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let row = owned(&app, &caller, parse_id(&id)?)?;
-    Ok(answer::ok(shown(&app, row)?))
+    Ok(answer::ok(shown(&app, &row)?))
 }
 
 /// `POST jobs/{id}/cancel`
@@ -274,11 +279,11 @@ async fn change(
     debug_assert_ne!(done.state, Job::Absent);
     app.system.visible(done.position).await?;
     let row = owned(app, caller, job_id)?;
-    Ok(at_position(answer::ok(shown(app, row)?), done.position))
+    Ok(at_position(answer::ok(shown(app, &row)?), done.position))
 }
 
 /// The job, if it is there and the caller's: the two are never told apart.
-pub fn owned(app: &App, caller: &Caller, id: JobId) -> Result<JobRow, Problem> {
+pub fn owned(app: &App, caller: &Caller, id: JobId) -> Result<Arc<JobRow>, Problem> {
     let row = app.system.views.job(&id)?.filter(|row| row.user_id == caller.user_id);
     row.ok_or_else(|| Problem::new(Code::NotFound))
 }

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Error, feed, files, jobs, sessions, users};
@@ -154,6 +155,8 @@ fn create(path: &Path) -> Result<(), Error> {
 }
 
 fn tune(connection: &Connection) -> rusqlite::Result<()> {
+    // Else a statement is planned anew whenever a bound that it compares with changes.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.execute_batch("PRAGMA mmap_size = 1073741824; PRAGMA temp_store = MEMORY;")

@@ -1,5 +1,8 @@
 //! The jobs: how far each one is, and which ones somebody must do something about.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
@@ -100,8 +103,26 @@ pub struct JobFilter {
     pub kind: Option<String>,
 }
 
+/// Rows kept in each part of the memory, of which there are 64.
+const KEPT: usize = 256;
+
 impl Views {
-    pub fn job(&self, job_id: &JobId) -> Result<Option<JobRow>, Error> {
+    pub fn job(&self, job_id: &JobId) -> Result<Option<Arc<JobRow>>, Error> {
+        let content = self.current();
+        if let Some(row) = content.jobs.get(job_id) {
+            return Ok(Some(row));
+        }
+        let before = content.checkpoint.load(Ordering::Acquire);
+        let row = self.read_job(job_id)?.map(Arc::new);
+        if let Some(row) = &row {
+            // Kept only if nothing was applied since: then it is not older than its last event.
+            let unmoved = || content.checkpoint.load(Ordering::Acquire) == before;
+            content.jobs.keep(*job_id, Arc::clone(row), KEPT, unmoved);
+        }
+        Ok(row)
+    }
+
+    fn read_job(&self, job_id: &JobId) -> Result<Option<JobRow>, Error> {
         self.read(|sql| {
             sql.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE job_id = ?1"))?
                 .query_row([Id(job_id.0)], job)
@@ -165,15 +186,7 @@ impl Views {
         if !job.waits() {
             return Ok(None);
         }
-        self.read(|sql| {
-            sql.prepare_cached(
-                "SELECT count(*) FROM jobs
-                 WHERE available_at IS NOT NULL AND queued_position <= ?1",
-            )?
-            .query_row([int(job.queued_position)], |row| row.get(0).map(unsigned))
-        })
-        // It may have been taken since its row was read.
-        .map(|place| Some(place.max(1)))
+        Ok(Some(self.current().waiting.place_of(job.queued_position)))
     }
 
     /// When time will next bring something about: a lease or a session runs out, a retry is due.

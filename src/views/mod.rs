@@ -12,6 +12,7 @@ mod file;
 mod files;
 mod jobs;
 mod page;
+mod queue;
 mod sessions;
 mod shards;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::domain::ids::{FileId, JobId, SessionId, UserId};
 use crate::domain::{file as file_domain, job, session, user};
 use column::{int, unsigned};
+use queue::{Place, Waiting};
 use shards::Shards;
 
 pub use feed::FeedItem;
@@ -90,6 +92,9 @@ struct Content {
     users: Shards<UserId, Arc<UserAccess>>,
     /// The live ones.
     sessions: Shards<SessionId, SessionStanding>,
+    waiting: Waiting,
+    /// Rows that were read since their last event.
+    jobs: Shards<JobId, Arc<JobRow>>,
     /// Set when another file has taken its place: then the last user deletes it.
     replaced: AtomicBool,
 }
@@ -99,6 +104,10 @@ enum Change {
     User(UserId, Arc<UserAccess>),
     /// Nothing: it is not live.
     Session(SessionId, Option<SessionStanding>),
+    /// Its row is another now, and perhaps its place in the queue.
+    Job(JobId, Option<Place>),
+    /// Rows of any number of jobs are others now.
+    AllJobs,
 }
 
 /// Idle connections kept for the next reader.
@@ -213,6 +222,8 @@ impl Content {
             readers: Mutex::default(),
             users: Shards::new(),
             sessions: Shards::new(),
+            waiting: Waiting::load(&writer)?,
+            jobs: Shards::new(),
             replaced: AtomicBool::new(false),
             writer: Mutex::new(writer),
         };
@@ -242,10 +253,12 @@ impl Content {
             .prepare_cached("UPDATE checkpoint SET position = ?1")?
             .execute([int(position)])?;
         transaction.commit()?;
+        // First: whoever keeps a row that it read before this commit sees that it is too late, or
+        // is undone by what follows.
+        self.checkpoint.store(position, Ordering::Release);
         for change in changes {
             self.remember(change);
         }
-        self.checkpoint.store(position, Ordering::Release);
         Ok(())
     }
 
@@ -254,6 +267,13 @@ impl Content {
             Change::User(id, access) => self.users.insert(id, access),
             Change::Session(id, Some(live)) => self.sessions.insert(id, live),
             Change::Session(id, None) => self.sessions.remove(&id),
+            Change::Job(id, place) => {
+                if let Some(place) = place {
+                    self.waiting.set(&place);
+                }
+                self.jobs.remove(&id);
+            }
+            Change::AllJobs => self.jobs.clear(),
         }
     }
 }
@@ -276,10 +296,22 @@ fn apply_one(
 ) -> rusqlite::Result<()> {
     let Happened { position, time, entity } = happened;
     match entity {
-        Entity::User(id, event) => users::apply(sql, *position, *time, id, event, changes),
+        Entity::User(id, event) => {
+            // A deletion clears what the user wrote.
+            if matches!(event, user::Event::Deleted {}) {
+                changes.push(Change::AllJobs);
+            }
+            users::apply(sql, *position, *time, id, event, changes)
+        }
         Entity::Session(id, event) => sessions::apply(sql, id, event, changes),
         Entity::File(id, event) => files::apply(sql, *position, *time, *id, event),
-        Entity::Job(id, event) => jobs::apply(sql, *position, *time, *id, event),
+        Entity::Job(id, event) => {
+            jobs::apply(sql, *position, *time, *id, event)?;
+            let moves = !matches!(event, job::Event::Progressed { .. });
+            let place = if moves { queue::place(sql, *id)? } else { None };
+            changes.push(Change::Job(*id, place));
+            Ok(())
+        }
     }
 }
 

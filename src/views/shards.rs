@@ -26,6 +26,24 @@ impl<K: Eq + Hash, V: Clone> Shards<K, V> {
         self.part(&key).write().unwrap_or_else(PoisonError::into_inner).insert(key, value);
     }
 
+    /// Keeps `value` if `still` holds once nobody else can write to its part, and makes room by
+    /// letting go of the whole part at `most`.
+    pub fn keep(&self, key: K, value: V, most: usize, still: impl FnOnce() -> bool) {
+        let mut part = self.part(&key).write().unwrap_or_else(PoisonError::into_inner);
+        if part.len() >= most {
+            part.clear();
+        }
+        if still() {
+            part.insert(key, value);
+        }
+    }
+
+    pub fn clear(&self) {
+        for part in &self.parts {
+            part.write().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
     pub fn remove(&self, key: &K) {
         self.part(key).write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }

@@ -213,7 +213,31 @@ fn after(entities: Vec<Entity>) -> Fixture {
 
 fn row(events: Vec<JobEvent>) -> JobRow {
     let entities = events.into_iter().map(|event| job(1, event)).collect();
-    after(entities).job(&job_id(1)).unwrap().unwrap()
+    let fixture = after(entities);
+    JobRow::clone(&fixture.job(&job_id(1)).unwrap().unwrap())
+}
+
+#[test]
+fn a_job_that_was_read_is_read_anew_after_its_next_event() {
+    let fixture = empty();
+    let mut history = log(vec![
+        job(1, requested("ada")),
+        job(1, leased(1, 60)),
+        user("ada", UserEvent::Deleted {}),
+    ]);
+    let deletion = history.pop().unwrap();
+    let lease = history.pop().unwrap();
+    for (next, state, prompt) in [
+        (history.pop().unwrap(), "queued", true),
+        (lease, "running", true),
+        (deletion, "running", false),
+    ] {
+        fixture.apply(&[next]).unwrap();
+        for _ in 0..2 {
+            let row = fixture.job(&job_id(1)).unwrap().unwrap();
+            assert_eq!((row.state.as_str(), !row.prompt.is_empty()), (state, prompt));
+        }
+    }
 }
 
 /// Some of everything that the domain can say, unknown entities and late comers included.
