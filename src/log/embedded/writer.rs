@@ -1,0 +1,372 @@
+//! The one writer, which commits whatever waits as a group, and the checkpointer beside it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc as std_mpsc;
+
+use chrono::SubsecRound;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::file::connect_durably;
+use super::reader::Reader;
+use super::{Error, KNOWN_STREAMS, Shared, from_sql, to_sql};
+use crate::log::{Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded};
+
+/// Bounds of one commit.
+const GROUP_APPENDS: usize = 1024;
+const GROUP_BYTES: usize = 8 * 1024 * 1024;
+/// Pages written to the WAL between two checkpoints of the checkpointer.
+const CHECKPOINT_PAGES: usize = 4000;
+/// A WAL longer than this is checkpointed by the writer, between two commits: under unbroken load
+/// the checkpointer never reaches its end, and only then does SQLite start it from the front again.
+const LONG_WAL_PAGES: i64 = 16_000;
+
+pub(super) struct Append {
+    pub(super) stream: String,
+    pub(super) expected: Expected,
+    pub(super) events: Vec<NewEvent>,
+    pub(super) reply: oneshot::Sender<Result<Appended, Error>>,
+}
+
+impl Append {
+    fn bytes(&self) -> usize {
+        self.events.iter().map(|e| e.data.len() + e.metadata.len()).sum()
+    }
+
+    fn conflict(&self, actual: Option<u64>) -> Error {
+        Error::Conflict { stream: self.stream.clone(), expected: self.expected, actual }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct StreamEnd {
+    pub(super) id: i64,
+    /// The last event's revision.
+    pub(super) last: u64,
+}
+
+/// Owns the writing connection. What it keeps in memory runs ahead of the commit; that is sound
+/// because after a failed commit it never writes again.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    conn: Connection,
+    position: u64,
+    hash: [u8; 32],
+    /// What the present transaction has inserted.
+    fresh: Vec<Recorded>,
+    pub(super) streams: HashMap<String, StreamEnd>,
+    types: HashMap<String, i64>,
+    /// A guess, on the high side, of the pages written since the checkpointer was last woken.
+    pages: usize,
+}
+
+impl Writer {
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let conn = connect_durably(path)?;
+        conn.pragma_update(None, "cache_size", -65_536)?;
+        conn.pragma_update(None, "journal_size_limit", 256 * 1024 * 1024)?;
+        let reader = Reader::open(path)?;
+        let position = reader.head()?;
+        Ok(Self {
+            shared: Arc::new(Shared::new(position)),
+            conn,
+            position,
+            hash: reader.hash_at(position)?,
+            fresh: Vec::new(),
+            streams: HashMap::new(),
+            types: HashMap::new(),
+            pages: 0,
+        })
+    }
+
+    pub(super) fn run(
+        mut self,
+        mut appends: mpsc::Receiver<Append>,
+        wake: &std_mpsc::SyncSender<()>,
+    ) {
+        while let Some(first) = appends.blocking_recv() {
+            let group = gather(first, &mut appends);
+            if self.shared.stopped.get().is_some() || !self.commit_and_answer(group) {
+                break;
+            }
+            self.checkpoint_if_due(wake);
+        }
+        appends.close();
+        while let Some(append) = appends.blocking_recv() {
+            let _ = append.reply.send(Err(self.shared.unwritable()));
+        }
+        if self.shared.stopped.get().is_some() {
+            leave_wal_alone(&self.conn);
+        }
+    }
+
+    /// Whether the writer may go on.
+    fn commit_and_answer(&mut self, group: Vec<Append>) -> bool {
+        match self.commit(&group) {
+            Ok(answers) => {
+                self.shared.tail.extend(self.fresh.drain(..));
+                self.shared.advance(self.position);
+                for (append, answer) in group.into_iter().zip(answers) {
+                    // Whoever gave up waiting finds the outcome by repeating the append.
+                    let _ = append.reply.send(answer);
+                }
+                true
+            }
+            Err(error) => {
+                self.shared.stop("a write", &error);
+                if !self.conn.is_autocommit() {
+                    let _ = self.conn.execute_batch("ROLLBACK");
+                }
+                for append in group {
+                    let _ = append.reply.send(Err(self.shared.unwritable()));
+                }
+                false
+            }
+        }
+    }
+
+    /// The whole group in one transaction. An append that conflicts is refused before it has
+    /// written anything, so that it spoils none of the others.
+    pub(super) fn commit(
+        &mut self,
+        group: &[Append],
+    ) -> rusqlite::Result<Vec<Result<Appended, Error>>> {
+        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let answers = group.iter().map(|append| self.place(append)).collect::<Result<_, _>>()?;
+        self.conn.prepare_cached("COMMIT")?.execute([])?;
+        Ok(answers)
+    }
+
+    fn place(&mut self, append: &Append) -> rusqlite::Result<Result<Appended, Error>> {
+        let Some(end) = self.find_stream(&append.stream)? else {
+            return match append.expected {
+                Expected::Revision(_) => Ok(Err(append.conflict(None))),
+                Expected::Any | Expected::NoStream => {
+                    let id = intern(&self.conn, "streams", &append.stream)?;
+                    self.insert(id, 0, append).map(Ok)
+                }
+            };
+        };
+        let repeat_from = match append.expected {
+            Expected::Revision(last) if last == end.last => None,
+            Expected::Revision(last) => Some(last.saturating_add(1)),
+            Expected::NoStream => Some(0),
+            Expected::Any => self.find_repeat(end, &append.events)?,
+        };
+        match repeat_from {
+            None => self.insert(end.id, end.last + 1, append).map(Ok),
+            Some(first) => Ok(self
+                .recorded_at(end, first, &append.events)?
+                .ok_or_else(|| append.conflict(Some(end.last)))),
+        }
+    }
+
+    pub(super) fn find_stream(&mut self, name: &str) -> rusqlite::Result<Option<StreamEnd>> {
+        if let Some(end) = self.streams.get(name) {
+            return Ok(Some(*end));
+        }
+        let Some(id) = find_name(&self.conn, "streams", name)? else { return Ok(None) };
+        let last: i64 = self
+            .conn
+            .prepare_cached("SELECT max(revision) FROM events WHERE stream_id = ?1")?
+            .query_row([id], |row| row.get(0))?;
+        Ok(Some(self.remember(name, StreamEnd { id, last: from_sql(last) })))
+    }
+
+    pub(super) fn remember(&mut self, name: &str, end: StreamEnd) -> StreamEnd {
+        if let Some(known) = self.streams.get_mut(name) {
+            *known = end;
+            return end;
+        }
+        if self.streams.len() >= KNOWN_STREAMS {
+            self.streams.clear();
+        }
+        self.streams.insert(name.to_owned(), end);
+        end
+    }
+
+    /// The revision near the stream's end where the first of `events` already is. An index over ids
+    /// would cost every append a page; this costs only those that name no place.
+    fn find_repeat(&self, end: StreamEnd, events: &[NewEvent]) -> rusqlite::Result<Option<u64>> {
+        let oldest = end.last.saturating_sub(REPEAT_WINDOW + events.len() as u64);
+        let Some(first) = events.first() else { return Ok(None) };
+        let found: Option<i64> = self
+            .conn
+            .prepare_cached(
+                "SELECT revision FROM events WHERE stream_id = ?1 AND revision >= ?2 AND id = ?3
+                 ORDER BY revision DESC LIMIT 1",
+            )?
+            .query_row(params![end.id, to_sql(oldest), first.id.as_bytes()], |row| row.get(0))
+            .optional()?;
+        Ok(found.map(from_sql))
+    }
+
+    /// The original answer, if exactly these events are in the stream from revision `first` on.
+    fn recorded_at(
+        &self,
+        end: StreamEnd,
+        first: u64,
+        events: &[NewEvent],
+    ) -> rusqlite::Result<Option<Appended>> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT id, position FROM events WHERE stream_id = ?1 AND revision >= ?2
+             ORDER BY revision LIMIT ?3",
+        )?;
+        let limit = to_sql(events.len() as u64);
+        let mut rows = statement.query(params![end.id, to_sql(first), limit])?;
+        let mut position = 0;
+        for event in events {
+            let Some(row) = rows.next()? else { return Ok(None) };
+            if row.get_ref(0)?.as_blob()? != event.id.as_bytes() {
+                return Ok(None);
+            }
+            position = from_sql(row.get(1)?);
+        }
+        Ok(Some(Appended { revision: first + events.len() as u64 - 1, position }))
+    }
+
+    fn insert(&mut self, stream: i64, first: u64, append: &Append) -> rusqlite::Result<Appended> {
+        let mut revision = first;
+        let name: Arc<str> = append.stream.as_str().into();
+        for (event, at) in append.events.iter().zip(first..) {
+            revision = at;
+            let kind = self.find_type(&event.kind)?;
+            let position = self.position + 1;
+            let link = Link {
+                position,
+                stream: &append.stream,
+                revision,
+                kind: &event.kind,
+                id: event.id,
+                time: event.time,
+                data: &event.data,
+                metadata: &event.metadata,
+            };
+            let hash = link.hash(&self.hash);
+            self.conn
+                .prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+                .execute(params![
+                    to_sql(position),
+                    stream,
+                    to_sql(revision),
+                    kind,
+                    event.id.as_bytes(),
+                    event.time.timestamp_micros(),
+                    hash,
+                    event.data,
+                    event.metadata,
+                ])?;
+            (self.position, self.hash) = (position, hash);
+            self.fresh.push(Recorded {
+                id: event.id,
+                stream: name.clone(),
+                revision,
+                position,
+                kind: event.kind.as_str().into(),
+                // As a reader of the file sees it.
+                time: event.time.trunc_subsecs(6),
+                data: event.data.clone(),
+                metadata: event.metadata.clone(),
+                hash,
+            });
+        }
+        self.remember(&append.stream, StreamEnd { id: stream, last: revision });
+        self.pages += 3 + append.events.len() + append.bytes() / 8192;
+        Ok(Appended { revision, position: self.position })
+    }
+
+    fn find_type(&mut self, name: &str) -> rusqlite::Result<i64> {
+        if let Some(id) = self.types.get(name) {
+            return Ok(*id);
+        }
+        let id = match find_name(&self.conn, "types", name)? {
+            Some(id) => id,
+            None => intern(&self.conn, "types", name)?,
+        };
+        if self.types.len() >= KNOWN_STREAMS {
+            self.types.clear();
+        }
+        self.types.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    fn checkpoint_if_due(&mut self, wake: &std_mpsc::SyncSender<()>) {
+        if self.shared.wal_is_long.swap(false, Ordering::Relaxed)
+            && let Err(error) = checkpoint(&self.conn)
+        {
+            self.shared.stop("a checkpoint", &error);
+        }
+        if self.pages >= CHECKPOINT_PAGES {
+            self.pages = 0;
+            // Full: it is awake already.
+            let _ = wake.try_send(());
+        }
+    }
+}
+
+fn gather(first: Append, appends: &mut mpsc::Receiver<Append>) -> Vec<Append> {
+    let mut bytes = first.bytes();
+    let mut group = vec![first];
+    while group.len() < GROUP_APPENDS
+        && bytes < GROUP_BYTES
+        && let Ok(append) = appends.try_recv()
+    {
+        bytes += append.bytes();
+        group.push(append);
+    }
+    group
+}
+
+fn find_name(conn: &Connection, table: &str, name: &str) -> rusqlite::Result<Option<i64>> {
+    conn.prepare_cached(&format!("SELECT id FROM {table} WHERE name = ?1"))?
+        .query_row([name], |row| row.get(0))
+        .optional()
+}
+
+fn intern(conn: &Connection, table: &str, name: &str) -> rusqlite::Result<i64> {
+    conn.prepare_cached(&format!("INSERT INTO {table} (name) VALUES (?1)"))?.insert([name])
+}
+
+/// Moves the WAL into the file off the writer's thread, so that commits need not wait for it.
+pub(super) struct Checkpointer {
+    shared: Arc<Shared>,
+    conn: Connection,
+}
+
+impl Checkpointer {
+    pub(super) fn open(path: &Path, shared: Arc<Shared>) -> Result<Self, Error> {
+        Ok(Self { shared, conn: connect_durably(path)? })
+    }
+
+    pub(super) fn run(self, woken: &std_mpsc::Receiver<()>) {
+        while woken.recv().is_ok() && self.shared.stopped.get().is_none() {
+            match checkpoint(&self.conn) {
+                Ok(pages) if pages > LONG_WAL_PAGES => {
+                    self.shared.wal_is_long.store(true, Ordering::Relaxed);
+                }
+                Ok(_) => {}
+                // A sync of the file failed: as with a commit, no second try.
+                Err(error) => self.shared.stop("a checkpoint", &error),
+            }
+        }
+        if self.shared.stopped.get().is_some() {
+            leave_wal_alone(&self.conn);
+        }
+    }
+}
+
+/// Answers how many pages are in the WAL. It never waits for readers or the writer.
+fn checkpoint(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |row| row.get(1))
+}
+
+/// After a failure closing must not write either; the next opening recovers from the WAL.
+pub(super) fn leave_wal_alone(conn: &Connection) {
+    if let Err(error) = conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+        tracing::error!(%error, "the log's WAL may be written back on closing");
+    }
+}
