@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
 
 use chrono::SubsecRound;
 use rusqlite::config::DbConfig;
@@ -19,6 +20,10 @@ use crate::log::{Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded};
 /// Bounds of one commit.
 const GROUP_APPENDS: usize = 1024;
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
+/// A commit that took longer says more of the disk's mood than of the next commit.
+const LONGEST_COMMIT: Duration = Duration::from_millis(4);
+/// As short as the system's timers make a sleep.
+const NAP: Duration = Duration::from_micros(10);
 /// Pages written to the WAL between two checkpoints of the checkpointer.
 const CHECKPOINT_PAGES: usize = 4000;
 /// A WAL longer than this is checkpointed by the writer, between two commits: under unbroken load
@@ -88,11 +93,14 @@ impl Writer {
         mut appends: mpsc::Receiver<Append>,
         wake: &std_mpsc::SyncSender<()>,
     ) {
+        let mut last = Pace::default();
         while let Some(first) = appends.blocking_recv() {
-            let group = gather(first, &mut appends);
+            let group = gather(first, &mut appends, &last);
+            let (began, size) = (Instant::now(), group.len());
             if self.shared.stopped.get().is_some() || !self.commit_and_answer(group) {
                 break;
             }
+            last = Pace { size, took: began.elapsed() };
             self.checkpoint_if_due(wake);
         }
         appends.close();
@@ -308,15 +316,31 @@ impl Writer {
     }
 }
 
-fn gather(first: Append, appends: &mut mpsc::Receiver<Append>) -> Vec<Append> {
+/// How the last commit went.
+#[derive(Default)]
+struct Pace {
+    size: usize,
+    took: Duration,
+}
+
+/// Whatever waits, up to the bounds of a commit. The callers that the last commit answered may be
+/// about to come again; going without them would make them wait for a whole commit, so that a part
+/// of one is spent on waiting for as many. A caller alone never waits.
+fn gather(first: Append, appends: &mut mpsc::Receiver<Append>, last: &Pace) -> Vec<Append> {
+    let deadline = Instant::now() + last.took.min(LONGEST_COMMIT) / 4;
     let mut bytes = first.bytes();
     let mut group = vec![first];
-    while group.len() < GROUP_APPENDS
-        && bytes < GROUP_BYTES
-        && let Ok(append) = appends.try_recv()
-    {
-        bytes += append.bytes();
-        group.push(append);
+    while group.len() < GROUP_APPENDS && bytes < GROUP_BYTES {
+        match appends.try_recv() {
+            Ok(append) => {
+                bytes += append.bytes();
+                group.push(append);
+            }
+            Err(_) if group.len() < last.size && Instant::now() < deadline => {
+                std::thread::sleep(NAP);
+            }
+            Err(_) => break,
+        }
     }
     group
 }
