@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::Aggregate;
 use super::text::Personal;
@@ -106,6 +107,19 @@ pub struct Membership {
     pub permissions: BTreeSet<String>,
 }
 
+impl Membership {
+    /// The id of a membership that an administrator makes; Clerk's begin otherwise.
+    pub fn administered(id: Uuid) -> String {
+        format!("{ADMINISTERED}{id}")
+    }
+
+    fn is_administered(&self) -> bool {
+        self.membership_id.starts_with(ADMINISTERED)
+    }
+}
+
+const ADMINISTERED: &str = "t2m_";
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Onboarding {
     pub step: u32,
@@ -145,6 +159,24 @@ pub struct Snapshot {
     pub banned: bool,
 }
 
+/// What kind of user this is, and of which organization.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Absent: stays as it is.
+    pub user_type: Option<String>,
+    pub organization: Assignment,
+}
+
+#[derive(Debug, Clone)]
+pub enum Assignment {
+    AsItIs,
+    /// Out of the organization that an administrator chose. Clerk's memberships are Clerk's.
+    Nowhere,
+    /// Into this one and out of another that an administrator chose. The membership's id is for a
+    /// new one; where the user is a member already, that membership takes what else it says.
+    Member(Membership),
+}
+
 #[derive(Debug, Clone)]
 pub enum Command {
     /// The first request of a user whom no webhook has told of yet: the claims of the token.
@@ -166,6 +198,7 @@ pub enum Command {
     /// An administrator decides.
     SetAccess(Access),
     SetFlags(BTreeMap<String, bool>),
+    Place(Placement),
     Onboard(Onboarding),
     Delete,
 }
@@ -214,7 +247,7 @@ impl Aggregate for User {
     type Event = Event;
     type Refusal = Refusal;
 
-    fn decide(&self, command: &Command, _now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
+    fn decide(&self, command: &Command, now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
         if self.standing == Standing::Deleted {
             return self.decide_deleted(command);
         }
@@ -231,6 +264,7 @@ impl Aggregate for User {
             }
             Command::SetAccess(access) => self.known().map(|()| self.access_to(access.clone())),
             Command::SetFlags(flags) => self.known().map(|()| self.flags_to(flags)),
+            Command::Place(placement) => self.known().map(|()| self.place(placement, now)),
             Command::Onboard(onboarding) => self.known().map(|()| self.onboard(onboarding)),
             Command::Delete => Ok(vec![Event::Deleted {}]),
         }
@@ -298,6 +332,7 @@ impl User {
             Command::Provision(_)
             | Command::SetAccess(_)
             | Command::SetFlags(_)
+            | Command::Place(_)
             | Command::Onboard(_) => Err(Refusal::Deleted),
         }
     }
@@ -399,12 +434,76 @@ impl User {
         }]
     }
 
+    fn place(&self, placement: &Placement, now: DateTime<Utc>) -> Vec<Event> {
+        let mut events = vec![];
+        if placement.user_type.is_some() && placement.user_type != self.user_type {
+            events.push(Event::AttributesChanged { user_type: placement.user_type.clone() });
+        }
+        let wanted = match &placement.organization {
+            Assignment::AsItIs => return events,
+            Assignment::Nowhere => None,
+            Assignment::Member(wanted) => Some(wanted),
+        };
+        let is_wanted = |present: &&Membership| {
+            wanted.is_some_and(|wanted| wanted.organization_id == present.organization_id)
+        };
+        let others = self.present_memberships().filter(|present| !is_wanted(present));
+        events.extend(others.filter(|present| present.is_administered()).map(|present| {
+            Event::OrganizationLeft {
+                membership_id: present.membership_id.clone(),
+                organization_id: present.organization_id.clone(),
+            }
+        }));
+        if let Some(wanted) = wanted {
+            events.extend(match self.present_memberships().find(is_wanted) {
+                Some(present) => adjusted(present, wanted, now),
+                None => Some(Event::OrganizationJoined {
+                    membership: wanted.clone(),
+                    source_updated_at: now,
+                }),
+            });
+        }
+        events
+    }
+
+    fn present_memberships(&self) -> impl Iterator<Item = &Membership> {
+        self.memberships.values().filter_map(|state| match state {
+            MembershipState::Member { membership, .. } => Some(membership),
+            MembershipState::Left => None,
+        })
+    }
+
     fn onboard(&self, onboarding: &Onboarding) -> Vec<Event> {
         if self.onboarding.as_ref() == Some(onboarding) {
             return vec![];
         }
         vec![Event::OnboardingProgressed { onboarding: onboarding.clone() }]
     }
+}
+
+/// What makes a membership what an administrator wants it to be.
+fn adjusted(present: &Membership, wanted: &Membership, now: DateTime<Utc>) -> Option<Event> {
+    let membership = Membership {
+        membership_id: present.membership_id.clone(),
+        organization_id: present.organization_id.clone(),
+        name: wanted.name.clone().or_else(|| present.name.clone()),
+        slug: present.slug.clone(),
+        role: wanted.role.clone(),
+        permissions: wanted.permissions.clone(),
+    };
+    if membership == *present {
+        return None;
+    }
+    if membership.name != present.name {
+        // There is no event for a name alone; joining again says all of it.
+        return Some(Event::OrganizationJoined { membership, source_updated_at: now });
+    }
+    Some(Event::OrganizationRoleChanged {
+        membership_id: membership.membership_id,
+        role: membership.role,
+        permissions: membership.permissions,
+        source_updated_at: now,
+    })
 }
 
 #[cfg(test)]
@@ -491,6 +590,82 @@ mod tests {
     #[test]
     fn nobody_unknown_is_given_a_role() {
         assert_eq!(run(&[Command::SetAccess(Access::default())]).1, [Err(Refusal::NotFound)]);
+    }
+
+    fn place(id: &str, organization: &str, role: &str, name: Option<&str>) -> Command {
+        let membership = Membership {
+            membership_id: format!("{ADMINISTERED}{id}"),
+            organization_id: organization.to_owned(),
+            name: name.map(str::to_owned),
+            slug: None,
+            role: role.to_owned(),
+            permissions: BTreeSet::new(),
+        };
+        let organization = Assignment::Member(membership);
+        Command::Place(Placement { user_type: Some("vendor_company".to_owned()), organization })
+    }
+
+    fn nowhere() -> Command {
+        Command::Place(Placement { user_type: None, organization: Assignment::Nowhere })
+    }
+
+    fn organizations(user: &User) -> Vec<(&str, &str)> {
+        let all = user.present_memberships();
+        all.map(|it| (it.organization_id.as_str(), it.role.as_str())).collect()
+    }
+
+    #[test]
+    fn an_administrator_places_a_user_once_whatever_is_repeated() {
+        let owner = place("1", "o9", "owner", Some("Nine"));
+        let (user, answers) = run(&[
+            sync(1, "a@x", "user"),
+            owner.clone(),
+            owner.clone(),
+            place("2", "o9", "owner", None),
+            place("3", "o9", "member", Some("Nine")),
+            place("4", "o8", "member", None),
+        ]);
+        assert_eq!(answers[1..], [Ok(2), Ok(0), Ok(0), Ok(1), Ok(2)]);
+        assert_eq!(organizations(&user), [("o8", "member")]);
+        assert_eq!(user.user_type.as_deref(), Some("vendor_company"));
+    }
+
+    #[test]
+    fn a_user_taken_out_can_be_put_in_again() {
+        let (user, answers) = run(&[
+            sync(1, "a@x", "user"),
+            place("1", "o9", "owner", None),
+            nowhere(),
+            nowhere(),
+            place("2", "o9", "owner", None),
+        ]);
+        assert_eq!(answers[2..], [Ok(1), Ok(0), Ok(1)]);
+        assert_eq!(organizations(&user), [("o9", "owner")]);
+    }
+
+    #[test]
+    fn a_membership_of_clerks_is_adjusted_but_not_ended_by_an_administrator() {
+        let (user, answers) = run(&[
+            sync(1, "a@x", "user"),
+            join(-5, "org:member"),
+            place("1", "o1", "org:admin", None),
+            join(-4, "org:member"),
+            nowhere(),
+        ]);
+        assert_eq!(answers[2..], [Ok(2), Ok(0), Ok(0)]);
+        assert_eq!(organizations(&user), [("o1", "org:admin")]);
+        let newer = join(5, "org:guest");
+        let mut user = user;
+        for event in user.decide(&newer, at(0)).unwrap() {
+            user.evolve(&event);
+        }
+        assert_eq!(organizations(&user), [("o1", "org:guest")]);
+    }
+
+    #[test]
+    fn nobody_unknown_or_deleted_is_placed() {
+        assert_eq!(run(&[nowhere()]).1, [Err(Refusal::NotFound)]);
+        assert_eq!(run(&[Command::Delete, nowhere()]).1[1], Err(Refusal::Deleted));
     }
 
     proptest! {
