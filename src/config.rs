@@ -63,6 +63,15 @@ pub struct Options {
     /// Reads a user may ask for, likewise
     #[arg(long, env = "RATE_LIMIT_READS", default_value = "7200/1h")]
     pub rate_limit_reads: String,
+    /// Signed links a user may ask for, likewise
+    #[arg(long, env = "RATE_LIMIT_LINKS", default_value = "3600/1h")]
+    pub rate_limit_links: String,
+    /// Requests of an IP address (IPv6: /64) that prove nothing about their sender, likewise
+    #[arg(long, env = "RATE_LIMIT_ANONYMOUS", default_value = "600/1m")]
+    pub rate_limit_anonymous: String,
+    /// Addresses and networks, comma separated, whose `X-Forwarded-For` is believed [default: none]
+    #[arg(long, env = "T2M_TRUSTED_PROXIES", default_value = "", hide_default_value = true)]
+    pub trusted_proxies: String,
     /// Users who have not finished onboarding get 403 `onboarding_required`
     #[arg(long, env = "REQUIRE_ONBOARDING", default_value = "false", action = ArgAction::Set,
           num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
@@ -114,6 +123,9 @@ pub struct Settings {
     pub max_upload_bytes: u64,
     pub rate_limit_writes: String,
     pub rate_limit_reads: String,
+    pub rate_limit_links: String,
+    pub rate_limit_anonymous: String,
+    pub trusted_proxies: String,
     pub engine: Engine,
     pub require_onboarding: bool,
 }
@@ -157,7 +169,7 @@ impl Options {
         }
         let allowed_origins = present(self.allowed_origins).map(|list| comma_list(&list));
         for origin in allowed_origins.iter().flatten() {
-            if !is_http_url(origin) || origin.trim_end_matches('/') != origin {
+            if !is_origin(origin) {
                 faults.push(format!(
                     "ALLOWED_ORIGINS: `{origin}` is not an origin such as https://app.example.com"
                 ));
@@ -199,6 +211,9 @@ impl Options {
             max_upload_bytes: self.max_upload_bytes,
             rate_limit_writes: self.rate_limit_writes,
             rate_limit_reads: self.rate_limit_reads,
+            rate_limit_links: self.rate_limit_links,
+            rate_limit_anonymous: self.rate_limit_anonymous,
+            trusted_proxies: self.trusted_proxies,
             engine,
             require_onboarding: self.require_onboarding,
         };
@@ -229,6 +244,13 @@ fn comma_list(list: &str) -> Vec<String> {
 fn is_http_url(text: &str) -> bool {
     url::Url::parse(text)
         .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+}
+
+/// Spelled as browsers spell it, so that an exact comparison can succeed: no path, no user, lower
+/// case, punycode, and no port that the scheme implies.
+fn is_origin(text: &str) -> bool {
+    is_http_url(text)
+        && url::Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text)
 }
 
 #[cfg(test)]
@@ -264,6 +286,16 @@ mod tests {
         );
         check(&["--clerk-issuer", "nonsense"], &["CLERK_ISSUER"]);
         check(&["--allowed-origins", "https://a.example/,b"], &["ALLOWED_ORIGINS"; 2]);
+        for never_sent in [
+            "HTTPS://a.example",
+            "https://a.example:443",
+            "https://u@a.example",
+            "https://a.example/app",
+            "https://bücher.example",
+            "null",
+        ] {
+            check(&["--allowed-origins", never_sent], &["ALLOWED_ORIGINS"]);
+        }
         check(&["--log", "postgres://u:p@h/d", "--engine", "magic"], &["T2M_LOG", "T2M_ENGINE"]);
     }
 }

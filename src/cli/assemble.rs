@@ -20,8 +20,9 @@ use crate::clerk::webhook::WebhookVerifier;
 use crate::clerk::{Authenticator, Keys};
 use crate::clock::Clock;
 use crate::config::{Engine, Environment, Options, Settings, TokenKeys};
+use crate::http::address::TrustedProxies;
 use crate::http::app::{self, App};
-use crate::http::rates::Rates;
+use crate::http::rates::{Budget, Budgets, Rates};
 use crate::log;
 use crate::media::blobs::Blobs;
 use crate::media::signed_url::SigningSecrets;
@@ -36,6 +37,7 @@ pub struct Ready {
     keys: ParsedKeys,
     webhooks: Option<WebhookVerifier>,
     rates: Rates,
+    proxies: TrustedProxies,
 }
 
 enum ParsedKeys {
@@ -67,19 +69,26 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
     {
         noted("FILE_SIGNING_SECRET", fault.to_string());
     }
-    let mut budget = |variable: &str, text: &str| {
-        text.parse()
-            .map_err(|fault: crate::http::rates::InvalidBudget| noted(variable, fault.to_string()))
-            .ok()
-    };
-    let writes = budget("RATE_LIMIT_WRITES", &settings.rate_limit_writes);
-    let reads = budget("RATE_LIMIT_READS", &settings.rate_limit_reads);
-    match (keys, writes, reads) {
-        (Some(keys), Some(writes), Some(reads)) if faults.is_empty() => {
-            Ok(Ready { settings, keys, webhooks, rates: Rates::new(writes, reads) })
+    let proxies = settings.trusted_proxies.parse::<TrustedProxies>();
+    let proxies = proxies.map_err(|fault| noted("T2M_TRUSTED_PROXIES", fault.to_string())).ok();
+    match (keys, budgets(&settings, noted), proxies) {
+        (Some(keys), Some(budgets), Some(proxies)) if faults.is_empty() => {
+            Ok(Ready { settings, keys, webhooks, rates: Rates::new(budgets), proxies })
         }
         _ => Err(BadConfiguration(faults)),
     }
+}
+
+/// Notes each that is none.
+fn budgets(settings: &Settings, mut noted: impl FnMut(&str, String)) -> Option<Budgets> {
+    let mut budget = |variable: &str, text: &str| {
+        text.parse::<Budget>().map_err(|fault| noted(variable, fault.to_string())).ok()
+    };
+    let writes = budget("RATE_LIMIT_WRITES", &settings.rate_limit_writes);
+    let reads = budget("RATE_LIMIT_READS", &settings.rate_limit_reads);
+    let links = budget("RATE_LIMIT_LINKS", &settings.rate_limit_links);
+    let anonymous = budget("RATE_LIMIT_ANONYMOUS", &settings.rate_limit_anonymous);
+    Some(Budgets { writes: writes?, reads: reads?, links: links?, anonymous: anonymous? })
 }
 
 /// A server that answers once it is awaited.
@@ -97,7 +106,7 @@ pub struct Assembled {
 /// # Errors
 /// What could not be opened, with its name.
 pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
-    let Ready { settings, keys, webhooks, rates } = ready;
+    let Ready { settings, keys, webhooks, rates, proxies } = ready;
     let data_dir = &settings.data_dir;
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("making the data directory {}", data_dir.display()))?;
@@ -153,6 +162,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         authenticator: authenticator(&settings, keys, &clock)?,
         webhooks,
         rates,
+        proxies,
         public_url,
         allowed_origins,
         max_upload_bytes: settings.max_upload_bytes,

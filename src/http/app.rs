@@ -9,8 +9,9 @@ use actix_web::middleware::from_fn;
 use actix_web::{App as ActixApp, HttpServer, dev::Server, web};
 use tokio::sync::watch;
 
-use super::caller;
+use super::address::TrustedProxies;
 use super::edges::{FreshIds, Routes, edge, unmatched};
+use super::gate::gate;
 use super::health;
 use super::rates::Rates;
 use super::routes;
@@ -37,6 +38,7 @@ pub struct App {
     /// The key set of the development issuer; absent when Clerk vouches for tokens.
     pub development_keys: Option<serde_json::Value>,
     pub rates: Rates,
+    pub proxies: TrustedProxies,
     /// Without a trailing slash.
     pub public_url: String,
     pub allowed_origins: Vec<String>,
@@ -63,7 +65,7 @@ pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
             .app_data(data.clone())
             .app_data(table.clone())
             .app_data(web::Data::new(fresh_ids))
-            .wrap(from_fn(caller::gate))
+            .wrap(from_fn(gate))
             .wrap(cors(&data.allowed_origins))
             .wrap(from_fn(edge))
             .configure(routes::configure)

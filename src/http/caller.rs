@@ -1,37 +1,32 @@
-//! Who is asking: from the bearer token, through the session and the read model, to a [`Caller`]
-//! that handlers require in their signatures. A route cannot forget to check.
+//! Who may use a route. The table's class is what is enforced: [`guard`] stands before every
+//! handler whose row is not public, and hands the [`Caller`] on to it.
 
 use std::collections::BTreeSet;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Ready, ready};
 use std::sync::Arc;
 
-use actix_web::body::MessageBody;
+use actix_web::body::BoxBody;
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
-use actix_web::http::{Method, header};
+use actix_web::http::Method;
 use actix_web::middleware::Next;
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, web};
-use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 
 use super::app::App;
-use super::edges::RequestId;
+use super::identity;
 use super::problem::{Code, Problem};
-use super::rates::{Class, Standing};
-use super::routes;
+use super::rates::Class;
+use super::routes::{self, Access};
 use crate::actors::codec::{Metadata, Source};
-use crate::clerk::jwt::{Rejected, Verified};
-use crate::clerk::translate::claims_snapshot;
+use crate::clerk::jwt::Verified;
 use crate::domain::ids::{SessionId, UserId};
-use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
-use crate::domain::text::Personal;
-use crate::domain::user::{self, OnboardingStatus, Profile, Snapshot};
-use crate::views::{SessionStanding, UserAccess};
+use crate::domain::user::OnboardingStatus;
 
-/// A token this close to its end is worth renewing (seed, `refreshThreshold`).
-const REFRESH_WITHIN: TimeDelta = TimeDelta::minutes(5);
+/// The tiers that class [`Access::Premium`] takes (CONTRACT §4).
+const PREMIUM_TIERS: [&str; 2] = ["premium", "enterprise"];
 
-/// An authenticated user in a session that is alive.
+/// An authenticated user in a session that is alive. As an extractor: the one whom the guard of
+/// the route let through; on a public route there is none, and so 401.
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub user_id: UserId,
@@ -42,7 +37,7 @@ pub struct Caller {
     pub subscription_tier: String,
     /// Absent in development mode.
     pub token: Option<Arc<Verified>>,
-    request_id: String,
+    pub(super) request_id: String,
 }
 
 impl Caller {
@@ -52,267 +47,73 @@ impl Caller {
         origin.correlation_id.clone_from(&self.request_id);
         origin
     }
+
+    /// Holds the caller to a class; whoever is a caller is authenticated.
+    ///
+    /// # Errors
+    /// 403, with a code and a `detail` that name what is missing.
+    pub fn require(&self, access: Access) -> Result<(), Problem> {
+        let is_admin = self.role == "admin";
+        let missing = match access {
+            Access::Public | Access::Authenticated => return Ok(()),
+            Access::Premium if PREMIUM_TIERS.contains(&self.subscription_tier.as_str()) => {
+                return Ok(());
+            }
+            Access::Admin | Access::Permission(_) if is_admin => return Ok(()),
+            Access::Permission(name) if self.permissions.contains(name) => return Ok(()),
+            Access::Premium => {
+                let detail = json!({
+                    "required_tiers": PREMIUM_TIERS,
+                    "subscription_tier": self.subscription_tier,
+                });
+                Problem::new(Code::PremiumRequired).with_detail(detail)
+            }
+            Access::Admin => Problem::new(Code::RoleRequired)
+                .with_detail(json!({ "required_role": "admin", "role": self.role })),
+            Access::Permission(name) => Problem::new(Code::PermissionRequired)
+                .with_sentence(format!("The permission {name} is missing"))
+                .with_detail(json!({ "required_permission": name })),
+        };
+        Err(missing)
+    }
 }
 
 impl FromRequest for Caller {
     type Error = Problem;
-    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+    type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
-        Box::pin(async move { identify(&request).await })
+        let caller = request.extensions_mut().remove::<Caller>();
+        ready(caller.ok_or_else(|| Problem::new(Code::Unauthenticated)))
     }
 }
 
-/// A caller whose role is `admin`.
-#[derive(Debug, Clone)]
-pub struct Admin(pub Caller);
-
-impl FromRequest for Admin {
-    type Error = Problem;
-    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
-
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
-        Box::pin(async move {
-            let caller = identify(&request).await?;
-            if caller.role != "admin" {
-                return Err(Problem::new(Code::RoleRequired)
-                    .with_detail(json!({ "required_role": "admin" })));
-            }
-            Ok(Self(caller))
-        })
+/// Stands before a handler, before its body is read: 401 and 403 come from here.
+pub async fn guard(
+    access: Access,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    match admit(access, request.request()).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.call(request).await
+        }
+        // An answer and not an error, so that what was found out on the way is still told.
+        Err(problem) => Ok(request.error_response(problem)),
     }
 }
 
-async fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
-    let app = app(request)?;
-    let caller = if app.dev_mode {
-        developer(&app, request).await?
-    } else {
-        signed_in(&app, request).await?
-    };
-    count(&app, request, &caller)?;
-    require_onboarding(&app, request, &caller)?;
-    wait_for_position(&app, request).await?;
+async fn admit(access: Access, request: &HttpRequest) -> Result<Caller, Problem> {
+    let app = request.app_data::<web::Data<App>>();
+    let app = app
+        .ok_or_else(|| Problem::new(Code::InternalError).caused_by("the app's data is missing"))?;
+    let caller = identity::identify(app, request).await?;
+    count(app, request, &caller)?;
+    require_onboarding(app, request, &caller)?;
+    caller.require(access)?;
+    wait_for_position(app, request).await?;
     Ok(caller)
-}
-
-fn app(request: &HttpRequest) -> Result<Arc<App>, Problem> {
-    let app = request.app_data::<web::Data<App>>().map(|data| Arc::clone(data));
-    app.ok_or_else(|| Problem::new(Code::InternalError).caused_by("the app's data is missing"))
-}
-
-fn request_id(request: &HttpRequest) -> String {
-    request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default()
-}
-
-/// Development mode: whoever the request says it is, with every right.
-async fn developer(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
-    let named = request.headers().get("x-dev-user").map(|value| value.to_str().unwrap_or_default());
-    let user_id = UserId::try_from(named.unwrap_or("dev_user").to_owned()).map_err(|_| {
-        Problem::new(Code::MalformedRequest).with_sentence("X-Dev-User is not a user id")
-    })?;
-    let caller = Caller {
-        user_id,
-        session_id: None,
-        role: "admin".to_owned(),
-        permissions: BTreeSet::new(),
-        subscription_tier: "premium".to_owned(),
-        token: None,
-        request_id: request_id(request),
-    };
-    if app.system.views.user_standing(&caller.user_id).is_none() {
-        let email = Personal(format!("{}@localhost", caller.user_id));
-        let snapshot = Snapshot {
-            profile: Profile { email: Some(email), ..Profile::default() },
-            role: Some(caller.role.clone()),
-            subscription_tier: Some(caller.subscription_tier.clone()),
-            ..Snapshot::default()
-        };
-        provision(app, &caller.user_id, snapshot, caller.origin()).await?;
-    }
-    Ok(caller)
-}
-
-async fn signed_in(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
-    let now = app.system.clock.now();
-    let token = app
-        .authenticator
-        .authenticate(bearer(request)?, now.timestamp())
-        .await
-        .map_err(|rejected| refusal(&rejected, now))?;
-    let unusable = |_| Problem::new(Code::TokenInvalid);
-    let user_id = UserId::try_from(token.user_id.clone()).map_err(unusable)?;
-    let session_id = match &token.session_id {
-        Some(id) => SessionId::try_from(id.clone()).map_err(unusable)?,
-        None => SessionId::of_token(&user_id, token.issued_at),
-    };
-    let mut origin = Metadata::by(user_id.as_str(), Source::Api);
-    origin.correlation_id = request_id(request);
-    let access = known_user(app, &user_id, &token, origin.clone()).await?;
-    live_session(app, request, &user_id, &session_id, &token, origin).await?;
-    if token.expires_at - now.timestamp() <= REFRESH_WITHIN.num_seconds() {
-        request.extensions_mut().insert(RefreshRecommended);
-    }
-    let (role, permissions, subscription_tier) = effective(&access, &token);
-    let request_id = request_id(request);
-    let session_id = Some(session_id);
-    Ok(Caller {
-        user_id,
-        session_id,
-        role,
-        permissions,
-        subscription_tier,
-        token: Some(token),
-        request_id,
-    })
-}
-
-/// RFC 6750, section 2.1; the scheme's case does not matter.
-fn bearer(request: &HttpRequest) -> Result<&str, Problem> {
-    let value = request.headers().get(header::AUTHORIZATION);
-    let value = value.ok_or_else(|| Problem::new(Code::Unauthenticated))?;
-    let text = value.to_str().map_err(|_| Problem::new(Code::TokenInvalid))?;
-    match text.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start()),
-        _ => Err(Problem::new(Code::Unauthenticated)),
-    }
-}
-
-/// One body for every token that is wrong, so that an attacker learns nothing from trying.
-fn refusal(rejected: &Rejected, now: DateTime<Utc>) -> Problem {
-    match rejected {
-        Rejected::Expired { expired_at } => Problem::token_expired(*expired_at, now.timestamp()),
-        Rejected::SessionPending => Problem::new(Code::SessionPending),
-        Rejected::NoKeys => Problem::new(Code::KeysUnavailable),
-        other => Problem::new(Code::TokenInvalid).caused_by(other.to_string()),
-    }
-}
-
-/// The user as the read model has it, provisioned from the claims if no webhook came yet.
-async fn known_user(
-    app: &App,
-    user_id: &UserId,
-    token: &Verified,
-    origin: Metadata,
-) -> Result<Arc<UserAccess>, Problem> {
-    if app.system.views.user_standing(user_id).is_none() {
-        provision(app, user_id, claims_snapshot(token), origin).await?;
-    }
-    let access = app.system.views.user_standing(user_id);
-    let access = access.ok_or_else(|| Problem::new(Code::NotCaughtUp))?;
-    if access.deleted {
-        return Err(session_ended(EndReason::UserDeleted));
-    }
-    if access.banned {
-        return Err(session_ended(EndReason::UserBanned));
-    }
-    Ok(access)
-}
-
-async fn provision(
-    app: &App,
-    user_id: &UserId,
-    snapshot: Snapshot,
-    origin: Metadata,
-) -> Result<(), Problem> {
-    match app.system.users.execute(user_id, user::Command::Provision(snapshot), origin).await {
-        Ok(done) => Ok(app.system.visible(done.position).await?),
-        Err(crate::actors::entity::Failure::Refused(user::Refusal::Deleted)) => {
-            Err(session_ended(EndReason::UserDeleted))
-        }
-        Err(failure) => Err(failure.into()),
-    }
-}
-
-/// Refuses an ended session, begins one that is new to us, and notes activity.
-async fn live_session(
-    app: &App,
-    request: &HttpRequest,
-    user_id: &UserId,
-    session_id: &SessionId,
-    token: &Verified,
-    origin: Metadata,
-) -> Result<(), Problem> {
-    let now = app.system.clock.now();
-    let command = match app.system.views.session_standing(session_id) {
-        Some(SessionStanding::Ended(reason)) => return Err(session_ended(reason)),
-        Some(SessionStanding::Live { user_id: owner, .. }) if owner != *user_id => {
-            return Err(Problem::new(Code::TokenInvalid).caused_by("the session is another user's"));
-        }
-        Some(SessionStanding::Live { expires_at, last_active_at, remembered, .. }) => {
-            let live = session::Live {
-                user_id: user_id.clone(),
-                started_at: last_active_at,
-                expires_at,
-                last_active_at,
-                remembered,
-            };
-            let lapsed = live.lapsed(now).is_some();
-            let active = now - last_active_at >= ACTIVITY_GRAIN && is_activity(request);
-            match (lapsed, active) {
-                (true, _) => session::Command::Lapse,
-                (false, true) => session::Command::Touch,
-                (false, false) => return Ok(()),
-            }
-        }
-        None => start_of(request, user_id, token, now),
-    };
-    let done = app.system.sessions.execute(session_id, command, origin).await?;
-    app.system.visible(done.position).await?;
-    match done.state {
-        session::Session::Live(live) if live.user_id == *user_id => Ok(()),
-        session::Session::Ended(reason) => Err(session_ended(reason)),
-        session::Session::Live(_) | session::Session::Unknown => {
-            Err(Problem::new(Code::TokenInvalid).caused_by("the session is another user's"))
-        }
-    }
-}
-
-fn start_of(
-    request: &HttpRequest,
-    user_id: &UserId,
-    token: &Verified,
-    now: DateTime<Utc>,
-) -> session::Command {
-    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok());
-    // A template token may be days old when it first comes here; the session is as old as its
-    // first request, and its own lifetime ends it.
-    let issued_at = DateTime::from_timestamp(token.issued_at, 0).unwrap_or(now);
-    session::Command::Start {
-        user_id: user_id.clone(),
-        started_at: now,
-        expires_at: Some(issued_at + session::LIFETIME),
-        ip_address: request.peer_addr().map(|address| address.ip().to_string()),
-        user_agent: agent.map(|agent| agent.chars().take(256).collect()),
-    }
-}
-
-/// What a waiting page does by itself is not activity (CONTRACT §4).
-fn is_activity(request: &HttpRequest) -> bool {
-    let path = request.path();
-    let waiting = ["/jobs/", "/status/", "/events"].iter().any(|part| path.contains(part));
-    !(request.method() == Method::GET && waiting)
-}
-
-fn session_ended(reason: EndReason) -> Problem {
-    Problem::new(Code::SessionEnded).with_detail(json!({ "reason": reason.as_str() }))
-}
-
-/// The read model overrules a token that is older than its last change; a newer token has heard
-/// of a change whose webhook is still on its way.
-fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>, String) {
-    let newer = access.access_changed_at.is_none_or(|at| token.issued_at > at.timestamp());
-    let role = token.role.clone().filter(|_| newer).unwrap_or_else(|| access.role.clone());
-    let tier = token.tier.clone().filter(|_| newer);
-    let tier = tier.unwrap_or_else(|| access.subscription_tier.clone());
-    let permissions = if newer && !token.permissions.is_empty() {
-        token.permissions.iter().cloned().collect()
-    } else {
-        access.permissions.iter().cloned().collect()
-    };
-    (role, permissions, tier)
 }
 
 fn count(app: &App, request: &HttpRequest, caller: &Caller) -> Result<(), Problem> {
@@ -324,11 +125,7 @@ fn count(app: &App, request: &HttpRequest, caller: &Caller) -> Result<(), Proble
     let now = app.system.clock.now().timestamp();
     let standing = app.rates.take(caller.user_id.as_str(), class, now);
     request.extensions_mut().insert(standing);
-    if standing.allowed {
-        return Ok(());
-    }
-    let seconds = u64::try_from(standing.retry_after_s).unwrap_or(1);
-    Err(Problem::new(Code::RateLimited).retry_after(seconds))
+    standing.into_result()
 }
 
 /// What a user may do before its onboarding is completed.
@@ -364,49 +161,53 @@ async fn wait_for_position(app: &App, request: &HttpRequest) -> Result<(), Probl
     Ok(app.system.visible(position).await?)
 }
 
-#[derive(Debug, Clone, Copy)]
-struct RefreshRecommended;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Refuses foreign origins before anything else, and tells on the way out what was found out about
-/// the caller on the way in.
-pub async fn gate(
-    request: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let dev_mode = request.app_data::<web::Data<App>>().is_some_and(|app| app.dev_mode);
-    if let Some(problem) = foreign_origin(&request) {
-        return Err(problem.into());
+    fn caller(role: &str, tier: &str, permissions: &[&str]) -> Caller {
+        Caller {
+            user_id: UserId::try_from("ada".to_owned()).unwrap(),
+            session_id: None,
+            role: role.to_owned(),
+            permissions: permissions.iter().map(|&name| name.to_owned()).collect(),
+            subscription_tier: tier.to_owned(),
+            token: None,
+            request_id: String::new(),
+        }
     }
-    let mut response = next.call(request).await?;
-    let (standing, refresh) = {
-        let extensions = response.request().extensions();
-        (extensions.get::<Standing>().copied(), extensions.contains::<RefreshRecommended>())
-    };
-    let headers = response.headers_mut();
-    let mut tell = |name: &'static str, value: header::HeaderValue| {
-        headers.insert(header::HeaderName::from_static(name), value);
-    };
-    if let Some(standing) = standing {
-        tell("x-ratelimit-limit", standing.limit.into());
-        tell("x-ratelimit-remaining", standing.remaining.into());
-        tell("x-ratelimit-reset", standing.reset.into());
-    }
-    if refresh {
-        tell("x-token-refresh", header::HeaderValue::from_static("recommended"));
-    }
-    if dev_mode {
-        tell("x-dev-mode", header::HeaderValue::from_static("true"));
-    }
-    Ok(response)
-}
 
-/// CSRF: a browser says where a state-changing request comes from; compared exactly.
-fn foreign_origin(request: &ServiceRequest) -> Option<Problem> {
-    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
-        return None;
+    #[test]
+    fn each_class_lets_in_whom_it_names_and_says_what_the_others_lack() {
+        let premium = Access::Premium;
+        let permission = Access::Permission("events:read");
+        let table = [
+            (caller("user", "standard", &[]), Access::Authenticated, None),
+            (caller("user", "premium", &[]), premium, None),
+            (caller("user", "enterprise", &[]), premium, None),
+            (caller("user", "Premium", &[]), premium, Some("premium_required")),
+            // An administrator has every permission; a tier is bought, not granted by the role.
+            (caller("admin", "standard", &[]), premium, Some("premium_required")),
+            (caller("admin", "standard", &[]), Access::Admin, None),
+            (caller("creator", "enterprise", &["admin"]), Access::Admin, Some("role_required")),
+            (caller("user", "standard", &["events:read"]), permission, None),
+            (caller("admin", "standard", &[]), permission, None),
+            (caller("user", "premium", &["events"]), permission, Some("permission_required")),
+        ];
+        for (caller, access, refused) in table {
+            let code = caller.require(access).err().map(|problem| problem.code().name());
+            assert_eq!(code, refused, "{caller:?} {access:?}");
+        }
     }
-    let origin = request.headers().get(header::ORIGIN)?;
-    let app = request.app_data::<web::Data<App>>()?;
-    let allowed = app.allowed_origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes());
-    (!allowed && routes::is_ours(request.path())).then(|| Problem::new(Code::InvalidOrigin))
+
+    #[test]
+    fn a_refusal_names_what_is_missing() {
+        let detail = |access| {
+            let problem = caller("user", "standard", &[]).require(access).unwrap_err();
+            problem.body()["detail"].clone()
+        };
+        assert_eq!(detail(Access::Permission("x"))["required_permission"], "x");
+        assert_eq!(detail(Access::Admin)["required_role"], "admin");
+        assert_eq!(detail(Access::Premium)["required_tiers"], json!(["premium", "enterprise"]));
+    }
 }

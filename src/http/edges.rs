@@ -1,5 +1,5 @@
-//! What every request passes on its way in and out: its id, headers that protect, one form for
-//! every error (panics included), and a line in our log.
+//! What every request passes on its way in and out: its id, a look at its origin, headers that
+//! protect, one form for every error (panics included), and a line in our log.
 
 use std::{
     any::Any,
@@ -23,7 +23,19 @@ use actix_web::{
 };
 use futures_util::FutureExt;
 
+use super::app::App;
 use super::problem::{Code, Problem};
+use super::routes::is_ours;
+
+/// What our answers may load, and who may frame them: nothing and nobody. JSON needs neither.
+const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+/// The documentation page loads its own scripts, and styles that it makes itself.
+const DOCS: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; \
+     base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+);
+/// A year.
+const HTTPS_ONLY: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -100,14 +112,21 @@ pub async fn edge(
     let began = Instant::now();
     let id = request_id(&req);
     let method = req.method().clone();
+    let protection = Protection::of(&req);
     req.extensions_mut().insert(RequestId(id.clone()));
     // No clone of the request may live across this call: actix writes to it on the way in.
-    let called = AssertUnwindSafe(async { next.call(req).await }).catch_unwind().await;
+    let called = async {
+        match foreign_origin(&req) {
+            Some(problem) => Err(problem.into()),
+            None => next.call(req).await,
+        }
+    };
+    let called = AssertUnwindSafe(called).catch_unwind().await;
     let outcome = called.unwrap_or_else(|panic| Err(panicked(panic.as_ref()).into()));
     match outcome {
         Ok(response) => {
             let mut response = in_one_form(response.map_into_boxed_body());
-            finish_headers(response.headers_mut(), &id);
+            finish_headers(response.headers_mut(), &id, &protection);
             // The pattern, never the path or query: those hold ids, signatures and tokens.
             let route = response.request().match_pattern();
             let error = response.response().error();
@@ -119,7 +138,7 @@ pub async fn edge(
                 Some(problem) => problem.error_response(),
                 None => error.error_response(),
             };
-            finish_headers(response.headers_mut(), &id);
+            finish_headers(response.headers_mut(), &id, &protection);
             log(&method, None, response.status(), Some(&error), began, &id);
             Err(InternalError::from_response(error, response).into())
         }
@@ -134,6 +153,24 @@ fn request_id(req: &ServiceRequest) -> String {
         (false, Some(ids)) => (ids.0)(),
         (false, None) => "unnumbered".to_owned(),
     }
+}
+
+/// CSRF: a browser says where a state-changing request comes from; compared exactly. It stands
+/// before the headers for CORS, so that a refused origin never reads that it is allowed.
+fn foreign_origin(req: &ServiceRequest) -> Option<Problem> {
+    if matches!(*req.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+        return None;
+    }
+    let mut origins = req.headers().get_all(header::ORIGIN);
+    let first = origins.next()?;
+    let app = req.app_data::<web::Data<App>>()?;
+    let allowed = app.allowed_origins.iter().any(|allowed| allowed.as_bytes() == first.as_bytes());
+    // Browsers send one; with two, whoever looks at the other one would judge otherwise.
+    if !is_ours(req.path()) || (allowed && origins.next().is_none()) {
+        return None;
+    }
+    let vary = HeaderValue::from_static("Origin");
+    Some(Problem::new(Code::InvalidOrigin).with_header(header::VARY, vary))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Problem {
@@ -189,12 +226,35 @@ fn problem_instead(response: &HttpResponse, error: Option<&Error>) -> Option<Pro
     Some(Problem::new(code).caused_by(cause))
 }
 
-fn finish_headers(headers: &mut HeaderMap, id: &str) {
+/// What a browser is told about our answers.
+struct Protection {
+    content_policy: HeaderValue,
+    https_only: bool,
+}
+
+impl Protection {
+    fn of(req: &ServiceRequest) -> Self {
+        let app = req.app_data::<web::Data<App>>();
+        Self {
+            content_policy: if req.path().starts_with("/docs") { DOCS } else { NOTHING },
+            https_only: app.is_some_and(|app| app.public_url.starts_with("https://")),
+        }
+    }
+}
+
+fn finish_headers(headers: &mut HeaderMap, id: &str, protection: &Protection) {
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(X_REQUEST_ID.clone(), id);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    // A file has a stricter one of its own.
+    if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, protection.content_policy.clone());
+    }
+    if protection.https_only {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HTTPS_ONLY);
+    }
     let json = headers.get(header::CONTENT_TYPE);
     let is_json = json.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
     if is_json && !headers.contains_key(header::CACHE_CONTROL) {

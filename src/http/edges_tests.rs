@@ -75,6 +75,9 @@ async fn answers_carry_headers_that_protect() {
     assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
     assert_eq!(answer.header("referrer-policy"), Some("no-referrer"));
     assert_eq!(answer.header("cache-control"), Some("no-store"));
+    let policy = "default-src 'none'; frame-ancestors 'none'";
+    assert_eq!(answer.header("content-security-policy"), Some(policy));
+    assert_eq!(answer.header("strict-transport-security"), None);
 }
 
 #[actix_web::test]

@@ -114,7 +114,7 @@ impl JobAnswer {
     }
 
     /// As it was when it was asked for: what a retry with the same key is answered too.
-    fn at_request(row: &JobRow) -> Self {
+    pub fn at_request(row: &JobRow) -> Self {
         let fresh = Self::new(row, None);
         Self {
             status: "processing".to_owned(),
@@ -142,7 +142,7 @@ pub async fn generate(
         Some(key) => derived_id(&caller.user_id, "job", key),
         None => app.system.clock.fresh_id(),
     });
-    let mut wanted = video(&app, &caller, job_id, body.0)?;
+    let mut wanted = video(&app, &caller, job_id, body.0).map_err(Fault::alone)?;
     let jobs = &app.system.jobs;
     let done = if key.is_some() {
         wanted.fingerprint = Some(fingerprint(&json!([wanted.prompt, wanted.options])));
@@ -156,22 +156,42 @@ pub async fn generate(
     Ok(replayed(at_position(response, done.position), done.events.is_empty()))
 }
 
-fn video(
+/// What is wrong with a request that is well-formed.
+#[derive(Debug)]
+pub struct Fault {
+    pub field: &'static str,
+    pub words: String,
+}
+
+impl Fault {
+    fn new(field: &'static str, words: impl ToString) -> Self {
+        Self { field, words: words.to_string() }
+    }
+
+    fn alone(self) -> Problem {
+        Problem::field(self.field, &self.words)
+    }
+}
+
+/// The job that a body asks for.
+///
+/// # Errors
+/// The first field that cannot be had.
+pub fn video(
     app: &App,
     caller: &Caller,
     job_id: JobId,
     body: VideoRequest,
-) -> Result<Request, Problem> {
-    let prompt = Prompt::parse(&body.prompt)
-        .map_err(|fault| Problem::field("prompt", &fault.to_string()))?;
+) -> Result<Request, Fault> {
+    let prompt = Prompt::parse(&body.prompt).map_err(|fault| Fault::new("prompt", fault))?;
     let source_file_id = body.source_file_id.map(FileId);
     if let Some(id) = source_file_id {
         files::owned(app, caller, id)
-            .map_err(|_| Problem::field("source_file_id", "is not a file of yours"))?;
+            .map_err(|_| Fault::new("source_file_id", "is not a file of yours"))?;
     }
     let duration = body.duration.unwrap_or(DEFAULT_DURATION_S);
     let options = VideoOptions {
-        duration: u32::try_from(duration).map_err(|_| Problem::field("duration", "is too long"))?,
+        duration: u32::try_from(duration).map_err(|_| Fault::new("duration", "is too long"))?,
         quality: body.quality.and_then(Quality::parse).unwrap_or(Quality::P720),
         aspect_ratio: body
             .aspect_ratio

@@ -20,6 +20,9 @@ use super::{
 /// A type that is read from a JSON object. Values of refused fields are placeholders: nobody sees
 /// them, because the request is answered with 422.
 pub trait FromFields: Sized {
+    /// The largest body in bytes, for a type whose bodies are large; absent is everybody's limit.
+    const LARGEST: Option<usize> = None;
+
     /// Reads each field; unknown ones are ignored.
     fn from_fields(fields: &mut Fields) -> Self;
 }
@@ -39,7 +42,7 @@ impl<T: FromFields + 'static> FromRequest for Json<T> {
     type Future = Extracting<Self>;
 
     fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let reading = read(req, payload);
+        let reading = read(req, payload, T::LARGEST);
         Box::pin(async move {
             let bytes = reading.await?.ok_or_else(|| Problem::new(Code::MissingBody))?;
             parse(&bytes).map(Json)
@@ -52,7 +55,7 @@ impl<T: FromFields + 'static> FromRequest for OptionalJson<T> {
     type Future = Extracting<Self>;
 
     fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let reading = read(req, payload);
+        let reading = read(req, payload, T::LARGEST);
         Box::pin(async move {
             let bytes = reading.await?.unwrap_or_else(|| Bytes::from_static(b"{}"));
             parse(&bytes).map(OptionalJson)
@@ -82,9 +85,14 @@ fn invalid_json(error: serde_json::Error) -> Problem {
 }
 
 /// The body, or nothing if it is empty.
-fn read(req: &HttpRequest, payload: &mut Payload) -> Extracting<Option<Bytes>> {
+fn read(
+    req: &HttpRequest,
+    payload: &mut Payload,
+    largest: Option<usize>,
+) -> Extracting<Option<Bytes>> {
     let json = is_json(req.headers());
-    let (limits, declared) = (BodyLimits::of(req), declared_length(req));
+    let (mut limits, declared) = (BodyLimits::of(req), declared_length(req));
+    limits.json_bytes = largest.unwrap_or(limits.json_bytes);
     let payload = payload.take();
     Box::pin(async move {
         let bytes = read_whole(declared, payload, limits).await?;
@@ -121,6 +129,11 @@ impl Fields {
         if let Some(value) = self.values.remove(other) {
             self.values.entry(name).or_insert(value);
         }
+    }
+
+    /// Whether a field is there and `null`, for the few of which that means something.
+    pub fn is_null(&self, name: &str) -> bool {
+        self.values.get(name).is_some_and(Value::is_null)
     }
 
     /// Refuses a field in words that follow its name: "must be …". The first refusal stands.

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod batch;
 pub mod caller;
 pub mod files;
 pub mod health;
@@ -17,9 +18,12 @@ pub mod sessions;
 pub mod streams;
 pub mod webhooks;
 
+pub mod address;
 pub mod answer;
 pub mod body;
 pub mod edges;
+pub mod gate;
+pub mod identity;
 pub mod json;
 pub mod lists;
 pub mod problem;

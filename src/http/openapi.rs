@@ -1,8 +1,10 @@
 //! The OpenAPI document, made from the route table, and the page that shows it.
 
+use std::sync::LazyLock;
+
 use actix_web::HttpResponse;
 use actix_web::http::Method;
-use actix_web::web::ServiceConfig;
+use actix_web::web::{Bytes, ServiceConfig};
 use serde_json::json;
 use utoipa::openapi::path::{
     HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem,
@@ -16,8 +18,9 @@ use utoipa::openapi::{
 use utoipa::{OpenApi as _, ToSchema};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::admin::{AccessRequest, FlagsRequest};
+use super::admin::{AccessRequest, FlagsRequest, OrganizationRequest};
 use super::app::PREFIXES;
+use super::batch::{BatchAnswer, BatchRequest};
 use super::files::{FileAnswer, UploadAnswer};
 use super::health::Health;
 use super::jobs::{JobAnswer, VideoRequest};
@@ -35,6 +38,8 @@ use super::sessions::Remember;
     ),
     components(schemas(
         AccessRequest,
+        BatchAnswer,
+        BatchRequest,
         FileAnswer,
         FlagsRequest,
         Health,
@@ -42,6 +47,7 @@ use super::sessions::Remember;
         LinkAnswer,
         LinkRequest,
         OnboardingRequest,
+        OrganizationRequest,
         Problem,
         Remember,
         UploadAnswer,
@@ -103,13 +109,19 @@ fn operation(route: &Route) -> OperationBuilder {
         .summary(Some(route.summary))
         .response(route.status.to_string(), success(route))
         .response("default", failure());
-    if route.path.contains("{id}") {
+    for name in ["id", "session_id"] {
+        if !route.path.contains(&format!("{{{name}}}")) {
+            continue;
+        }
         let id = ParameterBuilder::new()
-            .name("id")
+            .name(name)
             .parameter_in(ParameterIn::Path)
             .required(Required::True)
             .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()));
         operation = operation.parameter(id.build());
+    }
+    if let Some(needs) = needs(route.access) {
+        operation = operation.description(Some(needs));
     }
     if let Some(schema) = route.body {
         let content = ContentBuilder::new().schema(Some(named(schema))).build();
@@ -121,6 +133,16 @@ fn operation(route: &Route) -> OperationBuilder {
             operation.security(SecurityRequirement::new::<_, [String; 0], String>("bearer", []));
     }
     operation
+}
+
+/// What a caller must be beyond authenticated.
+fn needs(access: Access) -> Option<String> {
+    Some(match access {
+        Access::Public | Access::Authenticated => return None,
+        Access::Premium => "Needs tier `premium` or `enterprise`.".to_owned(),
+        Access::Admin => "Needs role `admin`.".to_owned(),
+        Access::Permission(name) => format!("Needs permission `{name}`, or role `admin`."),
+    })
 }
 
 fn success(route: &Route) -> utoipa::openapi::Response {
@@ -150,7 +172,8 @@ fn named(schema: &str) -> RefOr<Schema> {
 
 /// `GET openapi.json`
 pub async fn document() -> HttpResponse {
-    HttpResponse::Ok().json(json!(describe()))
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| json!(describe()).to_string().into());
+    HttpResponse::Ok().content_type("application/json").body(DOCUMENT.clone())
 }
 
 /// `/docs`: Swagger UI, whose files are part of the binary.

@@ -1,8 +1,13 @@
-//! How much a user may ask for: a sliding window a user and class, in this node's memory.
+//! How much may be asked for: a sliding window a user and class, and one an address for those who
+//! are nobody; in this node's memory.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
+
+use super::problem::{Code, Problem};
 
 /// `100/1h`: so many requests in so many seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +46,8 @@ impl std::str::FromStr for Budget {
     }
 }
 
-/// What a request counts against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a user's request counts against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Write,
     Read,
@@ -62,12 +67,124 @@ pub struct Standing {
     pub retry_after_s: i64,
 }
 
-/// The budgets of all users.
+impl Standing {
+    /// Whether the request may go on.
+    ///
+    /// # Errors
+    /// 429, saying when to come again.
+    pub fn into_result(self) -> Result<(), Problem> {
+        if self.allowed {
+            return Ok(());
+        }
+        let seconds = u64::try_from(self.retry_after_s).unwrap_or(1);
+        Err(Problem::new(Code::RateLimited).retry_after(seconds))
+    }
+}
+
+/// The budget of each class.
+#[derive(Debug, Clone, Copy)]
+pub struct Budgets {
+    pub writes: Budget,
+    pub reads: Budget,
+    pub links: Budget,
+    /// Of an address, for requests that prove nothing about their sender.
+    pub anonymous: Budget,
+}
+
+/// The budgets of everybody, and how they stand.
 pub struct Rates {
-    writes: Budget,
-    reads: Budget,
-    shards: Vec<Mutex<HashMap<(String, Class), Window>>>,
+    writes: Windows<String>,
+    reads: Windows<String>,
+    links: Windows<String>,
+    anonymous: Windows<IpAddr>,
+}
+
+impl Rates {
+    pub fn new(budgets: Budgets) -> Self {
+        Self {
+            writes: Windows::new(budgets.writes),
+            reads: Windows::new(budgets.reads),
+            links: Windows::new(budgets.links),
+            anonymous: Windows::new(budgets.anonymous),
+        }
+    }
+
+    /// Counts a request of `user` at `now` (Unix seconds), unless the budget is used up.
+    pub fn take(&self, user: &str, class: Class, now: i64) -> Standing {
+        match class {
+            Class::Write => self.writes.take(user, now),
+            Class::Read => self.reads.take(user, now),
+            Class::Link => self.links.take(user, now),
+        }
+    }
+
+    /// Counts a request of nobody in particular. Of IPv6, the network counts: a host has all of it.
+    pub fn take_anonymous(&self, address: IpAddr, now: i64) -> Standing {
+        let address = match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(whole) => {
+                let network = u128::from(whole) & !u128::from(u64::MAX);
+                IpAddr::V6(Ipv6Addr::from(network))
+            }
+        };
+        self.anonymous.take(&address, now)
+    }
+}
+
+/// One budget, and a window for each who uses it.
+struct Windows<K> {
+    budget: Budget,
+    shards: Vec<Mutex<Shard<K>>>,
     hasher: RandomState,
+}
+
+struct Shard<K> {
+    windows: HashMap<K, Window>,
+    /// With so many, those that are over are dropped.
+    full: usize,
+}
+
+const SHARDS: usize = 16;
+/// Windows a shard keeps without looking which of them are over.
+const KEPT: usize = 10_000;
+/// Windows a shard keeps at all. With more it forgets all of them: an attacker with addresses
+/// without number gets some requests more, but never our memory.
+const MOST: usize = 8 * KEPT;
+
+impl<K: Hash + Eq> Windows<K> {
+    fn new(budget: Budget) -> Self {
+        let empty = || Mutex::new(Shard { windows: HashMap::new(), full: KEPT });
+        let shards = (0..SHARDS).map(|_| empty()).collect();
+        Self { budget, shards, hasher: RandomState::new() }
+    }
+
+    /// The key is made owned only for one that is new.
+    fn take<Q>(&self, key: &Q, now: i64) -> Standing
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let index = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or_default();
+        let mut shard = self.shards[index].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(window) = shard.windows.get_mut(key) {
+            return window.take(self.budget, now);
+        }
+        if shard.windows.len() >= shard.full {
+            shard.make_room(self.budget, now);
+        }
+        shard.windows.entry(key.to_owned()).or_default().take(self.budget, now)
+    }
+}
+
+impl<K: Hash + Eq> Shard<K> {
+    fn make_room(&mut self, budget: Budget, now: i64) {
+        self.windows.retain(|_, window| now - window.start < 2 * budget.window_s);
+        if self.windows.len() >= MOST {
+            self.windows.clear();
+        }
+        // Twice what is left: the next look pays for itself.
+        self.full = (2 * self.windows.len()).clamp(KEPT, MOST);
+    }
 }
 
 /// Two neighbouring fixed windows; weighting the older by its overlap slides them.
@@ -76,36 +193,6 @@ struct Window {
     start: i64,
     count: u32,
     previous: u32,
-}
-
-const SHARDS: usize = 16;
-/// Windows a shard keeps before it drops those that are over.
-const KEPT: usize = 10_000;
-
-impl Rates {
-    pub fn new(writes: Budget, reads: Budget) -> Self {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { writes, reads, shards, hasher: RandomState::new() }
-    }
-
-    fn budget(&self, class: Class) -> Budget {
-        match class {
-            Class::Write => self.writes,
-            Class::Read | Class::Link => self.reads,
-        }
-    }
-
-    /// Counts a request of `user` at `now` (Unix seconds), unless the budget is used up.
-    pub fn take(&self, user: &str, class: Class, now: i64) -> Standing {
-        let budget = self.budget(class);
-        let index = usize::try_from(self.hasher.hash_one(user) % SHARDS as u64).unwrap_or_default();
-        let mut shard = self.shards[index].lock().unwrap_or_else(PoisonError::into_inner);
-        if shard.len() >= KEPT {
-            let longest = self.writes.window_s.max(self.reads.window_s);
-            shard.retain(|_, window| now - window.start < 2 * longest);
-        }
-        shard.entry((user.to_owned(), class)).or_default().take(budget, now)
-    }
 }
 
 impl Window {
@@ -159,9 +246,13 @@ mod tests {
         }
     }
 
+    fn rates(budget: Budget) -> Rates {
+        Rates::new(Budgets { writes: budget, reads: BUDGET, links: BUDGET, anonymous: budget })
+    }
+
     #[test]
     fn the_budget_is_used_up_and_slides_free() {
-        let rates = Rates::new(BUDGET, BUDGET);
+        let rates = rates(BUDGET);
         let take = |now| rates.take("ada", Class::Write, now);
         assert!((0..10).all(|_| take(1000).allowed));
         let refused = take(1050);
@@ -177,10 +268,33 @@ mod tests {
 
     #[test]
     fn users_and_classes_have_budgets_of_their_own() {
-        let rates = Rates::new(Budget { requests: 1, window_s: 100 }, BUDGET);
+        let rates = rates(Budget { requests: 1, window_s: 100 });
         assert!(rates.take("ada", Class::Write, 0).allowed);
         assert!(!rates.take("ada", Class::Write, 0).allowed);
         assert!(rates.take("ada", Class::Read, 0).allowed);
         assert!(rates.take("bob", Class::Write, 0).allowed);
+    }
+    #[test]
+    fn an_address_of_version_six_stands_for_its_network() {
+        let rates = rates(Budget { requests: 1, window_s: 100 });
+        let allowed = |address: &str| rates.take_anonymous(address.parse().unwrap(), 0).allowed;
+        assert!(allowed("2001:db8::1"));
+        assert!(!allowed("2001:db8::ffff:1"));
+        assert!(allowed("2001:db8:0:1::1"));
+        assert!(allowed("192.0.2.1"));
+        assert!(allowed("192.0.2.2"));
+        assert!(!allowed("192.0.2.1"));
+    }
+
+    #[test]
+    fn addresses_without_number_do_not_fill_the_memory() {
+        let rates = rates(BUDGET);
+        let most = u32::try_from(2 * SHARDS * MOST).unwrap();
+        for address in 0..most {
+            rates.take_anonymous(std::net::Ipv4Addr::from_bits(address).into(), 0);
+        }
+        for shard in &rates.anonymous.shards {
+            assert!(shard.lock().unwrap().windows.len() <= MOST);
+        }
     }
 }

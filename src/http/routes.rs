@@ -1,20 +1,29 @@
 //! The route table: every path, who may use it and what it does. The server, the answer to a wrong
 //! method and the OpenAPI document are all made from it.
 
+use actix_web::dev::ServiceRequest;
 use actix_web::http::Method;
+use actix_web::middleware::from_fn;
 use actix_web::web::{self, ServiceConfig};
 
 use super::app::PREFIXES;
 use super::edges::unmatched;
-use super::{admin, files, health, jobs, links, me, openapi, sessions, streams, webhooks};
+use super::{
+    admin, batch, caller, files, gate, health, jobs, links, me, openapi, sessions, streams,
+    webhooks,
+};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Public,
     Authenticated,
+    /// Tier `premium` or `enterprise`.
+    Premium,
     /// Role `admin`.
     Admin,
+    /// This permission, or role `admin`.
+    Permission(&'static str),
 }
 
 /// One method of one path.
@@ -31,6 +40,8 @@ pub struct Route {
     pub data: Option<&'static str>,
     /// The status on success.
     pub status: u16,
+    /// Counts against the address it comes from.
+    metered: bool,
     handler: fn() -> actix_web::Route,
 }
 
@@ -41,7 +52,17 @@ const fn route(
     summary: &'static str,
     handler: fn() -> actix_web::Route,
 ) -> Route {
-    Route { method, path, access, summary, body: None, data: None, status: 200, handler }
+    Route {
+        method,
+        path,
+        access,
+        summary,
+        body: None,
+        data: None,
+        status: 200,
+        metered: false,
+        handler,
+    }
 }
 
 impl Route {
@@ -55,16 +76,33 @@ impl Route {
         self
     }
 
+    const fn metered(mut self) -> Self {
+        self.metered = true;
+        self
+    }
+
     const fn accepted(mut self) -> Self {
         self.status = 202;
         self
+    }
+
+    /// The handler, behind what its row asks for: nothing else decides who may use it.
+    fn guarded(&self) -> actix_web::Route {
+        let handler = (self.handler)();
+        match self.access {
+            Access::Public if self.metered => handler.wrap(from_fn(gate::metered)),
+            Access::Public => handler,
+            access => handler.wrap(from_fn(move |request: ServiceRequest, next| {
+                caller::guard(access, request, next)
+            })),
+        }
     }
 }
 
 /// Every route, in the order of the contract.
 #[rustfmt::skip]
 pub fn table() -> Vec<Route> {
-    use Access::{Admin, Authenticated, Public};
+    use Access::{Admin, Authenticated, Premium, Public};
     const GET: Method = Method::GET;
     const HEAD: Method = Method::HEAD;
     const POST: Method = Method::POST;
@@ -77,7 +115,7 @@ pub fn table() -> Vec<Route> {
         route(GET, "/system/ready", Public, "Whether the log is writable and the read model caught up", || web::get().to(health::ready)),
         route(POST, "/webhooks/clerk", Public, "A delivery of Clerk's, signed by Svix", || web::post().to(webhooks::receive)),
         route(POST, "/auth/webhook", Public, "The same", || web::post().to(webhooks::receive)),
-        route(GET, "/openapi.json", Public, "This document", || web::get().to(openapi::document)),
+        route(GET, "/openapi.json", Public, "This document", || web::get().to(openapi::document)).metered(),
         route(GET, "/files/secure/{id}", Public, "A file by its signed link", || web::get().to(links::secure)),
         route(HEAD, "/files/secure/{id}", Public, "The same without its bytes", || web::head().to(links::secure)),
         route(GET, "/me", Authenticated, "The caller", || web::get().to(me::me)),
@@ -94,6 +132,7 @@ pub fn table() -> Vec<Route> {
         route(DELETE, "/files/{id}", Authenticated, "Delete a file", || web::delete().to(files::delete)),
         route(POST, "/files/{id}/signed-url", Authenticated, "A link to a file", || web::post().to(links::of_file)).takes("LinkRequest").gives("LinkAnswer"),
         route(POST, "/videos/generate", Authenticated, "Ask for a video", || web::post().to(jobs::generate)).takes("VideoRequest").gives("JobAnswer").accepted(),
+        route(POST, "/videos/batch", Premium, "Ask for up to 100 videos at once", || web::post().to(batch::generate)).takes("BatchRequest").gives("BatchAnswer").accepted(),
         route(GET, "/videos", Authenticated, "The caller's videos", || web::get().to(jobs::videos)),
         route(POST, "/videos/{id}/signed-url", Authenticated, "A link to a finished video", || web::post().to(links::of_video)).takes("LinkRequest").gives("LinkAnswer"),
         route(GET, "/jobs", Authenticated, "The caller's jobs", || web::get().to(jobs::list)),
@@ -107,6 +146,9 @@ pub fn table() -> Vec<Route> {
         route(GET, "/admin/users/{id}", Admin, "One user", || web::get().to(admin::user)),
         route(PUT, "/admin/users/{id}/access", Admin, "Role, permissions and tier of a user", || web::put().to(admin::set_access)).takes("AccessRequest"),
         route(PUT, "/admin/users/{id}/feature-flags", Admin, "Feature flags of a user", || web::put().to(admin::set_flags)).takes("FlagsRequest"),
+        route(PUT, "/admin/users/{id}/organization", Admin, "Type and organization of a user", || web::put().to(admin::set_organization)).takes("OrganizationRequest"),
+        route(GET, "/admin/users/{id}/sessions", Admin, "A user's devices", || web::get().to(sessions::list_of_user)),
+        route(DELETE, "/admin/users/{id}/sessions/{session_id}", Admin, "End a session of a user", || web::delete().to(sessions::revoke_of_user)),
     ]
 }
 
@@ -122,7 +164,7 @@ pub fn configure(config: &mut ServiceConfig) {
             let resource = web::resource(path).default_service(web::to(unmatched));
             scope = scope.service(
                 same.iter()
-                    .fold(resource, |resource, route: &Route| resource.route((route.handler)())),
+                    .fold(resource, |resource, route: &Route| resource.route(route.guarded())),
             );
         }
         config.service(scope.default_service(web::to(unmatched)));

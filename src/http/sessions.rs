@@ -1,15 +1,16 @@
-//! The caller's devices: list them, end one, remember this one.
+//! Devices: list the caller's, end one, remember this one; an administrator sees and ends those of
+//! anybody.
 
 use actix_web::{HttpResponse, web};
 use serde_json::json;
 
-use super::answer;
 use super::app::App;
 use super::caller::Caller;
 use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
-use crate::domain::ids::SessionId;
+use super::{admin, answer};
+use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{Command, EndReason};
 use crate::views::SessionRow;
 
@@ -26,13 +27,39 @@ pub async fn revoke(
     caller: Caller,
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    let not_found = || Problem::new(Code::NotFound);
-    let id = SessionId::try_from(id.into_inner()).map_err(|_| not_found())?;
-    let row = app.system.views.session(&id)?.ok_or_else(not_found)?;
-    if row.user_id.as_ref() != Some(&caller.user_id) {
-        return Err(not_found());
-    }
+    let id = session_of(&app, &caller.user_id, id.into_inner())?;
     end(&app, &caller, &id, EndReason::Revoked).await
+}
+
+/// `GET admin/users/{id}/sessions`
+pub async fn list_of_user(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let user = admin::known(&app, &admin::parse_id(&id)?)?;
+    let rows = app.system.views.sessions_of(&user.user_id)?;
+    let items: Vec<_> = rows.iter().map(|row| shown(row, &caller)).collect();
+    Ok(answer::ok(json!({ "items": items, "next_cursor": null })))
+}
+
+/// `DELETE admin/users/{id}/sessions/{session_id}`
+pub async fn revoke_of_user(
+    app: web::Data<App>,
+    caller: Caller,
+    ids: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let (user_id, id) = ids.into_inner();
+    let id = session_of(&app, &admin::parse_id(&user_id)?, id)?;
+    end(&app, &caller, &id, EndReason::Revoked).await
+}
+
+/// The id, if it is that of a session of this user.
+fn session_of(app: &App, user_id: &UserId, id: String) -> Result<SessionId, Problem> {
+    let not_found = || Problem::new(Code::NotFound);
+    let id = SessionId::try_from(id).map_err(|_| not_found())?;
+    let row = app.system.views.session(&id)?.ok_or_else(not_found)?;
+    if row.user_id.as_ref() == Some(user_id) { Ok(id) } else { Err(not_found()) }
 }
 
 /// `DELETE sessions/current`

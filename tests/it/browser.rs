@@ -1,5 +1,6 @@
-//! A generated video in the hands of programs that nobody here wrote: ffprobe reads it, and
-//! Chromium plays it to its end from the signed link of a running server.
+//! What we give in the hands of programs that nobody here wrote: ffprobe reads a generated video,
+//! Chromium plays it to its end from the signed link of a running server, and shows the
+//! documentation.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -59,6 +60,30 @@ fn chromium_seeks_in_a_generated_video_and_plays_it_to_its_end_from_its_signed_l
     // Longer than a browser takes to start on a busy machine.
     let outcome = page.outcome.recv_timeout(Duration::from_secs(90));
     assert_eq!(outcome.as_deref(), Ok("854x480 of 2 s, seeked, played"));
+}
+
+#[test]
+fn chromium_shows_the_documentation_although_its_policy_forbids_what_it_does_not_need() {
+    let chromium = installed("chromium");
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(&directory.path().join("data"));
+    let shown = Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        .args(["--no-first-run", "--disable-background-networking", "--no-proxy-server"])
+        // Of the page's own time, which stands still while something is loaded.
+        .args(["--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", directory.path().join("profile").display()))
+        .arg(format!("{}/docs/", server.address))
+        .env("HOME", directory.path())
+        .output()
+        .unwrap();
+    let (page, errors) = (text(&shown.stdout), text(&shown.stderr));
+    assert!(page.contains("/videos/generate"), "{page}\n{errors}");
+    assert!(!errors.contains("Content Security Policy"), "{errors}");
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// What the page does; it tells its one outcome to whom it came from.

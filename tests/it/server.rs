@@ -43,6 +43,8 @@ impl Setup {
             .with("T2M_ENGINE", "none")
             .with("RATE_LIMIT_WRITES", "1000000/1h")
             .with("RATE_LIMIT_READS", "1000000/1h")
+            .with("RATE_LIMIT_LINKS", "1000000/1h")
+            .with("RATE_LIMIT_ANONYMOUS", "1000000/1h")
     }
 
     /// Sets a variable; the last value counts.

@@ -1,9 +1,14 @@
 //! The contract, asked of the running server.
 
+mod access;
+mod admin;
+mod batch;
+mod budgets;
 mod cli;
 mod identity;
 mod links;
 mod main_job;
+mod origins;
 mod refusals;
 mod restart;
 mod streams;

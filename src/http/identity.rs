@@ -1,0 +1,259 @@
+//! From a request to the user who makes it: through the bearer token, the session and the read
+//! model.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use actix_web::http::{Method, header};
+use actix_web::{HttpMessage, HttpRequest};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+
+use super::app::App;
+use super::caller::Caller;
+use super::edges::RequestId;
+use super::problem::{Code, Problem};
+use crate::actors::codec::{Metadata, Source};
+use crate::clerk::jwt::{Rejected, Verified};
+use crate::clerk::translate::claims_snapshot;
+use crate::domain::ids::{SessionId, UserId};
+use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
+use crate::domain::text::Personal;
+use crate::domain::user::{self, Profile, Snapshot};
+use crate::views::{SessionStanding, UserAccess};
+
+/// A token this close to its end is worth renewing (seed, `refreshThreshold`).
+const REFRESH_WITHIN: TimeDelta = TimeDelta::minutes(5);
+
+/// In a request's extensions: its token is worth renewing.
+#[derive(Debug, Clone, Copy)]
+pub struct RefreshRecommended;
+
+/// The user who asks, provisioned and in a live session.
+///
+/// # Errors
+/// 401 with the reason, 403 `session_pending`, 503 if neither can be told.
+pub async fn identify(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
+    if app.dev_mode { developer(app, request).await } else { signed_in(app, request).await }
+}
+
+fn request_id(request: &HttpRequest) -> String {
+    request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default()
+}
+
+/// Development mode: whoever the request says it is, with every right.
+async fn developer(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
+    let named = request.headers().get("x-dev-user").map(|value| value.to_str().unwrap_or_default());
+    let user_id = UserId::try_from(named.unwrap_or("dev_user").to_owned()).map_err(|_| {
+        Problem::new(Code::MalformedRequest).with_sentence("X-Dev-User is not a user id")
+    })?;
+    let caller = Caller {
+        user_id,
+        session_id: None,
+        role: "admin".to_owned(),
+        permissions: BTreeSet::new(),
+        subscription_tier: "premium".to_owned(),
+        token: None,
+        request_id: request_id(request),
+    };
+    if app.system.views.user_standing(&caller.user_id).is_none() {
+        let email = Personal(format!("{}@localhost", caller.user_id));
+        let snapshot = Snapshot {
+            profile: Profile { email: Some(email), ..Profile::default() },
+            role: Some(caller.role.clone()),
+            subscription_tier: Some(caller.subscription_tier.clone()),
+            ..Snapshot::default()
+        };
+        provision(app, &caller.user_id, snapshot, caller.origin()).await?;
+    }
+    Ok(caller)
+}
+
+async fn signed_in(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
+    let now = app.system.clock.now();
+    let token = app
+        .authenticator
+        .authenticate(bearer(request)?, now.timestamp())
+        .await
+        .map_err(|rejected| refusal(&rejected, now))?;
+    let unusable = |_| Problem::new(Code::TokenInvalid);
+    let user_id = UserId::try_from(token.user_id.clone()).map_err(unusable)?;
+    let session_id = match &token.session_id {
+        Some(id) => SessionId::try_from(id.clone()).map_err(unusable)?,
+        None => SessionId::of_token(&user_id, token.issued_at),
+    };
+    let access = known_user(app, request, &user_id, &token).await?;
+    live_session(app, request, &user_id, &session_id, &token).await?;
+    if token.expires_at - now.timestamp() <= REFRESH_WITHIN.num_seconds() {
+        request.extensions_mut().insert(RefreshRecommended);
+    }
+    let (role, permissions, subscription_tier) = effective(&access, &token);
+    let request_id = request_id(request);
+    let session_id = Some(session_id);
+    Ok(Caller {
+        user_id,
+        session_id,
+        role,
+        permissions,
+        subscription_tier,
+        token: Some(token),
+        request_id,
+    })
+}
+
+/// RFC 6750, section 2.1; the scheme's case does not matter.
+fn bearer(request: &HttpRequest) -> Result<&str, Problem> {
+    let value = request.headers().get(header::AUTHORIZATION);
+    let value = value.ok_or_else(|| Problem::new(Code::Unauthenticated))?;
+    let text = value.to_str().map_err(|_| Problem::new(Code::TokenInvalid))?;
+    match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start()),
+        _ => Err(Problem::new(Code::Unauthenticated)),
+    }
+}
+
+/// One body for every token that is wrong, so that an attacker learns nothing from trying.
+fn refusal(rejected: &Rejected, now: DateTime<Utc>) -> Problem {
+    match rejected {
+        Rejected::Expired { expired_at } => Problem::token_expired(*expired_at, now.timestamp()),
+        Rejected::SessionPending => Problem::new(Code::SessionPending),
+        Rejected::NoKeys => Problem::new(Code::KeysUnavailable),
+        other => Problem::new(Code::TokenInvalid).caused_by(other.to_string()),
+    }
+}
+
+/// Made only for the few requests that record something on their way in.
+fn origin(request: &HttpRequest, user_id: &UserId) -> Metadata {
+    let mut origin = Metadata::by(user_id.as_str(), Source::Api);
+    origin.correlation_id = request_id(request);
+    origin
+}
+
+/// The user as the read model has it, provisioned from the claims if no webhook came yet.
+async fn known_user(
+    app: &App,
+    request: &HttpRequest,
+    user_id: &UserId,
+    token: &Verified,
+) -> Result<Arc<UserAccess>, Problem> {
+    let views = &app.system.views;
+    let access = match views.user_standing(user_id) {
+        Some(access) => access,
+        None => {
+            provision(app, user_id, claims_snapshot(token), origin(request, user_id)).await?;
+            views.user_standing(user_id).ok_or_else(|| Problem::new(Code::NotCaughtUp))?
+        }
+    };
+    if access.deleted {
+        return Err(session_ended(EndReason::UserDeleted));
+    }
+    if access.banned {
+        return Err(session_ended(EndReason::UserBanned));
+    }
+    Ok(access)
+}
+
+async fn provision(
+    app: &App,
+    user_id: &UserId,
+    snapshot: Snapshot,
+    origin: Metadata,
+) -> Result<(), Problem> {
+    match app.system.users.execute(user_id, user::Command::Provision(snapshot), origin).await {
+        Ok(done) => Ok(app.system.visible(done.position).await?),
+        Err(crate::actors::entity::Failure::Refused(user::Refusal::Deleted)) => {
+            Err(session_ended(EndReason::UserDeleted))
+        }
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// Refuses an ended session, begins one that is new to us, and notes activity.
+async fn live_session(
+    app: &App,
+    request: &HttpRequest,
+    user_id: &UserId,
+    session_id: &SessionId,
+    token: &Verified,
+) -> Result<(), Problem> {
+    let now = app.system.clock.now();
+    let command = match app.system.views.session_standing(session_id) {
+        Some(SessionStanding::Ended(reason)) => return Err(session_ended(reason)),
+        Some(SessionStanding::Live { user_id: owner, .. }) if owner != *user_id => {
+            return Err(Problem::new(Code::TokenInvalid).caused_by("the session is another user's"));
+        }
+        Some(SessionStanding::Live { expires_at, last_active_at, remembered, .. }) => {
+            let live = session::Live {
+                user_id: user_id.clone(),
+                started_at: last_active_at,
+                expires_at,
+                last_active_at,
+                remembered,
+            };
+            let lapsed = live.lapsed(now).is_some();
+            let active = now - last_active_at >= ACTIVITY_GRAIN && is_activity(request);
+            match (lapsed, active) {
+                (true, _) => session::Command::Lapse,
+                (false, true) => session::Command::Touch,
+                (false, false) => return Ok(()),
+            }
+        }
+        None => start_of(app, request, user_id, token, now),
+    };
+    let origin = origin(request, user_id);
+    let done = app.system.sessions.execute(session_id, command, origin).await?;
+    app.system.visible(done.position).await?;
+    match done.state {
+        session::Session::Live(live) if live.user_id == *user_id => Ok(()),
+        session::Session::Ended(reason) => Err(session_ended(reason)),
+        session::Session::Live(_) | session::Session::Unknown => {
+            Err(Problem::new(Code::TokenInvalid).caused_by("the session is another user's"))
+        }
+    }
+}
+
+fn start_of(
+    app: &App,
+    request: &HttpRequest,
+    user_id: &UserId,
+    token: &Verified,
+    now: DateTime<Utc>,
+) -> session::Command {
+    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    // A template token may be days old when it first comes here; the session is as old as its
+    // first request, and its own lifetime ends it.
+    let issued_at = DateTime::from_timestamp(token.issued_at, 0).unwrap_or(now);
+    session::Command::Start {
+        user_id: user_id.clone(),
+        started_at: now,
+        expires_at: Some(issued_at + session::LIFETIME),
+        ip_address: app.proxies.client(request).map(|address| address.to_string()),
+        user_agent: agent.map(|agent| agent.chars().take(256).collect()),
+    }
+}
+
+/// What a waiting page does by itself is not activity (CONTRACT §4).
+fn is_activity(request: &HttpRequest) -> bool {
+    let path = request.path();
+    let waiting = ["/jobs/", "/status/", "/events"].iter().any(|part| path.contains(part));
+    !(request.method() == Method::GET && waiting)
+}
+
+fn session_ended(reason: EndReason) -> Problem {
+    Problem::new(Code::SessionEnded).with_detail(json!({ "reason": reason.as_str() }))
+}
+
+/// The read model overrules a token that is older than its last change; a newer token has heard
+/// of a change whose webhook is still on its way.
+fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>, String) {
+    let newer = access.access_changed_at.is_none_or(|at| token.issued_at > at.timestamp());
+    let role = token.role.clone().filter(|_| newer).unwrap_or_else(|| access.role.clone());
+    let tier = token.tier.clone().filter(|_| newer);
+    let tier = tier.unwrap_or_else(|| access.subscription_tier.clone());
+    let permissions = if newer && !token.permissions.is_empty() {
+        token.permissions.iter().cloned().collect()
+    } else {
+        access.permissions.iter().cloned().collect()
+    };
+    (role, permissions, tier)
+}
