@@ -2,6 +2,7 @@
 //! due. The structs do the work in ordinary methods that tests call directly.
 
 pub mod codec;
+pub mod dead_letters;
 pub mod directory;
 pub mod dispatcher;
 pub mod entity;

@@ -248,6 +248,15 @@ impl Envelope {
         serde_json::from_slice(body).map_err(|_| Unusable::NotAnEvent)
     }
 
+    /// Whether a body that could not be used may be kept. One that may carry a one-time code must
+    /// not, even if it is too broken to tell its type.
+    pub fn may_be_kept(body: &[u8]) -> bool {
+        match Self::read(body) {
+            Ok(envelope) => !CARRY_CODES.contains(&envelope.kind.as_str()),
+            Err(_) => !mentions_codes(&String::from_utf8_lossy(body)),
+        }
+    }
+
     /// What the event means to us.
     ///
     /// # Errors
@@ -289,6 +298,7 @@ impl Envelope {
 
     fn membership(&self) -> Result<Membership, Unusable> {
         let membership: Membership = self.data()?;
+        self.need(&membership.id, "membership")?;
         self.need(&membership.organization.id, "organization")?;
         self.need(&membership.public_user_data.user_id, "user")?;
         Ok(membership)
@@ -301,6 +311,26 @@ impl Envelope {
     fn need(&self, id: &str, what: &'static str) -> Result<(), Unusable> {
         if id.is_empty() { Err(Unusable::NoId { kind: self.kind.clone(), what }) } else { Ok(()) }
     }
+}
+
+/// Types whose bodies carry one-time codes.
+const CARRY_CODES: [&str; 2] = ["email.created", "sms.created"];
+
+/// Looks for the types and for Clerk's names of the code in a text that does not parse. JSON may
+/// write any sign as `\u002e`, so what is escaped is looked for unescaped.
+fn mentions_codes(text: &str) -> bool {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("\\u") {
+        plain.push_str(&rest[..at]);
+        let digits = rest.get(at + 2..at + 6).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        let sign = digits.and_then(char::from_u32);
+        plain.push(sign.unwrap_or('?'));
+        rest = &rest[at + if sign.is_some() { 6 } else { 2 }..];
+    }
+    plain.push_str(rest);
+    let plain = plain.to_ascii_lowercase();
+    CARRY_CODES.iter().chain(&["otp"]).any(|name| plain.contains(name))
 }
 
 /// `null` and values of another type read as the default: one odd field must not cost the event.
@@ -319,11 +349,13 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
 }
 
 /// Milliseconds or seconds since 1970: Clerk's specification and its documentation disagree, but
-/// what is below 10^11 would be before March 1973 in milliseconds.
+/// what is below 10^11 would be before March 1973 in milliseconds. What lies beyond the year 8999 is
+/// no time: RFC 3339 ends with 9999, and lifetimes are yet to be added.
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
     const FIRST_MILLISECONDS: i64 = 100_000_000_000;
+    const LAST_MILLISECONDS: i64 = 221_845_391_999_999;
     let number: Option<i64> = lenient(deserializer)?;
-    Ok(number.filter(|number| *number > 0).and_then(|number| {
+    Ok(number.filter(|number| (1..=LAST_MILLISECONDS).contains(number)).and_then(|number| {
         if number < FIRST_MILLISECONDS {
             DateTime::from_timestamp(number, 0)
         } else {
@@ -450,6 +482,44 @@ mod tests {
     }
 
     #[test]
+    fn a_time_beyond_all_calendars_is_no_time() {
+        for (time, read) in [
+            ("221845391999999", true),
+            ("221845392000000", false),
+            ("8210266876799999", false),
+            ("9223372036854775807", false),
+            ("-1", false),
+            ("0", false),
+        ] {
+            let body = format!(r#"{{"type":"session.created","timestamp":{time}}}"#);
+            let envelope = Envelope::read(body.as_bytes()).unwrap();
+            assert_eq!(envelope.timestamp.is_some(), read, "{time}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_may_carry_a_code_is_never_kept() {
+        for name in ["email.created", "sms.created"] {
+            let body = fixture(name);
+            assert!(!Envelope::may_be_kept(&body));
+            assert!(!Envelope::may_be_kept(&body[..body.len() - 2]), "cut off");
+            assert!(!Envelope::may_be_kept(&[&body[..], b"\xff"].concat()), "not UTF-8");
+        }
+        for (body, kept) in [
+            (r#"{"type":"user.created","data":7}"#, true),
+            (r#"{"type":7,"data":{}}"#, true),
+            ("not JSON \\u00zz \\u", true),
+            (r#"{"type":"email\u002ecreated","data":{}"#, false),
+            (r#"{"type":"email.created","type":"user.created"}"#, false),
+            (r#"{"Type":"SMS.Created"}"#, false),
+            (r#"{"data":{"otp_code":"424242"}}"#, false),
+            (r#"{"data":{"\u006f\u0074p_code":"424242"}}"#, false),
+        ] {
+            assert_eq!(Envelope::may_be_kept(body.as_bytes()), kept, "{body}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_acted_on_says_why() {
         let no_event: [&[u8]; 6] = [b"", b"null", b"[]", b"{}", b"{\"type\":7}", b"\xff"];
         for body in no_event {
@@ -460,7 +530,16 @@ mod tests {
             (r#"{"type":"user.deleted","data":{"id":null}}"#, "user"),
             (r#"{"type":"session.created","data":{"id":"sess_1"}}"#, "user"),
             (r#"{"type":"session.ended","data":{"user_id":"user_1"}}"#, "session"),
-            (r#"{"type":"organizationMembership.created","data":{}}"#, "organization"),
+            (r#"{"type":"organizationMembership.created","data":{}}"#, "membership"),
+            (
+                r#"{"type":"organizationMembership.updated","data":{"id":"m","organization":7}}"#,
+                "organization",
+            ),
+            (
+                r#"{"type":"organizationMembership.deleted",
+                    "data":{"id":"m","organization":{"id":"o"},"public_user_data":null}}"#,
+                "user",
+            ),
         ] {
             let fault = Envelope::parse(body.as_bytes()).unwrap_err();
             assert!(matches!(fault, Unusable::NoId { what: named, .. } if named == what), "{body}");

@@ -121,7 +121,8 @@ fn start(session: payload::Session, made_at: DateTime<Utc>) -> Result<Command, U
     let command = session::Command::Start {
         user_id: user_id(session.user_id)?,
         started_at: session.created_at.unwrap_or(made_at),
-        expires_at: session.expire_at,
+        // Nobody tells us of either end, hence both times.
+        expires_at: session.expire_at.into_iter().chain(session.abandon_at).min(),
         ip_address: activity.ip_address,
         user_agent: Some(user_agent).filter(|text| !text.is_empty()),
     };

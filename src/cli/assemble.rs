@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::sync::watch;
 
 use super::BadConfiguration;
+use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
 use crate::actors::{System, timekeeper};
 use crate::clerk::jwks::Jwks;
@@ -133,6 +134,12 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         let _ = system.visible(head).await;
     }
     timekeeper::start(Arc::clone(&system));
+    let dead_letters = DeadLetters::new(&blobs);
+    // Before the first delivery, which may be the one that settles a letter.
+    if let Err(error) = dead_letters.trim(clock.now()).await {
+        tracing::warn!(%error, "the dead letters could not be read");
+    }
+    dead_letters.start(clock.clone());
     if settings.engine == Engine::Storyboard {
         let scratch = data_dir.join("scratch");
         // What a crash left; its jobs are leased again.
@@ -161,6 +168,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         links,
         authenticator: authenticator(&settings, keys, &clock)?,
         webhooks,
+        dead_letters,
         rates,
         proxies,
         public_url,

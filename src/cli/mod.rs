@@ -7,6 +7,7 @@ mod openapi;
 mod replay;
 mod serve;
 mod token;
+mod webhooks;
 
 use clap::{Parser, Subcommand};
 
@@ -33,6 +34,9 @@ enum Command {
     Log(log::Log),
     /// Rebuild the read model from the log into a fresh file
     Replay(replay::Replay),
+    /// See to webhook deliveries
+    #[command(subcommand)]
+    Webhooks(webhooks::Webhooks),
     /// Mint a token with the local development key
     Token(token::Token),
     /// Print the OpenAPI document
@@ -62,6 +66,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(demo) => demo.run(),
         Command::Log(log) => log.run(),
         Command::Replay(replay) => replay.run(),
+        Command::Webhooks(webhooks) => webhooks.run(),
         Command::Token(token) => token.run(),
         Command::Openapi => openapi::run(),
     }

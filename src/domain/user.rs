@@ -21,12 +21,18 @@ pub enum Event {
         profile: Profile,
         /// True when the claims of a token came before Clerk's webhook.
         provisional: bool,
+        /// What those claims said of the user's rights.
+        #[serde(default, skip_serializing_if = "Told::is_empty")]
+        told: Told,
     },
     #[serde(rename = "user.profile_changed.v1")]
     ProfileChanged {
         profile: Profile,
         /// When it changed at Clerk.
         source_updated_at: DateTime<Utc>,
+        /// What Clerk's metadata said of the user's rights at that time.
+        #[serde(default, skip_serializing_if = "Told::is_empty")]
+        told: Told,
     },
     #[serde(rename = "user.access_changed.v1")]
     AccessChanged { access: Access },
@@ -93,6 +99,29 @@ impl Default for Access {
     }
 }
 
+/// What Clerk last said of a user's rights. Kept beside [`Access`], which an administrator may have
+/// set since: only a change of Clerk's own word overrules that, and a key that Clerk no longer has
+/// is a right taken away.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Told {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<BTreeSet<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscription_tier: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_flags: Option<BTreeMap<String, bool>>,
+}
+
+impl Told {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A user's place in an organization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Membership {
@@ -150,7 +179,7 @@ impl OnboardingStatus {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
     pub profile: Profile,
-    /// From the public metadata; a key that it lacks leaves what is known.
+    /// From the public metadata; absent when it lacks the key.
     pub role: Option<String>,
     pub permissions: Option<BTreeSet<String>>,
     pub subscription_tier: Option<String>,
@@ -175,6 +204,18 @@ pub enum Assignment {
     /// Into this one and out of another that an administrator chose. The membership's id is for a
     /// new one; where the user is a member already, that membership takes what else it says.
     Member(Membership),
+}
+
+impl Snapshot {
+    fn told(&self) -> Told {
+        Told {
+            role: self.role.clone(),
+            permissions: self.permissions.clone(),
+            subscription_tier: self.subscription_tier.clone(),
+            user_type: self.user_type.clone(),
+            feature_flags: self.feature_flags.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -222,6 +263,7 @@ pub struct User {
     pub banned: bool,
     /// By membership; a left one stays as a tombstone, so that a late update cannot revive it.
     pub memberships: BTreeMap<String, MembershipState>,
+    pub told: Told,
     /// Up to when Clerk's word about the user is known.
     pub synced_at: Option<DateTime<Utc>>,
 }
@@ -272,14 +314,16 @@ impl Aggregate for User {
 
     fn evolve(&mut self, event: &Event) {
         match event {
-            Event::Registered { profile, provisional } => {
+            Event::Registered { profile, provisional, told } => {
                 self.standing =
                     if *provisional { Standing::Provisional } else { Standing::Registered };
                 self.profile = profile.clone();
+                self.told = told.clone();
             }
-            Event::ProfileChanged { profile, source_updated_at } => {
+            Event::ProfileChanged { profile, source_updated_at, told } => {
                 self.standing = Standing::Registered;
                 self.profile = profile.clone();
+                self.told = told.clone();
                 self.synced_at = Some(*source_updated_at);
             }
             Event::AccessChanged { access } => self.access = access.clone(),
@@ -349,8 +393,11 @@ impl User {
         if self.standing != Standing::Unknown {
             return vec![];
         }
-        let registered = Event::Registered { profile: snapshot.profile.clone(), provisional: true };
-        let mut events = vec![registered];
+        let mut events = vec![Event::Registered {
+            profile: snapshot.profile.clone(),
+            provisional: true,
+            told: snapshot.told(),
+        }];
         events.extend(self.differences(snapshot));
         events
     }
@@ -362,10 +409,11 @@ impl User {
         let profile = snapshot.profile.clone();
         let mut events = vec![];
         if self.standing == Standing::Unknown {
-            events.push(Event::Registered { profile: profile.clone(), provisional: false });
+            let (profile, told) = (profile.clone(), Told::default());
+            events.push(Event::Registered { profile, provisional: false, told });
         }
         // Recorded even when equal: it says up to when Clerk's word is known.
-        events.push(Event::ProfileChanged { profile, source_updated_at });
+        events.push(Event::ProfileChanged { profile, source_updated_at, told: snapshot.told() });
         events.extend(self.differences(snapshot));
         match (self.banned, snapshot.banned) {
             (false, true) => events.push(Event::Banned {}),
@@ -375,23 +423,29 @@ impl User {
         events
     }
 
-    /// What the metadata says that is not known yet.
+    /// What the metadata says otherwise than when it was last heard.
     fn differences(&self, snapshot: &Snapshot) -> Vec<Event> {
-        let told = snapshot.clone();
-        let access = Access {
-            role: told.role.unwrap_or_else(|| self.access.role.clone()),
-            permissions: told.permissions.unwrap_or_else(|| self.access.permissions.clone()),
-            subscription_tier: told
-                .subscription_tier
-                .unwrap_or_else(|| self.access.subscription_tier.clone()),
-        };
-        let mut events = self.access_to(access);
-        if told.user_type.is_some() && told.user_type != self.user_type {
-            events.push(Event::AttributesChanged { user_type: told.user_type });
+        let (before, known, none) = (&self.told, &self.access, Access::default());
+        let role = told(&before.role, &snapshot.role, &known.role, none.role);
+        let permissions =
+            told(&before.permissions, &snapshot.permissions, &known.permissions, none.permissions);
+        let subscription_tier = told(
+            &before.subscription_tier,
+            &snapshot.subscription_tier,
+            &known.subscription_tier,
+            none.subscription_tier,
+        );
+        let mut events = self.access_to(Access { role, permissions, subscription_tier });
+        if before.user_type != snapshot.user_type && self.user_type != snapshot.user_type {
+            events.push(Event::AttributesChanged { user_type: snapshot.user_type.clone() });
         }
-        if let Some(flags) = &told.feature_flags {
-            events.extend(self.flags_to(flags));
-        }
+        let flags = told(
+            &before.feature_flags,
+            &snapshot.feature_flags,
+            &self.feature_flags,
+            BTreeMap::new(),
+        );
+        events.extend(self.flags_to(&flags));
         events
     }
 
@@ -412,12 +466,19 @@ impl User {
                 membership: membership.clone(),
                 source_updated_at,
             }],
-            Some(MembershipState::Member { as_of, .. }) if source_updated_at > *as_of => {
-                vec![Event::OrganizationRoleChanged {
-                    membership_id: membership.membership_id.clone(),
-                    role: membership.role.clone(),
-                    permissions: membership.permissions.clone(),
-                    source_updated_at,
+            Some(MembershipState::Member { membership: known, as_of })
+                if source_updated_at > *as_of =>
+            {
+                let renamed = (&known.name, &known.slug) != (&membership.name, &membership.slug);
+                vec![if renamed {
+                    Event::OrganizationJoined { membership: membership.clone(), source_updated_at }
+                } else {
+                    Event::OrganizationRoleChanged {
+                        membership_id: membership.membership_id.clone(),
+                        role: membership.role.clone(),
+                        permissions: membership.permissions.clone(),
+                        source_updated_at,
+                    }
                 }]
             }
             Some(MembershipState::Member { .. } | MembershipState::Left) => vec![],
@@ -506,6 +567,12 @@ fn adjusted(present: &Membership, wanted: &Membership, now: DateTime<Utc>) -> Op
     })
 }
 
+/// One right after Clerk's word went from `before` to `now`: `known`, which may be an
+/// administrator's decision, stands for as long as Clerk says the same.
+fn told<T: Clone + PartialEq>(before: &Option<T>, now: &Option<T>, known: &T, none: T) -> T {
+    if before == now { known.clone() } else { now.clone().unwrap_or(none) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -574,6 +641,49 @@ mod tests {
             run(&[sync(5, "new@x", "user"), sync(5, "new@x", "user"), sync(4, "old@x", "admin")]);
         assert_eq!(answers[1..], [Ok(0), Ok(0)]);
         assert_eq!(user.access.role, "user");
+    }
+
+    #[test]
+    fn a_right_that_clerk_no_longer_names_is_taken_away() {
+        let provision = Command::Provision(snapshot("a@x", "admin"));
+        let silent = |second| Command::Sync {
+            snapshot: Snapshot { role: None, ..snapshot("a@x", "") },
+            source_updated_at: at(second),
+        };
+        for life in [
+            vec![sync(1, "a@x", "admin"), silent(2)],
+            vec![silent(2), sync(1, "a@x", "admin")],
+            vec![provision, silent(2)],
+        ] {
+            assert_eq!(run(&life).0.access.role, "user", "{life:?}");
+        }
+    }
+
+    #[test]
+    fn an_administrators_decision_stands_until_clerk_says_something_new() {
+        let decided = Command::SetAccess(Access { role: "editor".to_owned(), ..Access::default() });
+        let life = [sync(1, "a@x", "user"), decided, sync(2, "b@x", "user")];
+        assert_eq!(run(&life).0.access.role, "editor");
+        let life = [&life[..], &[sync(3, "b@x", "admin")]].concat();
+        assert_eq!(run(&life).0.access.role, "admin");
+    }
+
+    #[test]
+    fn a_renamed_organization_is_known_by_its_new_name_whatever_came_first() {
+        let named = |second, name: &str| match join(second, "org:member") {
+            Command::Join { membership, source_updated_at } => Command::Join {
+                membership: Membership { name: Some(name.to_owned()), ..membership },
+                source_updated_at,
+            },
+            other => other,
+        };
+        let straight = run(&[named(1, "Acme"), named(2, "Acme Films")]).0;
+        let reversed = run(&[named(2, "Acme Films"), named(1, "Acme")]).0;
+        assert_eq!(straight, reversed);
+        let MembershipState::Member { membership, .. } = &straight.memberships["m1"] else {
+            panic!("a member: {straight:?}");
+        };
+        assert_eq!(membership.name.as_deref(), Some("Acme Films"));
     }
 
     #[test]

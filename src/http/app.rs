@@ -16,6 +16,7 @@ use super::health;
 use super::rates::Rates;
 use super::routes;
 use crate::actors::System;
+use crate::actors::dead_letters::DeadLetters;
 use crate::clerk::Authenticator;
 use crate::clerk::webhook::WebhookVerifier;
 use crate::media::blobs::Blobs;
@@ -35,6 +36,8 @@ pub struct App {
     pub authenticator: Authenticator,
     /// Absent in development without a secret: then deliveries are answered with 503.
     pub webhooks: Option<WebhookVerifier>,
+    /// Deliveries that could not be used.
+    pub dead_letters: DeadLetters,
     /// The key set of the development issuer; absent when Clerk vouches for tokens.
     pub development_keys: Option<serde_json::Value>,
     pub rates: Rates,

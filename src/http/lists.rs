@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use std::future::{Ready, ready};
 
 use super::problem::Problem;
+use crate::actors::dead_letters;
 use crate::views::Cursor;
 
 const DEFAULT: usize = 50;
@@ -13,9 +14,27 @@ const MAX: usize = 200;
 
 /// The page that a request asks for.
 #[derive(Debug)]
-pub struct PageQuery {
+pub struct PageQuery<C = Cursor> {
     pub limit: usize,
-    pub cursor: Option<Cursor>,
+    pub cursor: Option<C>,
+}
+
+/// What can say where a page ended.
+pub trait AnyCursor: Sized {
+    /// None for a text that no page of the list has given out.
+    fn parse_text(text: &str) -> Option<Self>;
+}
+
+impl AnyCursor for Cursor {
+    fn parse_text(text: &str) -> Option<Self> {
+        Self::parse(text).ok()
+    }
+}
+
+impl AnyCursor for dead_letters::Cursor {
+    fn parse_text(text: &str) -> Option<Self> {
+        Self::parse(text)
+    }
 }
 
 /// The `data` of a list.
@@ -31,7 +50,7 @@ struct Raw {
     cursor: Option<String>,
 }
 
-impl FromRequest for PageQuery {
+impl<C: AnyCursor> FromRequest for PageQuery<C> {
     type Error = Problem;
     type Future = Ready<Result<Self, Problem>>;
 
@@ -40,7 +59,7 @@ impl FromRequest for PageQuery {
     }
 }
 
-fn parse(request: &HttpRequest) -> Result<PageQuery, Problem> {
+fn parse<C: AnyCursor>(request: &HttpRequest) -> Result<PageQuery<C>, Problem> {
     let mut faults = Map::new();
     let raw = web::Query::<Raw>::from_query(request.query_string());
     let raw = raw.map_or(Raw { limit: None, cursor: None }, web::Query::into_inner);
@@ -52,10 +71,10 @@ fn parse(request: &HttpRequest) -> Result<PageQuery, Problem> {
             DEFAULT
         }
     };
-    let cursor = match raw.cursor.as_deref().map(Cursor::parse) {
+    let cursor = match raw.cursor.as_deref().map(C::parse_text) {
         None => None,
-        Some(Ok(cursor)) => Some(cursor),
-        Some(Err(_)) => {
+        Some(Some(cursor)) => Some(cursor),
+        Some(None) => {
             faults.insert("cursor".into(), Value::from("is not a cursor of this list"));
             None
         }

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod app;
 pub mod batch;
 pub mod caller;
+pub mod dead_letters;
 pub mod files;
 pub mod health;
 pub mod jobs;

@@ -1,8 +1,9 @@
 //! Clerk's deliveries: the signature over the raw bytes first, then a command to an entity, and
-//! 2xx only once its events are durable and visible.
+//! 2xx only once its events, or the letter about why there are none, are durable.
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::answer;
@@ -11,6 +12,7 @@ use super::body::{BodyLimits, declared_length, read_whole};
 use super::edges::RequestId;
 use super::problem::{Code, Problem};
 use crate::actors::codec::{Metadata, Source};
+use crate::actors::dead_letters::{Heading, Letter};
 use crate::actors::entity::Failure;
 use crate::clerk::payload::Envelope;
 use crate::clerk::translate::{self, Command};
@@ -36,28 +38,95 @@ pub async fn receive(
     let message_id = verifier
         .verify(headers, &body, now)
         .map_err(|rejected| Problem::new(Code::WebhookInvalid).caused_by(rejected.to_string()))?;
+    let delivery = Verified { message_id: &message_id.0, body: &body, received_at: now };
+    Ok(acknowledged(&use_or_keep(&app, delivery, request_id).await?))
+}
 
-    let envelope = Envelope::read(&body).map_err(|unusable| unusable.to_string());
-    let command = envelope.and_then(|envelope| {
-        let made_at = envelope.timestamp.unwrap_or(now);
-        let delivery = envelope.into_delivery().map_err(|unusable| unusable.to_string())?;
-        translate::command(delivery, made_at).map_err(|unusable| unusable.to_string())
-    });
-    let mut origin = Metadata::by("clerk", Source::Clerk);
-    origin.correlation_id = request_id.0;
-    origin.causation_id = Some(message_id.0.clone());
-    match command {
-        Ok(Some(command)) => execute(&app, command, origin).await,
-        Ok(None) => Ok(acknowledged("ignored")),
-        // Clerk would send the same again for days; there is nothing in it that we can use.
-        Err(why) => {
-            tracing::warn!(message_id = message_id.0, why, "a verified delivery is unusable");
-            Ok(acknowledged("unusable"))
+/// A delivery that is Clerk's.
+pub struct Verified<'a> {
+    pub message_id: &'a str,
+    pub body: &'a [u8],
+    pub received_at: DateTime<Utc>,
+}
+
+/// What became of a delivery.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its effect, new or not, is at this position.
+    Recorded(u64),
+    Unchanged(u64),
+    /// Its type means nothing to us.
+    Ignored,
+    /// There is nothing in it that we can use: kept as a dead letter, unless it may carry a
+    /// one-time code.
+    Unusable(String),
+}
+
+impl Outcome {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Recorded(_) => "recorded",
+            Self::Unchanged(_) => "unchanged",
+            Self::Ignored => "ignored",
+            Self::Unusable(_) => "unusable",
         }
     }
 }
 
-async fn execute(app: &App, command: Command, origin: Metadata) -> Result<HttpResponse, Problem> {
+/// Acts on a delivery, or keeps it for later; one that was kept before and is of use now is kept
+/// no longer. The way of every verified delivery and of every retry.
+///
+/// # Errors
+/// Neither was possible: Clerk shall send it again.
+pub async fn use_or_keep(
+    app: &App,
+    delivery: Verified<'_>,
+    request_id: RequestId,
+) -> Result<Outcome, Problem> {
+    let mut origin = Metadata::by("clerk", Source::Clerk);
+    origin.correlation_id = request_id.0;
+    origin.causation_id = Some(delivery.message_id.to_owned());
+    let outcome = match command(&delivery) {
+        Ok(Some(command)) => execute(app, command, origin).await?,
+        Ok(None) => Outcome::Ignored,
+        Err(why) => {
+            keep(app, &delivery, &why).await?;
+            return Ok(Outcome::Unusable(why));
+        }
+    };
+    app.dead_letters.settle(delivery.message_id).await;
+    Ok(outcome)
+}
+
+fn command(delivery: &Verified<'_>) -> Result<Option<Command>, String> {
+    let envelope = Envelope::read(delivery.body).map_err(|unusable| unusable.to_string())?;
+    let made_at = envelope.timestamp.unwrap_or(delivery.received_at);
+    let delivery = envelope.into_delivery().map_err(|unusable| unusable.to_string())?;
+    translate::command(delivery, made_at).map_err(|unusable| unusable.to_string())
+}
+
+/// Clerk would send the same again for days, so it is acknowledged once it is kept.
+async fn keep(app: &App, delivery: &Verified<'_>, why: &str) -> Result<(), Problem> {
+    let Verified { message_id, body, received_at } = *delivery;
+    tracing::warn!(message_id, why, "a verified delivery is unusable");
+    if !Envelope::may_be_kept(body) {
+        return Ok(());
+    }
+    let heading = Heading {
+        message_id: message_id.to_owned(),
+        received_at,
+        kind: Envelope::read(body).ok().map(|envelope| envelope.kind),
+        reason: why.to_owned(),
+    };
+    let letter = Letter { heading, body: String::from_utf8_lossy(body).into_owned() };
+    app.dead_letters.keep(&letter, app.system.clock.now()).await.map_err(|error| {
+        Problem::new(Code::StorageUnavailable)
+            .with_sentence("The delivery could not be used, nor kept for later")
+            .caused_by(error)
+    })
+}
+
+async fn execute(app: &App, command: Command, origin: Metadata) -> Result<Outcome, Problem> {
     let (changed, position) = match command {
         Command::User(id, command) => {
             let done = app.system.users.execute(id, command, origin).await?;
@@ -73,12 +142,15 @@ async fn execute(app: &App, command: Command, origin: Metadata) -> Result<HttpRe
         }
     };
     app.system.visible(position).await?;
-    let mut response = acknowledged(if changed { "recorded" } else { "unchanged" });
-    let name = HeaderName::from_static("x-log-position");
-    response.headers_mut().insert(name, HeaderValue::from(position));
-    Ok(response)
+    Ok(if changed { Outcome::Recorded(position) } else { Outcome::Unchanged(position) })
 }
 
-fn acknowledged(outcome: &str) -> HttpResponse {
-    answer::ok(json!({ "received": true, "outcome": outcome }))
+/// The answer to Clerk; also to an administrator whose retry was of use.
+pub fn acknowledged(outcome: &Outcome) -> HttpResponse {
+    let mut response = answer::ok(json!({ "received": true, "outcome": outcome.name() }));
+    if let Outcome::Recorded(position) | Outcome::Unchanged(position) = outcome {
+        let name = HeaderName::from_static("x-log-position");
+        response.headers_mut().insert(name, HeaderValue::from(*position));
+    }
+    response
 }

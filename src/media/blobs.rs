@@ -20,6 +20,8 @@ use object_store::{
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
+use super::documents::Documents;
+
 /// What is gathered before it is handed to the store, in bytes; bounds the memory of an upload.
 const PART_BYTES: usize = 1024 * 1024;
 /// What a download holds at a time, in bytes. (The store's own stream reads 8 KiB a thread hop.)
@@ -135,6 +137,11 @@ impl Blobs {
     ) -> impl Stream<Item = Result<Bytes, Error>> + use<> {
         let (store, location) = (self.store.clone(), location(sha256));
         stream::once(async move { open_range(&*store, &location?, range).await }).try_flatten()
+    }
+
+    /// A folder of small documents in the same store.
+    pub fn documents(&self, folder: &str) -> Documents {
+        Documents::new(Arc::clone(&self.store), folder)
     }
 
     /// In bytes.

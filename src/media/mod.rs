@@ -1,5 +1,6 @@
 //! Bytes: where they lie, the links that hand them out, and the renderer that makes them.
 
 pub mod blobs;
+pub mod documents;
 pub mod renderer;
 pub mod signed_url;

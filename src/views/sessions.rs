@@ -35,7 +35,11 @@ const COLUMNS: &str = "session_id, user_id, started_at, expires_at, last_active_
                        ended_reason, ended_at, ip_address, user_agent";
 
 const START: &str = "
-INSERT INTO sessions VALUES (?1, ?2, ?3, ?4, ?3, 0, NULL, NULL, ?5, ?6, min(?4, ?3 + ?7),
+INSERT INTO sessions VALUES (?1, ?2, ?3, ?4, ?3, 0, NULL, NULL,
+    -- Where somebody came from who has been forgotten by now is not remembered again.
+    (SELECT ?5 WHERE NOT EXISTS (SELECT 1 FROM users WHERE user_id = ?2 AND deleted)),
+    (SELECT ?6 WHERE NOT EXISTS (SELECT 1 FROM users WHERE user_id = ?2 AND deleted)),
+    min(?4, ?3 + ?7),
     (SELECT CASE WHEN deleted THEN ?8 WHEN banned THEN ?9 END FROM users WHERE user_id = ?2))
 ON CONFLICT (session_id) DO NOTHING
 ";

@@ -17,7 +17,7 @@ use crate::domain::job::{
 use crate::domain::session::{EndReason, Event as SessionEvent};
 use crate::domain::text::{Personal, Prompt};
 use crate::domain::user::{
-    Access, Event as UserEvent, Membership, Onboarding, OnboardingStatus, Profile,
+    Access, Event as UserEvent, Membership, Onboarding, OnboardingStatus, Profile, Told,
 };
 
 fn at(second: i64) -> DateTime<Utc> {
@@ -50,7 +50,7 @@ fn session(name: &str, event: SessionEvent) -> Entity {
 
 fn registered(email: &str) -> UserEvent {
     let profile = Profile { email: Some(Personal(email.to_owned())), ..Profile::default() };
-    UserEvent::Registered { profile, provisional: true }
+    UserEvent::Registered { profile, provisional: true, told: Told::default() }
 }
 
 fn membership(role: &str) -> Membership {
@@ -252,7 +252,11 @@ fn history() -> Vec<Entity> {
         user("ada", admin()),
         user(
             "ada",
-            UserEvent::ProfileChanged { profile: Profile::default(), source_updated_at: at(3) },
+            UserEvent::ProfileChanged {
+                profile: Profile::default(),
+                source_updated_at: at(3),
+                told: Told::default(),
+            },
         ),
         user("ada", UserEvent::AttributesChanged { user_type: Some("pro".to_owned()) }),
         user(

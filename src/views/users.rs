@@ -85,7 +85,8 @@ pub struct UserAccess {
     pub feature_flags: BTreeMap<String, bool>,
     /// The last change of role, permissions, tier, user type or flags; 0 if there was none.
     pub access_position: u64,
-    /// When that was: a token issued earlier does not know of it.
+    /// When that was, or up to when Clerk's word is known if that is later: a token issued earlier
+    /// does not know of it.
     pub access_changed_at: Option<DateTime<Utc>>,
 }
 
@@ -207,15 +208,18 @@ impl User {
         let row = &mut self.row;
         row.updated_at = time;
         match event {
-            Event::Registered { profile, provisional } => {
+            Event::Registered { profile, provisional, .. } => {
                 row.provisional = *provisional;
                 row.created_at = time;
                 row.set_profile(profile);
                 self.position = Some(position);
             }
-            Event::ProfileChanged { profile, .. } => {
+            Event::ProfileChanged { profile, source_updated_at, .. } => {
                 row.provisional = false;
                 row.set_profile(profile);
+                // Even when no right changed: an older token may name one that was taken away
+                // before, in a delivery that never came or comes late.
+                self.access_changed_at = self.access_changed_at.max(Some(*source_updated_at));
             }
             Event::AccessChanged { access } => {
                 row.role.clone_from(&access.role);
@@ -232,8 +236,14 @@ impl User {
                 self.access_is_of(position, time);
             }
             Event::OrganizationJoined { membership, .. } => {
-                row.organizations.retain(|known| known.membership_id != membership.membership_id);
-                row.organizations.push(membership.clone());
+                let place = row
+                    .organizations
+                    .iter_mut()
+                    .find(|known| known.membership_id == membership.membership_id);
+                match place {
+                    Some(known) => known.clone_from(membership),
+                    None => row.organizations.push(membership.clone()),
+                }
             }
             Event::OrganizationRoleChanged { membership_id, role, permissions, .. } => {
                 for known in &mut row.organizations {
@@ -257,7 +267,7 @@ impl User {
 
     fn access_is_of(&mut self, position: u64, time: DateTime<Utc>) {
         self.access_position = position;
-        self.access_changed_at = Some(time);
+        self.access_changed_at = self.access_changed_at.max(Some(time));
     }
 
     fn erase(&mut self, position: u64, time: DateTime<Utc>) {

@@ -6,5 +6,8 @@ mod server;
 
 mod api;
 mod browser;
+mod clients;
 mod events;
 mod floors;
+mod lives;
+mod seeds;

@@ -197,6 +197,97 @@ async fn role_and_tier_of_the_webhook_are_those_of_the_caller() {
     assert_eq!(me["role"], "admin", "a token from before the change overruled it");
 }
 
+/// A token that was made when the user was an administrator, and outlives it.
+fn older_token() -> String {
+    let mut claims = with("role", json!("admin"));
+    claims["iat"] = json!(now() - 60);
+    signed(&claims)
+}
+
+#[tokio::test]
+async fn what_a_webhook_takes_away_is_gone_on_the_very_next_request_of_an_older_token() {
+    let user = |metadata: Value, banned: bool, updated_at: i64| {
+        let mut user = clerk_user(ADA, updated_at * 1000);
+        user["public_metadata"] = metadata;
+        user["banned"] = json!(banned);
+        user
+    };
+    let admin = json!({ "role": "admin" });
+    let gone = json!({ "id": ADA, "object": "user", "deleted": true });
+    let session = clerk_session(&session_of(ADA), ADA, "revoked");
+    let table = [
+        ("user.updated", user(json!({ "role": "user" }), false, now()), 403, "role_required"),
+        ("user.updated", user(json!({}), false, now()), 403, "role_required"),
+        ("user.updated", user(admin.clone(), true, now()), 401, "session_ended"),
+        ("user.deleted", gone, 401, "session_ended"),
+        ("session.revoked", session, 401, "session_ended"),
+    ];
+    let server = Server::start(Setup::clerk());
+    let ask_as = |token: String| ask(server.request(Method::GET, "admin/users").bearer_auth(token));
+    for (index, (kind, data, status, code)) in table.into_iter().enumerate() {
+        // A user of its own for each row.
+        let id = format!("user_{index}");
+        let own = |value: &Value| -> Value {
+            let text = value.to_string().replace(ADA, &id);
+            serde_json::from_str(&text).unwrap()
+        };
+        let mut claims = own(&claims(ADA));
+        claims["role"] = json!("admin");
+        claims["iat"] = json!(now() - 60);
+        let token = signed(&claims);
+        let created = own(&user(admin.clone(), false, now() - 120));
+        server.deliver("user.created", &created).await.data(200);
+        ask_as(token.clone()).await.data(200);
+        server.deliver(kind, &own(&data)).await.data(200);
+        ask_as(token).await.assert_refused(status, code);
+    }
+}
+
+#[tokio::test]
+async fn a_right_that_was_taken_away_before_it_was_heard_of_is_not_taken_from_an_older_token() {
+    let server = Server::start(Setup::clerk());
+    let mut user = clerk_user(ADA, (now() - 120) * 1000);
+    user["public_metadata"] = json!({});
+    server.deliver("user.created", &user).await.data(200);
+    let users = || ask(server.request(Method::GET, "admin/users").bearer_auth(older_token()));
+    users().await.data(200);
+    // Made administrator 90 seconds ago, which we never hear, and no longer: no right changes.
+    user["updated_at"] = json!(now() * 1000);
+    server.deliver("user.updated", &user).await.data(200);
+    users().await.assert_refused(403, "role_required");
+}
+
+#[tokio::test]
+async fn an_open_event_stream_ends_when_its_session_or_its_user_does() {
+    let server = Server::start(Setup::clerk());
+    let banned = |user: &str| {
+        let mut banned = clerk_user(user, now() * 1000);
+        banned["banned"] = json!(true);
+        banned
+    };
+    let table = [
+        ("user_a", "session.revoked", clerk_session(&session_of("user_a"), "user_a", "revoked")),
+        ("user_b", "session.ended", clerk_session(&session_of("user_b"), "user_b", "ended")),
+        ("user_c", "user.deleted", json!({ "id": "user_c", "deleted": true })),
+        ("user_d", "user.updated", banned("user_d")),
+    ];
+    let mut other = server.events("user_other", "events", None).await;
+    for (user, kind, data) in table {
+        let mut events = server.events(user, "events", None).await;
+        // It is open: what happens to the user comes through.
+        let job = server.generate(user, "a lighthouse").await;
+        assert_eq!(events.next().await.expect("the stream is open").data["job_id"], job);
+        let mut of_job = server.events(user, &format!("jobs/{job}/events"), None).await;
+        assert_eq!(of_job.next().await.expect("the stream is open").kind, "job.requested");
+        server.deliver(kind, &data).await.data(200);
+        assert_eq!(events.next().await, None, "{kind}: the stream went on");
+        assert_eq!(of_job.next().await, None, "{kind}: the job's stream went on");
+    }
+    let job = server.generate("user_other", "a lighthouse").await;
+    let event = other.next().await.expect("another's stream stays open");
+    assert_eq!(event.data["job_id"], job);
+}
+
 #[tokio::test]
 async fn the_first_request_provisions_and_the_webhook_completes() {
     let server = Server::start(Setup::clerk());

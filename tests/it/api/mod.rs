@@ -5,6 +5,7 @@ mod admin;
 mod batch;
 mod budgets;
 mod cli;
+mod dead_letters;
 mod identity;
 mod links;
 mod main_job;
