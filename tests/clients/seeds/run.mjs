@@ -1,5 +1,6 @@
 // The seeds' front end from sign-in to the player. Reads {base_url, expired, fresh} from standard
 // input: tokens of one user. Prints what the pages would show.
+import { File } from "node:buffer";
 import { text } from "node:stream/consumers";
 import { ApiClient } from "./api-client.mjs";
 import { checkTokenExpiry, sendWithRefresh } from "./token-refresh.mjs";
