@@ -704,6 +704,19 @@ fn views_from_elsewhere_do_not_replace() {
 }
 
 #[test]
+fn a_session_told_after_its_users_deletion_does_not_bring_back_where_it_came_from() {
+    let fixture = after(vec![
+        Entity::User(user_id("ada"), UserEvent::Deleted {}),
+        Entity::Session(session_id("s1"), started("ada", 1)),
+        Entity::Session(session_id("s2"), started("bob", 1)),
+    ]);
+    let address = |name| fixture.session(&session_id(name)).unwrap().unwrap().ip_address;
+    assert_eq!((address("s1"), address("s2").as_deref()), (None, Some("192.0.2.1")));
+    let doomed = fixture.live_sessions_of_gone_users(9).unwrap();
+    assert_eq!(doomed, [(session_id("s1"), EndReason::UserDeleted)]);
+}
+
+#[test]
 fn readers_on_other_threads_go_on_while_batches_are_applied() {
     let views = empty();
     std::thread::scope(|scope| {
