@@ -1,9 +1,11 @@
 //! Flags, environment and `.env`, checked once at start: what has the type [`Settings`] is usable.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use url::{Host, Url};
 
 /// The options of the server, each a flag and an environment variable (CONTRACT §1).
 #[derive(Debug, Clone, Args)]
@@ -48,6 +50,8 @@ pub struct Options {
     /// `whsec_…`; several, comma separated, while rotating (alias `CLERK_WEBHOOK_SIGNING_SECRET`)
     #[arg(long, env = "CLERK_WEBHOOK_SECRET", hide_env_values = true)]
     pub clerk_webhook_secret: Option<String>,
+    #[command(flatten)]
+    pub backend: BackendOptions,
     /// Comma list: the first signs links, all verify [default in development: made and kept]
     #[arg(long, env = "FILE_SIGNING_SECRET", hide_env_values = true)]
     pub file_signing_secret: Option<String>,
@@ -79,6 +83,85 @@ pub struct Options {
     /// Built-in renderer `storyboard`, or `none`
     #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
     pub engine: String,
+}
+
+/// Where and as whom Clerk's Backend API is called.
+#[derive(Debug, Clone, Args)]
+pub struct BackendOptions {
+    /// `sk_…`: changes made here are pushed to Clerk's Backend API
+    #[arg(long, env = "CLERK_SECRET_KEY", hide_env_values = true)]
+    pub clerk_secret_key: Option<Secret>,
+    /// Another address of the Backend API
+    #[arg(long, env = "CLERK_API_URL", default_value = "https://api.clerk.com")]
+    pub clerk_api_url: String,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// For the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A usable address and key of the Backend API.
+#[derive(Debug, Clone)]
+pub struct BackendApi {
+    pub secret_key: Secret,
+    pub url: Url,
+}
+
+impl BackendOptions {
+    /// Nothing when there is no key.
+    ///
+    /// # Errors
+    /// A line for each fault, naming its variable and never showing the key.
+    pub fn check(self) -> Result<Option<BackendApi>, Vec<String>> {
+        let mut faults = Vec::new();
+        let key = self.clerk_secret_key.filter(|key| !key.0.trim().is_empty());
+        let plain = |key: &str| key.chars().all(|c| c.is_ascii_graphic());
+        if key.as_ref().is_some_and(|key| !key.0.starts_with("sk_") || !plain(&key.0)) {
+            faults.push("CLERK_SECRET_KEY: not a secret key of Clerk's (`sk_…`)".to_owned());
+        }
+        let url = Url::parse(&self.clerk_api_url).ok().filter(may_be_told_the_key);
+        if url.is_none() {
+            let fault = "CLERK_API_URL: not an https URL (http is for this machine alone)";
+            faults.push(fault.to_owned());
+        }
+        match url {
+            Some(url) if faults.is_empty() => {
+                Ok(key.map(|secret_key| BackendApi { secret_key, url }))
+            }
+            _ => Err(faults),
+        }
+    }
+}
+
+/// The key travels in every request, so that it goes in clear to no other machine.
+fn may_be_told_the_key(url: &Url) -> bool {
+    let loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => return false,
+    };
+    let bare = url.query().is_none() && url.fragment().is_none();
+    bare && (url.scheme() == "https" || (url.scheme() == "http" && loopback))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -118,6 +201,8 @@ pub struct Settings {
     pub audience: Option<String>,
     pub authorized_parties: Vec<String>,
     pub webhook_secrets: Option<String>,
+    /// Set when changes are to be pushed to Clerk.
+    pub backend: Option<BackendApi>,
     pub signing_secrets: Option<String>,
     pub allowed_origins: Option<Vec<String>>,
     pub max_upload_bytes: u64,
@@ -167,6 +252,10 @@ impl Options {
                 faults.push(format!("{variable}: not an http or https URL"));
             }
         }
+        let backend = self.backend.check().unwrap_or_else(|found| {
+            faults.extend(found);
+            None
+        });
         let allowed_origins = present(self.allowed_origins).map(|list| comma_list(&list));
         for origin in allowed_origins.iter().flatten() {
             if !is_origin(origin) {
@@ -206,6 +295,7 @@ impl Options {
                 .map(|list| comma_list(&list))
                 .unwrap_or_default(),
             webhook_secrets,
+            backend,
             signing_secrets,
             allowed_origins,
             max_upload_bytes: self.max_upload_bytes,
@@ -274,6 +364,15 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_is_not_printed() {
+        let options = Cli::parse_from(["t2m", "--clerk-secret-key", "sk_test_hidden"]).options;
+        assert!(!format!("{options:?}").contains("hidden"));
+        let backend = options.backend.check().unwrap();
+        assert!(!format!("{backend:?}").contains("hidden"));
+        assert_eq!(backend.unwrap().secret_key.reveal(), "sk_test_hidden");
+    }
+
+    #[test]
     fn development_needs_no_configuration() {
         check(&[], &[]);
     }
@@ -285,6 +384,14 @@ mod tests {
             &["DEV_MODE", "CLERK_ISSUER", "CLERK_WEBHOOK_SECRET", "FILE_SIGNING_SECRET"],
         );
         check(&["--clerk-issuer", "nonsense"], &["CLERK_ISSUER"]);
+        check(&["--clerk-secret-key", "pk_test_x"], &["CLERK_SECRET_KEY"]);
+        check(
+            &["--clerk-secret-key", "sk_test\nx", "--clerk-api-url", "x"],
+            &["CLERK_SECRET_KEY", "CLERK_API_URL"],
+        );
+        check(&["--clerk-api-url", "http://api.clerk.com"], &["CLERK_API_URL"]);
+        check(&["--clerk-secret-key", "sk_x", "--clerk-api-url", "http://127.0.0.1:9"], &[]);
+        check(&["--clerk-secret-key", ""], &[]);
         check(&["--allowed-origins", "https://a.example/,b"], &["ALLOWED_ORIGINS"; 2]);
         for never_sent in [
             "HTTPS://a.example",

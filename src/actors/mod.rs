@@ -6,6 +6,7 @@ pub mod dead_letters;
 pub mod directory;
 pub mod dispatcher;
 pub mod entity;
+pub mod metadata_sync;
 pub mod projector;
 pub mod timekeeper;
 

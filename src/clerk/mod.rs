@@ -1,8 +1,10 @@
-//! Everything Clerk says to us: session tokens, the keys that sign them, and webhooks. Nothing here
-//! reads the time or keeps anything on disk; whoever calls hands in `now`.
+//! Everything between Clerk and us: session tokens, the keys that sign them, webhooks, and the
+//! Backend API. Nothing here reads the time or keeps anything on disk; whoever calls hands in `now`.
 
+pub mod api;
 pub mod jwks;
 pub mod jwt;
+pub mod metadata;
 pub mod payload;
 pub mod signing;
 pub mod translate;

@@ -11,7 +11,7 @@ use super::payload::{self, Delivery, SessionEnd};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, EndReason};
 use crate::domain::text::Personal;
-use crate::domain::user::{self, Membership, Profile, Snapshot};
+use crate::domain::user::{self, Membership, Profile, Snapshot, Told};
 
 /// What a delivery asks of our aggregates.
 #[derive(Debug, Clone)]
@@ -70,17 +70,18 @@ pub fn claims_snapshot(token: &Verified) -> Snapshot {
     let email = token.email.clone().filter(|email| !email.is_empty()).map(Personal);
     Snapshot {
         profile: Profile { email, ..Profile::default() },
-        role: token.role.clone(),
-        permissions: Some(token.permissions.iter().cloned().collect()),
-        subscription_tier: token.tier.clone(),
-        user_type: token.user_type.clone(),
-        feature_flags: Some(flags(&token.feature_flags)),
+        told: Told {
+            role: token.role.clone(),
+            permissions: Some(token.permissions.iter().cloned().collect()),
+            subscription_tier: token.tier.clone(),
+            user_type: token.user_type.clone(),
+            feature_flags: Some(flags(&token.feature_flags)),
+        },
         banned: false,
     }
 }
 
 fn snapshot(user: &payload::User) -> Snapshot {
-    let metadata = &user.public_metadata;
     let personal = |text: &Option<String>| text.clone().filter(|t| !t.is_empty()).map(Personal);
     let email = user.primary_email().and_then(|address| address.email_address.clone());
     Snapshot {
@@ -91,17 +92,25 @@ fn snapshot(user: &payload::User) -> Snapshot {
             username: personal(&user.username),
             image_url: personal(&user.image_url),
         },
+        told: told(&user.public_metadata),
+        banned: user.banned,
+    }
+}
+
+/// What public metadata says to us. The names that we push come before their other spellings, so
+/// that what we pushed is what we read.
+pub fn told(metadata: &Map<String, Value>) -> Told {
+    Told {
         role: text(metadata, &["role"]),
         permissions: metadata.get("permissions").and_then(Value::as_array).map(|list| {
             list.iter().filter_map(Value::as_str).map(str::to_owned).collect::<BTreeSet<_>>()
         }),
         subscription_tier: text(metadata, &["subscription_tier", "subscriptionTier"]),
-        user_type: text(metadata, &["user_type", "userType"]),
-        feature_flags: ["feature_flags", "featureFlags"]
+        user_type: text(metadata, &["userType", "user_type"]),
+        feature_flags: ["featureFlags", "feature_flags"]
             .iter()
             .find_map(|name| metadata.get(*name)?.as_object())
             .map(flags),
-        banned: user.banned,
     }
 }
 

@@ -13,7 +13,8 @@ use tokio::sync::watch;
 use super::BadConfiguration;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
-use crate::actors::{System, timekeeper};
+use crate::actors::{System, metadata_sync, timekeeper};
+use crate::clerk::api::{self, Api};
 use crate::clerk::jwks::Jwks;
 use crate::clerk::jwt::{KeySet, Rules};
 use crate::clerk::signing::SigningKey;
@@ -161,6 +162,11 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         TokenKeys::Development => Some(development_key(data_dir)?.jwks_json()),
         TokenKeys::Pem(_) | TokenKeys::Jwks(_) => None,
     };
+    if let Some(backend) = &settings.backend {
+        let api = Api::new(backend, api::unix_clock(&clock)).context("preparing to call Clerk")?;
+        let checkpoint = data_dir.join("clerk-sync-position");
+        metadata_sync::start(Arc::clone(&system), Arc::new(api), checkpoint, stopped.clone());
+    }
     let app = App {
         development_keys,
         system: Arc::clone(&system),

@@ -1,6 +1,7 @@
 //! The operator's command line: one file a command.
 
 mod assemble;
+mod clerk;
 mod demo;
 mod log;
 mod openapi;
@@ -37,6 +38,9 @@ enum Command {
     /// See to webhook deliveries
     #[command(subcommand)]
     Webhooks(webhooks::Webhooks),
+    /// Bring users' metadata to Clerk, and Clerk's users here
+    #[command(subcommand)]
+    Clerk(clerk::Clerk),
     /// Mint a token with the local development key
     Token(token::Token),
     /// Print the OpenAPI document
@@ -67,6 +71,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Log(log) => log.run(),
         Command::Replay(replay) => replay.run(),
         Command::Webhooks(webhooks) => webhooks.run(),
+        Command::Clerk(clerk) => clerk.run(),
         Command::Token(token) => token.run(),
         Command::Openapi => openapi::run(),
     }

@@ -2,6 +2,9 @@
 //!
 //! Clerk delivers at least once and in any order, so every change carries the time it happened at
 //! its source; what is older than what is known changes nothing, and a deletion is for ever.
+//!
+//! What is decided here stands until Clerk brings a newer word on the same key of its metadata: a
+//! delivery repeats the whole user, so a key that it merely repeats is no word.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,14 +38,27 @@ pub enum Event {
         told: Told,
     },
     #[serde(rename = "user.access_changed.v1")]
-    AccessChanged { access: Access },
+    AccessChanged {
+        access: Access,
+        /// When it was decided here; absent when Clerk told it, and in older events.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decided_at: Option<DateTime<Utc>>,
+    },
     #[serde(rename = "user.attributes_changed.v1")]
     AttributesChanged {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         user_type: Option<String>,
+        /// When it was decided here; absent when Clerk told it, and in older events.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decided_at: Option<DateTime<Utc>>,
     },
     #[serde(rename = "user.flags_changed.v1")]
-    FlagsChanged { feature_flags: BTreeMap<String, bool> },
+    FlagsChanged {
+        feature_flags: BTreeMap<String, bool>,
+        /// When it was decided here; absent when Clerk told it, and in older events.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decided_at: Option<DateTime<Utc>>,
+    },
     #[serde(rename = "user.organization_joined.v1")]
     OrganizationJoined { membership: Membership, source_updated_at: DateTime<Utc> },
     #[serde(rename = "user.organization_role_changed.v1")]
@@ -179,12 +195,8 @@ impl OnboardingStatus {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
     pub profile: Profile,
-    /// From the public metadata; absent when it lacks the key.
-    pub role: Option<String>,
-    pub permissions: Option<BTreeSet<String>>,
-    pub subscription_tier: Option<String>,
-    pub user_type: Option<String>,
-    pub feature_flags: Option<BTreeMap<String, bool>>,
+    /// The public metadata.
+    pub told: Told,
     pub banned: bool,
 }
 
@@ -204,18 +216,6 @@ pub enum Assignment {
     /// Into this one and out of another that an administrator chose. The membership's id is for a
     /// new one; where the user is a member already, that membership takes what else it says.
     Member(Membership),
-}
-
-impl Snapshot {
-    fn told(&self) -> Told {
-        Told {
-            role: self.role.clone(),
-            permissions: self.permissions.clone(),
-            subscription_tier: self.subscription_tier.clone(),
-            user_type: self.user_type.clone(),
-            feature_flags: self.feature_flags.clone(),
-        }
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -266,6 +266,15 @@ pub struct User {
     pub told: Told,
     /// Up to when Clerk's word about the user is known.
     pub synced_at: Option<DateTime<Utc>>,
+    /// When each was last decided here.
+    pub decided: Decided,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Decided {
+    pub access: Option<DateTime<Utc>>,
+    pub user_type: Option<DateTime<Utc>>,
+    pub flags: Option<DateTime<Utc>>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -304,8 +313,10 @@ impl Aggregate for User {
             Command::Leave { membership_id, organization_id } => {
                 Ok(self.leave(membership_id, organization_id))
             }
-            Command::SetAccess(access) => self.known().map(|()| self.access_to(access.clone())),
-            Command::SetFlags(flags) => self.known().map(|()| self.flags_to(flags)),
+            Command::SetAccess(access) => {
+                self.known().map(|()| self.access_to(access.clone(), Some(now)))
+            }
+            Command::SetFlags(flags) => self.known().map(|()| self.flags_to(flags, Some(now))),
             Command::Place(placement) => self.known().map(|()| self.place(placement, now)),
             Command::Onboard(onboarding) => self.known().map(|()| self.onboard(onboarding)),
             Command::Delete => Ok(vec![Event::Deleted {}]),
@@ -326,9 +337,18 @@ impl Aggregate for User {
                 self.told = told.clone();
                 self.synced_at = Some(*source_updated_at);
             }
-            Event::AccessChanged { access } => self.access = access.clone(),
-            Event::AttributesChanged { user_type } => self.user_type = user_type.clone(),
-            Event::FlagsChanged { feature_flags } => self.feature_flags = feature_flags.clone(),
+            Event::AccessChanged { access, decided_at } => {
+                self.access = access.clone();
+                self.decided.access = decided_at.or(self.decided.access);
+            }
+            Event::AttributesChanged { user_type, decided_at } => {
+                self.user_type = user_type.clone();
+                self.decided.user_type = decided_at.or(self.decided.user_type);
+            }
+            Event::FlagsChanged { feature_flags, decided_at } => {
+                self.feature_flags = feature_flags.clone();
+                self.decided.flags = decided_at.or(self.decided.flags);
+            }
             Event::OrganizationJoined { membership, source_updated_at } => {
                 let state = MembershipState::Member {
                     membership: membership.clone(),
@@ -396,9 +416,9 @@ impl User {
         let mut events = vec![Event::Registered {
             profile: snapshot.profile.clone(),
             provisional: true,
-            told: snapshot.told(),
+            told: snapshot.told.clone(),
         }];
-        events.extend(self.differences(snapshot));
+        events.extend(self.differences(&snapshot.told, None));
         events
     }
 
@@ -413,8 +433,9 @@ impl User {
             events.push(Event::Registered { profile, provisional: false, told });
         }
         // Recorded even when equal: it says up to when Clerk's word is known.
-        events.push(Event::ProfileChanged { profile, source_updated_at, told: snapshot.told() });
-        events.extend(self.differences(snapshot));
+        let told = snapshot.told.clone();
+        events.push(Event::ProfileChanged { profile, source_updated_at, told });
+        events.extend(self.differences(&snapshot.told, Some(source_updated_at)));
         match (self.banned, snapshot.banned) {
             (false, true) => events.push(Event::Banned {}),
             (true, false) => events.push(Event::Unbanned {}),
@@ -423,41 +444,67 @@ impl User {
         events
     }
 
-    /// What the metadata says otherwise than when it was last heard.
-    fn differences(&self, snapshot: &Snapshot) -> Vec<Event> {
+    /// What the metadata, as it was at `as_of`, says otherwise than when it was last heard.
+    fn differences(&self, now: &Told, as_of: Option<DateTime<Utc>>) -> Vec<Event> {
         let (before, known, none) = (&self.told, &self.access, Access::default());
-        let role = told(&before.role, &snapshot.role, &known.role, none.role);
-        let permissions =
-            told(&before.permissions, &snapshot.permissions, &known.permissions, none.permissions);
-        let subscription_tier = told(
-            &before.subscription_tier,
-            &snapshot.subscription_tier,
-            &known.subscription_tier,
-            none.subscription_tier,
-        );
-        let mut events = self.access_to(Access { role, permissions, subscription_tier });
-        if before.user_type != snapshot.user_type && self.user_type != snapshot.user_type {
-            events.push(Event::AttributesChanged { user_type: snapshot.user_type.clone() });
+        let newer = |decided_at: Option<DateTime<Utc>>| decided_at.is_none() || decided_at < as_of;
+        let mut events = vec![];
+        if newer(self.decided.access) {
+            let access = Access {
+                role: told(&before.role, &now.role, &known.role, none.role),
+                permissions: told(
+                    &before.permissions,
+                    &now.permissions,
+                    &known.permissions,
+                    none.permissions,
+                ),
+                subscription_tier: told(
+                    &before.subscription_tier,
+                    &now.subscription_tier,
+                    &known.subscription_tier,
+                    none.subscription_tier,
+                ),
+            };
+            events.extend(self.access_to(access, None));
         }
-        let flags = told(
-            &before.feature_flags,
-            &snapshot.feature_flags,
-            &self.feature_flags,
-            BTreeMap::new(),
-        );
-        events.extend(self.flags_to(&flags));
+        if before.user_type != now.user_type && newer(self.decided.user_type) {
+            events.extend(self.user_type_to(now.user_type.as_ref(), None));
+        }
+        if newer(self.decided.flags) {
+            let (before, now) = (&before.feature_flags, &now.feature_flags);
+            let flags = told(before, now, &self.feature_flags, BTreeMap::new());
+            events.extend(self.flags_to(&flags, None));
+        }
         events
     }
 
-    fn access_to(&self, access: Access) -> Vec<Event> {
-        if access == self.access { vec![] } else { vec![Event::AccessChanged { access }] }
+    fn access_to(&self, access: Access, decided_at: Option<DateTime<Utc>>) -> Vec<Event> {
+        if access == self.access {
+            return vec![];
+        }
+        vec![Event::AccessChanged { access, decided_at }]
     }
 
-    fn flags_to(&self, feature_flags: &BTreeMap<String, bool>) -> Vec<Event> {
+    fn user_type_to(
+        &self,
+        user_type: Option<&String>,
+        decided_at: Option<DateTime<Utc>>,
+    ) -> Vec<Event> {
+        if self.user_type.as_ref() == user_type {
+            return vec![];
+        }
+        vec![Event::AttributesChanged { user_type: user_type.cloned(), decided_at }]
+    }
+
+    fn flags_to(
+        &self,
+        feature_flags: &BTreeMap<String, bool>,
+        decided_at: Option<DateTime<Utc>>,
+    ) -> Vec<Event> {
         if *feature_flags == self.feature_flags {
             return vec![];
         }
-        vec![Event::FlagsChanged { feature_flags: feature_flags.clone() }]
+        vec![Event::FlagsChanged { feature_flags: feature_flags.clone(), decided_at }]
     }
 
     fn join(&self, membership: &Membership, source_updated_at: DateTime<Utc>) -> Vec<Event> {
@@ -497,8 +544,8 @@ impl User {
 
     fn place(&self, placement: &Placement, now: DateTime<Utc>) -> Vec<Event> {
         let mut events = vec![];
-        if placement.user_type.is_some() && placement.user_type != self.user_type {
-            events.push(Event::AttributesChanged { user_type: placement.user_type.clone() });
+        if let Some(user_type) = &placement.user_type {
+            events.extend(self.user_type_to(Some(user_type), Some(now)));
         }
         let wanted = match &placement.organization {
             Assignment::AsItIs => return events,
@@ -574,227 +621,4 @@ fn told<T: Clone + PartialEq>(before: &Option<T>, now: &Option<T>, known: &T, no
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn at(second: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(second, 0).unwrap()
-    }
-
-    fn snapshot(email: &str, role: &str) -> Snapshot {
-        Snapshot {
-            profile: Profile { email: Some(Personal(email.to_owned())), ..Profile::default() },
-            role: Some(role.to_owned()),
-            ..Snapshot::default()
-        }
-    }
-
-    fn sync(second: i64, email: &str, role: &str) -> Command {
-        Command::Sync { snapshot: snapshot(email, role), source_updated_at: at(second) }
-    }
-
-    fn join(second: i64, role: &str) -> Command {
-        let membership = Membership {
-            membership_id: "m1".to_owned(),
-            organization_id: "o1".to_owned(),
-            name: None,
-            slug: None,
-            role: role.to_owned(),
-            permissions: BTreeSet::new(),
-        };
-        Command::Join { membership, source_updated_at: at(second) }
-    }
-
-    fn leave() -> Command {
-        Command::Leave { membership_id: "m1".to_owned(), organization_id: "o1".to_owned() }
-    }
-
-    fn run(commands: &[Command]) -> (User, Vec<Result<usize, Refusal>>) {
-        let mut user = User::default();
-        let answers = commands
-            .iter()
-            .map(|command| {
-                user.decide(command, at(0)).map(|events| {
-                    for event in &events {
-                        user.evolve(event);
-                    }
-                    events.len()
-                })
-            })
-            .collect();
-        (user, answers)
-    }
-
-    #[test]
-    fn a_webhook_completes_what_a_token_provisioned() {
-        let provision = Command::Provision(snapshot("claims@example.com", "user"));
-        let (user, _) = run(&[provision.clone(), sync(5, "ada@example.com", "admin"), provision]);
-        assert_eq!(user.standing, Standing::Registered);
-        assert_eq!(user.profile.email, Some(Personal("ada@example.com".to_owned())));
-        assert_eq!(user.access.role, "admin");
-    }
-
-    #[test]
-    fn a_stale_or_repeated_delivery_changes_nothing() {
-        let (user, answers) =
-            run(&[sync(5, "new@x", "user"), sync(5, "new@x", "user"), sync(4, "old@x", "admin")]);
-        assert_eq!(answers[1..], [Ok(0), Ok(0)]);
-        assert_eq!(user.access.role, "user");
-    }
-
-    #[test]
-    fn a_right_that_clerk_no_longer_names_is_taken_away() {
-        let provision = Command::Provision(snapshot("a@x", "admin"));
-        let silent = |second| Command::Sync {
-            snapshot: Snapshot { role: None, ..snapshot("a@x", "") },
-            source_updated_at: at(second),
-        };
-        for life in [
-            vec![sync(1, "a@x", "admin"), silent(2)],
-            vec![silent(2), sync(1, "a@x", "admin")],
-            vec![provision, silent(2)],
-        ] {
-            assert_eq!(run(&life).0.access.role, "user", "{life:?}");
-        }
-    }
-
-    #[test]
-    fn an_administrators_decision_stands_until_clerk_says_something_new() {
-        let decided = Command::SetAccess(Access { role: "editor".to_owned(), ..Access::default() });
-        let life = [sync(1, "a@x", "user"), decided, sync(2, "b@x", "user")];
-        assert_eq!(run(&life).0.access.role, "editor");
-        let life = [&life[..], &[sync(3, "b@x", "admin")]].concat();
-        assert_eq!(run(&life).0.access.role, "admin");
-    }
-
-    #[test]
-    fn a_renamed_organization_is_known_by_its_new_name_whatever_came_first() {
-        let named = |second, name: &str| match join(second, "org:member") {
-            Command::Join { membership, source_updated_at } => Command::Join {
-                membership: Membership { name: Some(name.to_owned()), ..membership },
-                source_updated_at,
-            },
-            other => other,
-        };
-        let straight = run(&[named(1, "Acme"), named(2, "Acme Films")]).0;
-        let reversed = run(&[named(2, "Acme Films"), named(1, "Acme")]).0;
-        assert_eq!(straight, reversed);
-        let MembershipState::Member { membership, .. } = &straight.memberships["m1"] else {
-            panic!("a member: {straight:?}");
-        };
-        assert_eq!(membership.name.as_deref(), Some("Acme Films"));
-    }
-
-    #[test]
-    fn a_deleted_user_stays_deleted() {
-        let (user, answers) = run(&[
-            Command::Delete,
-            sync(9, "late@x", "admin"),
-            Command::Provision(snapshot("late@x", "admin")),
-        ]);
-        assert_eq!(user, User { standing: Standing::Deleted, ..User::default() });
-        assert_eq!(answers, [Ok(1), Ok(0), Err(Refusal::Deleted)]);
-    }
-
-    #[test]
-    fn nobody_unknown_is_given_a_role() {
-        assert_eq!(run(&[Command::SetAccess(Access::default())]).1, [Err(Refusal::NotFound)]);
-    }
-
-    fn place(id: &str, organization: &str, role: &str, name: Option<&str>) -> Command {
-        let membership = Membership {
-            membership_id: format!("{ADMINISTERED}{id}"),
-            organization_id: organization.to_owned(),
-            name: name.map(str::to_owned),
-            slug: None,
-            role: role.to_owned(),
-            permissions: BTreeSet::new(),
-        };
-        let organization = Assignment::Member(membership);
-        Command::Place(Placement { user_type: Some("vendor_company".to_owned()), organization })
-    }
-
-    fn nowhere() -> Command {
-        Command::Place(Placement { user_type: None, organization: Assignment::Nowhere })
-    }
-
-    fn organizations(user: &User) -> Vec<(&str, &str)> {
-        let all = user.present_memberships();
-        all.map(|it| (it.organization_id.as_str(), it.role.as_str())).collect()
-    }
-
-    #[test]
-    fn an_administrator_places_a_user_once_whatever_is_repeated() {
-        let owner = place("1", "o9", "owner", Some("Nine"));
-        let (user, answers) = run(&[
-            sync(1, "a@x", "user"),
-            owner.clone(),
-            owner.clone(),
-            place("2", "o9", "owner", None),
-            place("3", "o9", "member", Some("Nine")),
-            place("4", "o8", "member", None),
-        ]);
-        assert_eq!(answers[1..], [Ok(2), Ok(0), Ok(0), Ok(1), Ok(2)]);
-        assert_eq!(organizations(&user), [("o8", "member")]);
-        assert_eq!(user.user_type.as_deref(), Some("vendor_company"));
-    }
-
-    #[test]
-    fn a_user_taken_out_can_be_put_in_again() {
-        let (user, answers) = run(&[
-            sync(1, "a@x", "user"),
-            place("1", "o9", "owner", None),
-            nowhere(),
-            nowhere(),
-            place("2", "o9", "owner", None),
-        ]);
-        assert_eq!(answers[2..], [Ok(1), Ok(0), Ok(1)]);
-        assert_eq!(organizations(&user), [("o9", "owner")]);
-    }
-
-    #[test]
-    fn a_membership_of_clerks_is_adjusted_but_not_ended_by_an_administrator() {
-        let (user, answers) = run(&[
-            sync(1, "a@x", "user"),
-            join(-5, "org:member"),
-            place("1", "o1", "org:admin", None),
-            join(-4, "org:member"),
-            nowhere(),
-        ]);
-        assert_eq!(answers[2..], [Ok(2), Ok(0), Ok(0)]);
-        assert_eq!(organizations(&user), [("o1", "org:admin")]);
-        let newer = join(5, "org:guest");
-        let mut user = user;
-        for event in user.decide(&newer, at(0)).unwrap() {
-            user.evolve(&event);
-        }
-        assert_eq!(organizations(&user), [("o1", "org:guest")]);
-    }
-
-    #[test]
-    fn nobody_unknown_or_deleted_is_placed() {
-        assert_eq!(run(&[nowhere()]).1, [Err(Refusal::NotFound)]);
-        assert_eq!(run(&[Command::Delete, nowhere()]).1[1], Err(Refusal::Deleted));
-    }
-
-    proptest! {
-        /// Six deliveries of a life, in any order and any of them twice: one end.
-        #[test]
-        fn every_order_and_repetition_of_deliveries_ends_the_same(
-            order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
-            again in proptest::collection::vec(0..6usize, 0..6),
-            deleted in any::<bool>(),
-        ) {
-            let life = [
-                sync(1, "a@x", "user"), sync(2, "b@x", "admin"), sync(3, "c@x", "user"),
-                join(1, "org:member"), join(2, "org:admin"),
-                if deleted { Command::Delete } else { leave() },
-            ];
-            let straight = run(&life).0;
-            let shuffled: Vec<_> =
-                order.iter().chain(&again).map(|index| life[*index].clone()).collect();
-            prop_assert_eq!(run(&shuffled).0, straight);
-        }
-    }
-}
+mod tests;

@@ -19,7 +19,7 @@ use crate::clerk::translate::claims_snapshot;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
 use crate::domain::text::Personal;
-use crate::domain::user::{self, Profile, Snapshot};
+use crate::domain::user::{self, Profile, Snapshot, Told};
 use crate::views::{SessionStanding, UserAccess};
 
 /// A token this close to its end is worth renewing (seed, `refreshThreshold`).
@@ -60,8 +60,11 @@ async fn developer(app: &App, request: &HttpRequest) -> Result<Caller, Problem> 
         let email = Personal(format!("{}@localhost", caller.user_id));
         let snapshot = Snapshot {
             profile: Profile { email: Some(email), ..Profile::default() },
-            role: Some(caller.role.clone()),
-            subscription_tier: Some(caller.subscription_tier.clone()),
+            told: Told {
+                role: Some(caller.role.clone()),
+                subscription_tier: Some(caller.subscription_tier.clone()),
+                ..Told::default()
+            },
             ..Snapshot::default()
         };
         provision(app, &caller.user_id, snapshot, caller.origin()).await?;

@@ -70,7 +70,7 @@ fn joined(role: &str) -> UserEvent {
 
 fn admin() -> UserEvent {
     let access = Access { role: "admin".to_owned(), ..Access::default() };
-    UserEvent::AccessChanged { access }
+    UserEvent::AccessChanged { access, decided_at: None }
 }
 
 fn started(owner: &str, second: i64) -> SessionEvent {
@@ -258,10 +258,16 @@ fn history() -> Vec<Entity> {
                 told: Told::default(),
             },
         ),
-        user("ada", UserEvent::AttributesChanged { user_type: Some("pro".to_owned()) }),
         user(
             "ada",
-            UserEvent::FlagsChanged { feature_flags: BTreeMap::from([("x".into(), true)]) },
+            UserEvent::AttributesChanged { user_type: Some("pro".to_owned()), decided_at: None },
+        ),
+        user(
+            "ada",
+            UserEvent::FlagsChanged {
+                feature_flags: BTreeMap::from([("x".into(), true)]),
+                decided_at: None,
+            },
         ),
         user("ada", UserEvent::OnboardingProgressed { onboarding }),
         session("s1", SessionEvent::Active { user_id: user_id("ada"), at: at(70) }),

@@ -221,17 +221,17 @@ impl User {
                 // before, in a delivery that never came or comes late.
                 self.access_changed_at = self.access_changed_at.max(Some(*source_updated_at));
             }
-            Event::AccessChanged { access } => {
+            Event::AccessChanged { access, .. } => {
                 row.role.clone_from(&access.role);
                 row.permissions.clone_from(&access.permissions);
                 row.subscription_tier.clone_from(&access.subscription_tier);
                 self.access_is_of(position, time);
             }
-            Event::AttributesChanged { user_type } => {
+            Event::AttributesChanged { user_type, .. } => {
                 row.user_type.clone_from(user_type);
                 self.access_is_of(position, time);
             }
-            Event::FlagsChanged { feature_flags } => {
+            Event::FlagsChanged { feature_flags, .. } => {
                 row.feature_flags.clone_from(feature_flags);
                 self.access_is_of(position, time);
             }

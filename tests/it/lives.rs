@@ -11,7 +11,7 @@ use t2m::clerk::translate::{self, Command};
 use t2m::domain::Aggregate;
 use t2m::domain::ids::{SessionId, UserId};
 use t2m::domain::session::{self, Session};
-use t2m::domain::user::{self, Snapshot, User};
+use t2m::domain::user::{self, Snapshot, Told, User};
 use t2m::views::{Entity, Happened, Views};
 
 /// When all of it is heard of; each delivery tells its own time.
@@ -251,9 +251,12 @@ proptest! {
         for at in 0..7 {
             if at == request_at {
                 let claims = Snapshot {
-                    role: role.clone(),
-                    permissions: Some(Default::default()),
-                    feature_flags: Some(Default::default()),
+                    told: Told {
+                        role: role.clone(),
+                        permissions: Some(Default::default()),
+                        feature_flags: Some(Default::default()),
+                        ..Told::default()
+                    },
                     ..Snapshot::default()
                 };
                 let id = UserId::try_from(user_id(0)).unwrap();

@@ -5,7 +5,9 @@
 mod server;
 
 mod api;
+mod backend;
 mod browser;
+mod clerk_api;
 mod clients;
 mod events;
 mod floors;

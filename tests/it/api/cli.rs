@@ -17,13 +17,13 @@ fn help_lists_every_command() {
     let output = Setup::development().run(data.path(), &["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for command in ["serve", "demo", "log", "replay", "webhooks", "token", "openapi"] {
+    for command in ["serve", "demo", "log", "replay", "clerk", "webhooks", "token", "openapi"] {
         let listed = help.lines().any(|line| line.split_whitespace().next() == Some(command));
         assert!(listed, "{command} is not in\n{help}");
     }
     let serve = Setup::development().run(data.path(), &["serve", "--help"]);
     let serve = String::from_utf8(serve.stdout).unwrap();
-    for variable in ["T2M_LISTEN", "CLERK_ISSUER", "FILE_SIGNING_SECRET", "RATE_LIMIT_READS"] {
+    for variable in ["T2M_LISTEN", "CLERK_ISSUER", "FILE_SIGNING_SECRET", "CLERK_SECRET_KEY"] {
         assert!(serve.contains(variable), "{variable} is not in\n{serve}");
     }
 }

@@ -1,0 +1,319 @@
+//! `t2m clerk`: users' metadata to Clerk in bulk, Clerk's users into the log, and what differs.
+//!
+//! It reads the log itself, not the read model of a server, and says how far.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use futures_util::{Stream, StreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::BadConfiguration;
+use crate::actors::codec::{self, AnyEvent, Metadata, Source};
+use crate::actors::entity::Entity;
+use crate::actors::metadata_sync::send_difference;
+use crate::clerk::api::{AT_ONCE, Api, unix_clock};
+use crate::clerk::metadata::Wanted;
+use crate::clerk::payload::{self, Delivery};
+use crate::clerk::translate::{self, Command};
+use crate::clock::Clock;
+use crate::config::BackendOptions;
+use crate::domain::ids::UserId;
+use crate::domain::user::{Standing, User};
+use crate::domain::{self, Aggregate};
+use crate::log::{self, EmbeddedLog, EventLog};
+
+/// Commands on their way to the log at once; the log writes what waits in one go.
+const APPENDING: usize = 64;
+const PAGE: usize = 1000;
+
+#[derive(Subcommand)]
+pub enum Clerk {
+    /// Push the metadata of all users to Clerk; a server may be running
+    Sync(Push),
+    /// Load all users from Clerk into the log; no server may be running
+    Import(Place),
+    /// Load what is newer at Clerk, push what differs, and name who is missing on either side
+    Reconcile(Push),
+}
+
+#[derive(Args)]
+pub struct Place {
+    /// Where the log lies
+    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    backend: BackendOptions,
+}
+
+#[derive(Args)]
+pub struct Push {
+    #[command(flatten)]
+    place: Place,
+    /// Only say what would be done; a server may be running
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Clerk {
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            match self {
+                Self::Sync(push) => push.place.checked()?.sync(push.dry_run).await,
+                Self::Import(place) => place.checked()?.import().await,
+                Self::Reconcile(push) => push.place.checked()?.reconcile(push.dry_run).await,
+            }
+        })
+    }
+}
+
+/// Users here, as the log has them.
+struct Here {
+    users: BTreeMap<UserId, User>,
+    position: u64,
+}
+
+/// Users at Clerk.
+type There = BTreeMap<UserId, payload::User>;
+
+/// What is needed to work.
+struct Session {
+    data_dir: PathBuf,
+    api: Api,
+    clock: Clock,
+}
+
+impl Place {
+    fn checked(self) -> anyhow::Result<Session> {
+        let backend = self.backend.check().map_err(BadConfiguration)?;
+        let missing = || BadConfiguration(vec!["CLERK_SECRET_KEY: required".to_owned()]);
+        let clock = Clock::system();
+        let api = Api::new(&backend.ok_or_else(missing)?, unix_clock(&clock))?;
+        Ok(Session { data_dir: self.data_dir, api, clock })
+    }
+}
+
+impl Session {
+    async fn sync(&self, dry_run: bool) -> anyhow::Result<()> {
+        let here = read_users(&self.data_dir).await?;
+        let (users, unconfirmed): (Vec<_>, Vec<_>) =
+            here.living().partition(|(_, user)| user.standing == Standing::Registered);
+        println!("position     {}", here.position);
+        let tally = self.push(users.into_iter(), dry_run).await?;
+        println!("{}     {}", if dry_run { "to push " } else { "pushed  " }, tally.done);
+        println!("unchanged    {}", tally.unchanged);
+        // Of them only an old token has told; it must not overrule what Clerk has.
+        println!("unconfirmed  {}", unconfirmed.len());
+        tally.settle("could not be pushed")
+    }
+
+    async fn import(&self) -> anyhow::Result<()> {
+        let log = open_for_writing(&self.data_dir).await?;
+        let there = self.fetch_all().await?;
+        let tally = self.take_in(&log, there).await?;
+        println!("imported     {}", tally.done);
+        println!("unchanged    {}", tally.unchanged);
+        tally.settle("could not be imported")
+    }
+
+    async fn reconcile(&self, dry_run: bool) -> anyhow::Result<()> {
+        // Before anything is asked of Clerk: both ways need both ends.
+        let log = if dry_run { None } else { Some(open_for_writing(&self.data_dir).await?) };
+        let mut there = self.fetch_all().await?;
+        let mut here = read_users(&self.data_dir).await?;
+        let newer: Vec<_> =
+            there.keys().filter(|id| here.lacks(id, &there[*id])).cloned().collect();
+        for id in &newer {
+            println!("newer there    {id}");
+        }
+        let mut failures = Tally::default();
+        if let Some(log) = &log {
+            let taken = newer.iter().filter_map(|id| Some((id.clone(), there.get(id)?.clone())));
+            failures.failed += self.take_in(log, taken.collect()).await?.failed;
+            here = read_users(&self.data_dir).await?;
+        } else {
+            // They are to be taken in first, and what differs then is not known yet.
+            there.retain(|id, _| !newer.contains(id));
+        }
+        let missing = here.living().filter(|(id, _)| !there.contains_key(*id));
+        let missing: Vec<_> = missing.map(|(id, _)| id).filter(|id| !newer.contains(id)).collect();
+        for id in &missing {
+            println!("missing there  {id}");
+        }
+        let differing: Vec<_> =
+            here.living().filter(|(id, user)| differs(user, there.get(*id))).collect();
+        for (id, _) in &differing {
+            println!("differs        {id}");
+        }
+        let count = differing.len();
+        if !dry_run {
+            failures.failed += self.push(differing.into_iter(), false).await?.failed;
+        }
+        println!("{} newer there, {} missing there, {count} differing", newer.len(), missing.len());
+        failures.settle("could not be reconciled")
+    }
+
+    /// All users of Clerk, page by page until one is empty.
+    async fn fetch_all(&self) -> anyhow::Result<There> {
+        let bar = ProgressBar::new_spinner().with_message("users fetched from Clerk");
+        let (mut there, mut offset) = (There::new(), 0);
+        loop {
+            let page = self.api.users(offset).await.context("listing the users of Clerk")?;
+            if page.is_empty() {
+                bar.finish_and_clear();
+                return Ok(there);
+            }
+            offset += page.len();
+            for user in page {
+                match UserId::try_from(user.id.clone()) {
+                    Ok(id) => drop(there.insert(id, user)),
+                    Err(error) => bail!("Clerk lists the user {:?}: {error}", user.id),
+                }
+            }
+            bar.set_position(there.len() as u64);
+            bar.tick();
+        }
+    }
+
+    /// What webhooks about these users would have done.
+    async fn take_in(&self, log: &Arc<dyn EventLog>, users: There) -> anyhow::Result<Tally> {
+        let bar = bar("import", users.len())?;
+        let now = self.clock.now();
+        let taking = users.into_iter().map(|(id, user)| async move {
+            let command = translate::command(Delivery::UserCreatedOrUpdated(user), now);
+            let Ok(Some(Command::User(_, command))) = command else {
+                return (id, Err("it cannot be understood".to_owned()));
+            };
+            let stream = domain::stream::<User>(&id);
+            let mut entity = Entity::<User>::new(Arc::clone(log), self.clock.clone(), stream);
+            let done = entity.execute(&command, &Metadata::by("clerk", Source::Clerk)).await;
+            let changed = done.map(|done| !done.events.is_empty());
+            (id, changed.map_err(|error| error.to_string()))
+        });
+        Ok(Tally::of(stream::iter(taking).buffer_unordered(APPENDING), &bar).await)
+    }
+
+    /// Makes the metadata of these users at Clerk as it is here.
+    async fn push<'a>(
+        &self,
+        users: impl ExactSizeIterator<Item = (&'a UserId, &'a User)>,
+        dry_run: bool,
+    ) -> anyhow::Result<Tally> {
+        let bar = bar("push", users.len())?;
+        let pushing = users.map(|(id, user)| async move {
+            let wanted = Wanted::from(user);
+            let parts = wanted.known_parts();
+            let changed = if dry_run {
+                let there = self.api.user(id.as_str()).await;
+                there.map(|there| !wanted.difference(&parts, &there.public_metadata).is_empty())
+            } else {
+                send_difference(&self.api, id, &wanted, &parts).await
+            };
+            (id.clone(), changed.map_err(|error| error.to_string()))
+        });
+        Ok(Tally::of(stream::iter(pushing).buffer_unordered(AT_ONCE), &bar).await)
+    }
+}
+
+impl Here {
+    /// Who is known and not deleted.
+    fn living(&self) -> impl Iterator<Item = (&UserId, &User)> {
+        let living = |standing| matches!(standing, Standing::Registered | Standing::Provisional);
+        self.users.iter().filter(move |(_, user)| living(user.standing))
+    }
+
+    /// Whether Clerk's word on a user is newer than what is known here.
+    fn lacks(&self, id: &UserId, there: &payload::User) -> bool {
+        let Some(user) = self.users.get(id) else { return true };
+        let newer = |known| there.updated_at.is_none_or(|updated_at| updated_at > known);
+        user.standing != Standing::Deleted && user.synced_at.is_none_or(newer)
+    }
+}
+
+fn differs(user: &User, there: Option<&payload::User>) -> bool {
+    let wanted = Wanted::from(user);
+    let difference =
+        |there: &payload::User| wanted.difference(&wanted.known_parts(), &there.public_metadata);
+    user.standing == Standing::Registered
+        && there.is_some_and(|there| !difference(there).is_empty())
+}
+
+/// How it went.
+#[derive(Default)]
+struct Tally {
+    done: usize,
+    unchanged: usize,
+    failed: usize,
+}
+
+impl Tally {
+    /// Counts what comes, with a line on stderr for each failure.
+    async fn of(
+        outcomes: impl Stream<Item = (UserId, Result<bool, String>)>,
+        bar: &ProgressBar,
+    ) -> Self {
+        let mut tally = Self::default();
+        let mut outcomes = std::pin::pin!(outcomes);
+        while let Some((id, outcome)) = outcomes.next().await {
+            match outcome {
+                Ok(true) => tally.done += 1,
+                Ok(false) => tally.unchanged += 1,
+                Err(error) => {
+                    tally.failed += 1;
+                    bar.suspend(|| eprintln!("{id}: {error}"));
+                }
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        tally
+    }
+
+    fn settle(&self, what: &str) -> anyhow::Result<()> {
+        println!("failed       {}", self.failed);
+        if self.failed > 0 {
+            bail!("{} users {what}", self.failed);
+        }
+        Ok(())
+    }
+}
+
+fn bar(what: &str, count: usize) -> anyhow::Result<ProgressBar> {
+    let template = format!("{what} {{bar:40}} {{pos}}/{{len}} users {{per_sec}} {{eta}}");
+    Ok(ProgressBar::new(count as u64).with_style(ProgressStyle::with_template(&template)?))
+}
+
+/// All users as the log has them; a server may be writing to it.
+async fn read_users(data_dir: &Path) -> anyhow::Result<Here> {
+    let path = data_dir.join("log.sqlite");
+    let log = EmbeddedLog::open_read_only(&path)
+        .with_context(|| format!("opening the log {}", path.display()))?;
+    let mut here = Here { users: BTreeMap::new(), position: 0 };
+    loop {
+        let page = log.read_all(here.position, PAGE).await.context("reading the log")?;
+        let Some(last) = page.last() else { return Ok(here) };
+        here.position = last.position;
+        for event in page.iter().filter(|it| codec::category(&it.stream) == User::CATEGORY) {
+            let decoded = codec::decode_any(&event.stream, &event.kind, &event.data);
+            let at = || format!("reading the event at position {}", event.position);
+            if let AnyEvent::User(id, event) = decoded.with_context(at)? {
+                here.users.entry(id).or_default().evolve(&event);
+            }
+        }
+    }
+}
+
+/// The log has one writer.
+async fn open_for_writing(data_dir: &Path) -> anyhow::Result<Arc<dyn EventLog>> {
+    match log::open("embedded", data_dir).await {
+        Err(log::Error::Unwritable(why)) => bail!(
+            "the log in {} is held by a running server ({why}): stop it, import, start it again",
+            data_dir.display()
+        ),
+        opened => opened.context("opening the log"),
+    }
+}
