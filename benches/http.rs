@@ -41,6 +41,7 @@ fn main() -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         throughput().await;
+        identity().await;
         under_load().await;
     });
     Ok(())
@@ -89,6 +90,33 @@ async fn throughput() {
     let last = generate(&real, body).await;
     let path = format!("/api/jobs/{last}");
     measured("GET jobs/{id}, last in queue", &real, get(&path), Some(bare_get)).await;
+}
+
+/// The same answer with nobody to identify and with a token that was verified before, in turns
+/// because the machine's mood changes.
+async fn identity() {
+    let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let open = Server::start(&mut t2m(directories[0].path(), "none"));
+    let token = token(directories[1].path());
+    let mut closed = t2m(directories[1].path(), "none");
+    let closed = Server::start(closed.env("DEV_MODE", "false")).with_bearer(&token);
+    let body = json!({ "prompt": "A lighthouse in the storm" });
+    let nobody = get(&format!("/api/jobs/{}", generate(&open, body.clone()).await));
+    let path = format!("/api/jobs/{}", generate(&closed, body).await);
+    let bearer =
+        format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n");
+    println!("\nidentity");
+    for _ in 0..3 {
+        let free = measured("GET jobs/{id}, DEV_MODE", &open, nobody.clone(), None).await;
+        measured("GET jobs/{id}, cached token", &closed, bearer.clone().into(), Some(free)).await;
+    }
+}
+
+fn token(data_dir: &Path) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_t2m"));
+    let command = command.args(["token", "--user", "user_bench", "--expires-in", "3600"]);
+    let output = command.env("T2M_DATA_DIR", data_dir).output().expect("t2m runs");
+    String::from_utf8(output.stdout).expect("a token").trim().to_owned()
 }
 
 /// Requests a second of as many as the server will take, told with their latencies.
@@ -167,6 +195,15 @@ impl Server {
         let address = line.trim().strip_prefix("listening on ").expect("an address").to_owned();
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         Self { process, address, client }
+    }
+
+    /// Signs what this program asks in between.
+    fn with_bearer(mut self, token: &str) -> Self {
+        let value = format!("Bearer {token}").parse().expect("a header");
+        let headers = [(reqwest::header::AUTHORIZATION, value)].into_iter().collect();
+        let client = reqwest::Client::builder().no_proxy().default_headers(headers);
+        self.client = client.build().expect("a client");
+        self
     }
 
     /// A field of `/proc/PID/status`, in KiB.

@@ -10,6 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rusqlite::{Connection, params};
 use t2m::log::{EmbeddedLog, EventLog, Expected, NewEvent};
 use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 const CLIENTS: [u64; 4] = [1, 8, 64, 512];
@@ -58,8 +59,8 @@ async fn append_side_by_side(
             let share = events / clients + u64::from(client < events % clients);
             tokio::spawn(async move {
                 for number in 0..share {
-                    // A stream has some ten events, as a job has.
-                    let stream = format!("job-{round}-{client}-{}", number / 10);
+                    // A stream has some ten events, as a job has; names sort by their age.
+                    let stream = format!("job-{round:06}-{:08}-{client:03}", number / 10);
                     let end = match number % 10 {
                         0 => Expected::NoStream,
                         length => Expected::Revision(length - 1),
@@ -79,7 +80,7 @@ async fn append_side_by_side(
 fn bare_group_commit(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
     let conn = bare(&dir.path().join("bare.sqlite"));
-    let mut next = 1;
+    let mut next = 0;
     let mut group = c.benchmark_group("bare SQLite");
     group.throughput(Throughput::Elements(1));
     group.bench_function(format!("groups of {BARE_GROUP}"), |b| {
@@ -94,7 +95,52 @@ fn bare_group_commit(c: &mut Criterion) {
             start.elapsed()
         });
     });
+    let runtime = runtime();
+    group.bench_function(format!("{BARE_GROUP} waiting clients"), |b| {
+        b.iter_custom(|events| {
+            let rounds = events.div_ceil(BARE_GROUP);
+            let took = runtime.block_on(wait_for_bare_commits(&conn, next, rounds));
+            next += rounds * BARE_GROUP;
+            // A round is never cut, so that its share is told.
+            took.mul_f64(events as f64 / (rounds * BARE_GROUP) as f64)
+        });
+    });
     group.finish();
+}
+
+/// The least that a group commit for clients who wait can be: each sends a row and waits for its
+/// answer, the writer takes one of each client and commits. No revisions, no chain.
+async fn wait_for_bare_commits(conn: &Connection, first: u64, rounds: u64) -> Duration {
+    let (queue, mut rows) = mpsc::channel::<(u64, oneshot::Sender<()>)>(BARE_GROUP as usize);
+    let start = Instant::now();
+    let clients: Vec<_> = (0..BARE_GROUP)
+        .map(|client| {
+            let queue = queue.clone();
+            tokio::spawn(async move {
+                for round in 0..rounds {
+                    let (reply, answer) = oneshot::channel();
+                    let row = first + round * BARE_GROUP + client;
+                    queue.send((row, reply)).await.expect("the writer lives");
+                    answer.await.expect("answered");
+                }
+            })
+        })
+        .collect();
+    tokio::task::block_in_place(|| {
+        for _ in 0..rounds {
+            let group: Vec<_> = (0..BARE_GROUP).filter_map(|_| rows.blocking_recv()).collect();
+            let mut positions: Vec<u64> = group.iter().map(|(row, _)| *row).collect();
+            positions.sort_unstable();
+            insert(conn, positions).expect("inserted");
+            for (_, reply) in group {
+                reply.send(()).expect("the client waits");
+            }
+        }
+    });
+    for client in clients {
+        client.await.expect("the client ended well");
+    }
+    start.elapsed()
 }
 
 /// The log's tables and settings, without the log.
@@ -114,14 +160,16 @@ fn bare(path: &Path) -> Connection {
     conn
 }
 
-fn insert(conn: &Connection, positions: std::ops::Range<u64>) -> rusqlite::Result<()> {
+fn insert(conn: &Connection, positions: impl IntoIterator<Item = u64>) -> rusqlite::Result<()> {
     conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
     for position in positions {
-        // As above: ten events a stream, and one in ten begins it.
-        let (stream, revision) = (position / 10, position % 10);
+        // As above: clients side by side, ten events a stream, and one in ten begins it.
+        let (round, client) = (position / BARE_GROUP, position % BARE_GROUP);
+        let (stream, revision) = (round / 10 * BARE_GROUP + client, round % 10);
         if revision == 0 {
+            let name = format!("job-{:012}-{client:03}", round / 10);
             conn.prepare_cached("INSERT INTO streams VALUES (?1, ?2)")?
-                .execute(params![stream.cast_signed(), format!("job-{stream}")])?;
+                .execute(params![stream.cast_signed(), name])?;
         }
         let event = event(position);
         conn.prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?

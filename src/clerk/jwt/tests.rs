@@ -1,5 +1,7 @@
 //! Official cases, hostile tokens, and what each claim becomes.
 
+use std::sync::Arc;
+
 use std::sync::LazyLock;
 
 use serde_json::json;

@@ -343,12 +343,12 @@ async fn more_streams_than_are_remembered_keep_their_revisions() {
     };
     for number in 1..=3 {
         writer.streams.clear();
-        let answers = writer.commit(&[append(number)]).unwrap();
+        let answers = writer.commit(&mut [append(number)]).unwrap();
         let revision = u64::try_from(number).unwrap() - 1;
         assert_eq!(answers, [Ok(Appended { revision, position: revision + 1 })]);
     }
     for number in 0..KNOWN_STREAMS {
-        writer.remember(&format!("other-{number}"), StreamEnd { id: 0, last: 0 });
+        writer.remember(&format!("other-{number}").into(), StreamEnd { id: 0, last: 0 });
     }
     assert!(writer.streams.len() <= KNOWN_STREAMS);
 }

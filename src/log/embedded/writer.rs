@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
 use chrono::SubsecRound;
 use rusqlite::config::DbConfig;
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,8 +23,6 @@ const GROUP_APPENDS: usize = 1024;
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// A commit that took longer says more of the disk's mood than of the next commit.
 const LONGEST_COMMIT: Duration = Duration::from_millis(4);
-/// As short as the system's timers make a sleep.
-const NAP: Duration = Duration::from_micros(10);
 /// Pages written to the WAL between two checkpoints of the checkpointer.
 const CHECKPOINT_PAGES: usize = 4000;
 /// A WAL longer than this is checkpointed by the writer, between two commits: under unbroken load
@@ -31,7 +30,7 @@ const CHECKPOINT_PAGES: usize = 4000;
 const LONG_WAL_PAGES: i64 = 16_000;
 
 pub(super) struct Append {
-    pub(super) stream: String,
+    pub(super) stream: Arc<str>,
     pub(super) expected: Expected,
     pub(super) events: Vec<NewEvent>,
     pub(super) reply: oneshot::Sender<Result<Appended, Error>>,
@@ -43,7 +42,7 @@ impl Append {
     }
 
     fn conflict(&self, actual: Option<u64>) -> Error {
-        Error::Conflict { stream: self.stream.clone(), expected: self.expected, actual }
+        Error::Conflict { stream: self.stream.to_string(), expected: self.expected, actual }
     }
 }
 
@@ -63,15 +62,22 @@ pub(super) struct Writer {
     hash: [u8; 32],
     /// What the present transaction has inserted.
     fresh: Vec<Recorded>,
-    pub(super) streams: HashMap<String, StreamEnd>,
-    types: HashMap<String, i64>,
-    /// A guess, on the high side, of the pages written since the checkpointer was last woken.
-    pages: usize,
+    pub(super) streams: HashMap<Arc<str>, StreamEnd>,
+    types: HashMap<Arc<str>, i64>,
+    /// In the WAL after the last commit, and when the checkpointer was last woken.
+    wal_pages: Arc<AtomicUsize>,
+    woken_at: usize,
 }
 
 impl Writer {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        let conn = connect_durably(path)?;
+        let mut conn = connect_durably(path)?;
+        let wal_pages = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&wal_pages);
+        conn.wal_hook(Some(move |_: &mut Wal, pages| {
+            counter.store(usize::try_from(pages).unwrap_or_default(), Ordering::Relaxed);
+            Ok(())
+        }))?;
         conn.pragma_update(None, "cache_size", -65_536)?;
         conn.pragma_update(None, "journal_size_limit", 256 * 1024 * 1024)?;
         let reader = Reader::open(path)?;
@@ -84,7 +90,8 @@ impl Writer {
             fresh: Vec::new(),
             streams: HashMap::new(),
             types: HashMap::new(),
-            pages: 0,
+            wal_pages,
+            woken_at: 0,
         })
     }
 
@@ -113,8 +120,8 @@ impl Writer {
     }
 
     /// Whether the writer may go on.
-    fn commit_and_answer(&mut self, group: Vec<Append>) -> bool {
-        match self.commit(&group) {
+    fn commit_and_answer(&mut self, mut group: Vec<Append>) -> bool {
+        match self.commit(&mut group) {
             Ok(answers) => {
                 self.shared.tail.extend(self.fresh.drain(..));
                 self.shared.advance(self.position);
@@ -141,15 +148,16 @@ impl Writer {
     /// written anything, so that it spoils none of the others.
     pub(super) fn commit(
         &mut self,
-        group: &[Append],
+        group: &mut [Append],
     ) -> rusqlite::Result<Vec<Result<Appended, Error>>> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let answers = group.iter().map(|append| self.place(append)).collect::<Result<_, _>>()?;
+        let answers =
+            group.iter_mut().map(|append| self.place(append)).collect::<Result<_, _>>()?;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         Ok(answers)
     }
 
-    fn place(&mut self, append: &Append) -> rusqlite::Result<Result<Appended, Error>> {
+    fn place(&mut self, append: &mut Append) -> rusqlite::Result<Result<Appended, Error>> {
         let Some(end) = self.find_stream(&append.stream)? else {
             return match append.expected {
                 Expected::Revision(_) => Ok(Err(append.conflict(None))),
@@ -182,10 +190,10 @@ impl Writer {
             .conn
             .prepare_cached("SELECT max(revision) FROM events WHERE stream_id = ?1")?
             .query_row([id], |row| row.get(0))?;
-        Ok(Some(self.remember(name, StreamEnd { id, last: from_sql(last) })))
+        Ok(Some(self.remember(&name.into(), StreamEnd { id, last: from_sql(last) })))
     }
 
-    pub(super) fn remember(&mut self, name: &str, end: StreamEnd) -> StreamEnd {
+    pub(super) fn remember(&mut self, name: &Arc<str>, end: StreamEnd) -> StreamEnd {
         if let Some(known) = self.streams.get_mut(name) {
             *known = end;
             return end;
@@ -193,7 +201,7 @@ impl Writer {
         if self.streams.len() >= KNOWN_STREAMS {
             self.streams.clear();
         }
-        self.streams.insert(name.to_owned(), end);
+        self.streams.insert(Arc::clone(name), end);
         end
     }
 
@@ -237,59 +245,53 @@ impl Writer {
         Ok(Some(Appended { revision: first + events.len() as u64 - 1, position }))
     }
 
-    fn insert(&mut self, stream: i64, first: u64, append: &Append) -> rusqlite::Result<Appended> {
+    /// Takes the events out of `append`: they go on to the followers.
+    fn insert(
+        &mut self,
+        stream: i64,
+        first: u64,
+        append: &mut Append,
+    ) -> rusqlite::Result<Appended> {
         let mut revision = first;
-        let name: Arc<str> = append.stream.as_str().into();
-        for (event, at) in append.events.iter().zip(first..) {
+        for (event, at) in std::mem::take(&mut append.events).into_iter().zip(first..) {
             revision = at;
-            let kind = self.find_type(&event.kind)?;
-            let position = self.position + 1;
-            let link = Link {
-                position,
-                stream: &append.stream,
-                revision,
-                kind: &event.kind,
+            let (kind, kind_id) = self.find_type(&event.kind)?;
+            let mut recorded = Recorded {
                 id: event.id,
-                time: event.time,
-                data: &event.data,
-                metadata: &event.metadata,
+                stream: Arc::clone(&append.stream),
+                revision,
+                position: self.position + 1,
+                kind,
+                // As a reader of the file sees it.
+                time: event.time.trunc_subsecs(6),
+                data: event.data,
+                metadata: event.metadata,
+                hash: [0; 32],
             };
-            let hash = link.hash(&self.hash);
+            recorded.hash = Link::of(&recorded).hash(&self.hash);
             self.conn
                 .prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
                 .execute(params![
-                    to_sql(position),
+                    to_sql(recorded.position),
                     stream,
                     to_sql(revision),
-                    kind,
-                    event.id.as_bytes(),
-                    event.time.timestamp_micros(),
-                    hash,
-                    event.data,
-                    event.metadata,
+                    kind_id,
+                    recorded.id.as_bytes(),
+                    recorded.time.timestamp_micros(),
+                    recorded.hash,
+                    recorded.data,
+                    recorded.metadata,
                 ])?;
-            (self.position, self.hash) = (position, hash);
-            self.fresh.push(Recorded {
-                id: event.id,
-                stream: name.clone(),
-                revision,
-                position,
-                kind: event.kind.as_str().into(),
-                // As a reader of the file sees it.
-                time: event.time.trunc_subsecs(6),
-                data: event.data.clone(),
-                metadata: event.metadata.clone(),
-                hash,
-            });
+            (self.position, self.hash) = (recorded.position, recorded.hash);
+            self.fresh.push(recorded);
         }
         self.remember(&append.stream, StreamEnd { id: stream, last: revision });
-        self.pages += 3 + append.events.len() + append.bytes() / 8192;
         Ok(Appended { revision, position: self.position })
     }
 
-    fn find_type(&mut self, name: &str) -> rusqlite::Result<i64> {
-        if let Some(id) = self.types.get(name) {
-            return Ok(*id);
+    fn find_type(&mut self, name: &str) -> rusqlite::Result<(Arc<str>, i64)> {
+        if let Some((name, id)) = self.types.get_key_value(name) {
+            return Ok((Arc::clone(name), *id));
         }
         let id = match find_name(&self.conn, "types", name)? {
             Some(id) => id,
@@ -298,8 +300,9 @@ impl Writer {
         if self.types.len() >= KNOWN_STREAMS {
             self.types.clear();
         }
-        self.types.insert(name.to_owned(), id);
-        Ok(id)
+        let name: Arc<str> = name.into();
+        self.types.insert(Arc::clone(&name), id);
+        Ok((name, id))
     }
 
     fn checkpoint_if_due(&mut self, wake: &std_mpsc::SyncSender<()>) {
@@ -308,8 +311,13 @@ impl Writer {
         {
             self.shared.stop("a checkpoint", &error);
         }
-        if self.pages >= CHECKPOINT_PAGES {
-            self.pages = 0;
+        let pages = self.wal_pages.load(Ordering::Relaxed);
+        if pages < self.woken_at {
+            // It was written back whole and begun anew.
+            self.woken_at = 0;
+        }
+        if pages - self.woken_at >= CHECKPOINT_PAGES {
+            self.woken_at = pages;
             // Full: it is awake already.
             let _ = wake.try_send(());
         }
@@ -337,7 +345,7 @@ fn gather(first: Append, appends: &mut mpsc::Receiver<Append>, last: &Pace) -> V
                 group.push(append);
             }
             Err(_) if group.len() < last.size && Instant::now() < deadline => {
-                std::thread::sleep(NAP);
+                std::thread::yield_now();
             }
             Err(_) => break,
         }
