@@ -80,6 +80,12 @@ pub struct Options {
     #[arg(long, env = "REQUIRE_ONBOARDING", default_value = "false", action = ArgAction::Set,
           num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
     pub require_onboarding: bool,
+    /// Bearer tokens for remote workers, comma separated, of 24 characters at least [default: none]
+    #[arg(long, env = "T2M_WORKER_TOKENS", hide_env_values = true)]
+    pub worker_tokens: Option<String>,
+    /// How many jobs of one user may run at once, in each class
+    #[arg(long, env = "T2M_RUNNING_PER_USER", default_value = "premium=4,standard=2,batch=2")]
+    pub running_per_user: String,
     /// Built-in renderer `storyboard`, or `none`
     #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
     pub engine: String,
@@ -211,9 +217,14 @@ pub struct Settings {
     pub rate_limit_links: String,
     pub rate_limit_anonymous: String,
     pub trusted_proxies: String,
+    pub worker_tokens: Vec<Secret>,
+    pub running_per_user: String,
     pub engine: Engine,
     pub require_onboarding: bool,
 }
+
+/// Characters of a worker's token; as many random letters are 128 bits and more.
+const SHORTEST_TOKEN: usize = 24;
 
 /// The issuer of the tokens that `t2m token` makes.
 pub const DEVELOPMENT_ISSUER: &str = "https://t2m.localhost";
@@ -270,6 +281,16 @@ impl Options {
         if self.blobs != "file" {
             faults.push("T2M_BLOBS: this version has the store `file` only".to_owned());
         }
+        let worker_tokens = present(self.worker_tokens).map(|list| comma_list(&list));
+        let worker_tokens = worker_tokens.unwrap_or_default();
+        let strong = |token: &String| {
+            token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        if !worker_tokens.iter().all(strong) {
+            faults.push(format!(
+                "T2M_WORKER_TOKENS: each must be at least {SHORTEST_TOKEN} visible ASCII characters"
+            ));
+        }
         let engine = match self.engine.as_str() {
             "storyboard" => Engine::Storyboard,
             "none" => Engine::None,
@@ -304,6 +325,8 @@ impl Options {
             rate_limit_links: self.rate_limit_links,
             rate_limit_anonymous: self.rate_limit_anonymous,
             trusted_proxies: self.trusted_proxies,
+            worker_tokens: worker_tokens.into_iter().map(Secret).collect(),
+            running_per_user: self.running_per_user,
             engine,
             require_onboarding: self.require_onboarding,
         };
@@ -392,6 +415,8 @@ mod tests {
         check(&["--clerk-api-url", "http://api.clerk.com"], &["CLERK_API_URL"]);
         check(&["--clerk-secret-key", "sk_x", "--clerk-api-url", "http://127.0.0.1:9"], &[]);
         check(&["--clerk-secret-key", ""], &[]);
+        check(&["--worker-tokens", "short"], &["T2M_WORKER_TOKENS"]);
+        check(&["--worker-tokens", &format!("{0},{0} ", "t".repeat(24))], &[]);
         check(&["--allowed-origins", "https://a.example/,b"], &["ALLOWED_ORIGINS"; 2]);
         for never_sent in [
             "HTTPS://a.example",

@@ -5,22 +5,23 @@
 //! front end stays responsive; the job's lease is renewed while it runs, and whatever it writes
 //! is fenced by that lease.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix::Arbiter;
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 use super::System;
-use super::codec::{Metadata, Source};
 use super::entity::Failure;
-use crate::domain::file::{self, Stored};
-use crate::domain::ids::{FileId, JobId, LeaseId, derived_id};
-use crate::domain::job::{self, Job, Output, Phase, Request};
-use crate::domain::text::Personal;
+use super::leasing::{Error, Leased, Leasing, Shape};
+use super::outputs::{Handed, Slot, slots};
+use crate::domain::ids::JobId;
+use crate::domain::job::{Kind, Request};
 use crate::media::blobs::Blobs;
 use crate::media::renderer::{self, Rendered, Spec};
 
@@ -31,10 +32,12 @@ const HEARTBEAT: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the built-in renderer needs to run.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Rendering {
+    pub leasing: Arc<Leasing>,
     pub blobs: Arc<Blobs>,
-    /// Where renders are written before their bytes go to the blob store.
+    /// Where renders are written before their bytes go to the blob store: a directory a job, so
+    /// that an attempt finds what the one before it had finished.
     pub scratch: PathBuf,
     /// Renders at once.
     pub slots: usize,
@@ -50,13 +53,18 @@ pub fn start(system: Arc<System>, rendering: Rendering) {
 async fn run(system: Arc<System>, rendering: Rendering) {
     let mut progress = system.progress.clone();
     let running = Arc::new(tokio::sync::Semaphore::new(rendering.slots));
+    let busy = Busy::default();
+    sweep(&system, &rendering.scratch, &busy);
     loop {
         while let Ok(slot) = Arc::clone(&running).try_acquire_owned() {
-            match lease_next(&system).await {
-                Some(leased) => {
+            match lease_next(&rendering, &busy).await {
+                Some((leased, mine)) => {
                     let (system, rendering) = (Arc::clone(&system), rendering.clone());
+                    let busy = busy.clone();
                     actix::spawn(async move {
-                        work(&system, &rendering, leased).await;
+                        work(&system, &rendering, &leased).await;
+                        drop(mine);
+                        sweep(&system, &rendering.scratch, &busy);
                         drop(slot);
                     });
                 }
@@ -72,51 +80,78 @@ async fn run(system: Arc<System>, rendering: Rendering) {
     }
 }
 
-struct Leased {
-    job_id: JobId,
-    lease_id: LeaseId,
-    request: Request,
-    /// Where the lease's event lies.
-    position: u64,
-}
-
-/// Takes the first job that waits; none when there is none or all were taken by others.
-async fn lease_next(system: &System) -> Option<Leased> {
-    let waiting = match system.views.leasable_jobs(system.clock.now(), 8) {
-        Ok(waiting) => waiting,
+async fn lease_next(rendering: &Rendering, busy: &Busy) -> Option<(Leased, Mine)> {
+    // An attempt that lost its lease may still be stopping: the next one must not meet it in the
+    // job's directory.
+    let skip = |id| busy.jobs().contains(&id);
+    match rendering.leasing.lease(WORKER, &[Kind::Video], skip).await {
+        Ok(leased) => leased.map(|leased| {
+            let mine = busy.take(leased.job_id);
+            (leased, mine)
+        }),
         Err(error) => {
-            tracing::error!(%error, "the queue could not be read");
-            return None;
-        }
-    };
-    for job_id in waiting {
-        let lease_id = LeaseId(system.clock.fresh_id());
-        let command = job::Command::Lease { lease_id, worker_id: WORKER.to_owned() };
-        let Ok(done) = system.jobs.execute(job_id, command, origin()).await else { continue };
-        if let Job::Requested(job) = done.state {
-            let leased = Leased { job_id, lease_id, request: job.request, position: done.position };
-            // Else the next look would find the same job still queued in the read model.
-            let _ = system.visible(leased.position).await;
-            return Some(leased);
+            tracing::warn!(%error, "no job could be leased");
+            None
         }
     }
-    None
+}
+
+/// The jobs that this process works on.
+#[derive(Clone, Default)]
+struct Busy(Arc<Mutex<HashSet<JobId>>>);
+
+/// Says that it is worked on for as long as it lives.
+struct Mine(Busy, JobId);
+
+impl Busy {
+    fn jobs(&self) -> MutexGuard<'_, HashSet<JobId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, id: JobId) -> Mine {
+        self.jobs().insert(id);
+        Mine(self.clone(), id)
+    }
+}
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        self.0.jobs().remove(&self.1);
+    }
+}
+
+/// Removes what renders have left of jobs that are over, and keeps what another attempt can use.
+fn sweep(system: &System, scratch: &Path, busy: &Busy) {
+    let Ok(entries) = std::fs::read_dir(scratch) else { return };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()).map(JobId);
+        let needed = id.is_some_and(|id| {
+            let over = match system.views.job(&id) {
+                Ok(Some(job)) => job.is_over(),
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            !over || busy.jobs().contains(&id)
+        });
+        if !needed && let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            tracing::warn!(%error, "what a render has left was not removed");
+        }
+    }
 }
 
 /// One attempt, from lease to outcome.
-async fn work(system: &System, rendering: &Rendering, leased: Leased) {
-    let directory = rendering.scratch.join(leased.lease_id.0.to_string());
-    let outcome = attempt(system, rendering, &leased, &directory).await;
-    let _ = tokio::fs::remove_dir_all(&directory).await;
-    let (error, retryable) = match outcome {
+async fn work(system: &System, rendering: &Rendering, leased: &Leased) {
+    let directory = rendering.scratch.join(leased.job_id.to_string());
+    let (error, retryable) = match attempt(system, rendering, leased, &directory).await {
         Ok(()) | Err(Ended::LeaseLost) => return,
         Err(Ended::Cancelled) => ("cancelled".to_owned(), false),
         Err(Ended::Failed { error, retryable }) => (error, retryable),
     };
-    let command = job::Command::Fail { lease_id: leased.lease_id, error, retryable };
-    if let Err(error) = system.jobs.execute(leased.job_id, command, origin()).await {
+    let leasing = &rendering.leasing;
+    let (job_id, lease_id) = (leased.job_id, leased.lease_id);
+    if let Err(error) = leasing.fail(job_id, lease_id, WORKER, error, retryable).await {
         // The lease runs out by itself, and another attempt begins.
-        tracing::warn!(job_id = %leased.job_id, %error, "the end of an attempt was not recorded");
+        tracing::warn!(%job_id, %error, "the end of an attempt was not recorded");
     }
 }
 
@@ -145,23 +180,19 @@ async fn attempt(
         .await
         .map_err(|error| Ended::machine("the scratch directory could not be made", error))?;
     let rendered = render(system, rendering, leased, spec, directory).await?;
-    let output = store(system, rendering, leased, &rendered).await?;
-    let files = [Some(output.file_id), output.poster_file_id, output.captions_file_id];
-    let command = job::Command::Complete { lease_id: leased.lease_id, output };
-    let completed = system.jobs.execute(leased.job_id, command, origin()).await;
-    let kept = matches!(&completed, Ok(done) if is_completed(&done.state));
-    if !kept {
-        discard(system, leased, files.into_iter().flatten()).await;
-    }
-    match completed {
+    let handed = hand_in(rendering, &rendered).await?;
+    let shape = Shape {
+        duration: rendered.duration_ms as f64 / 1000.0,
+        width: rendered.width,
+        height: rendered.height,
+    };
+    let (job_id, lease_id, request) = (leased.job_id, leased.lease_id, &leased.request);
+    let finish = rendering.leasing.finish(job_id, lease_id, WORKER, request, &handed, shape);
+    match finish.await {
         Ok(_) => Ok(()),
-        Err(Failure::Refused(_)) => Err(Ended::LeaseLost),
+        Err(Error::Job(Failure::Refused(_))) => Err(Ended::LeaseLost),
         Err(error) => Err(Ended::machine("the result could not be recorded", error)),
     }
-}
-
-fn is_completed(job: &Job) -> bool {
-    matches!(job, Job::Requested(job) if matches!(job.phase, Phase::Completed(_)))
 }
 
 fn spec_of(request: &Request) -> Result<Spec, Ended> {
@@ -193,9 +224,12 @@ async fn render(
     let stop = Arc::new(AtomicBool::new(false));
     let (progress_in, mut progress_out) = mpsc::unbounded_channel();
     let mut finished = spawn_render(spec, directory, rendering.threads, &stop, progress_in)?;
+    let mut moved = system.progress.clone();
+    let mut heartbeat = std::pin::pin!(tokio::time::sleep(HEARTBEAT));
     let mut percent = 0u8;
     let mut ended = None;
     loop {
+        let mut news = true;
         tokio::select! {
             biased;
             outcome = &mut finished => {
@@ -214,14 +248,21 @@ async fn render(
                 };
             }
             Some(next) = progress_out.recv() => percent = next,
-            () = tokio::time::sleep(HEARTBEAT) => {}
+            () = heartbeat.as_mut() => {}
+            // A user who cancels is not kept waiting for the next picture.
+            () = moved.moved() => {
+                news = is_cancelling(system, leased);
+            }
         }
         // Only the latest matters when several came while the last was being recorded.
         while let Ok(next) = progress_out.try_recv() {
             percent = next;
         }
-        if ended.is_none() {
-            ended = record_progress(system, leased, percent).await;
+        if news {
+            heartbeat.set(tokio::time::sleep(HEARTBEAT));
+        }
+        if news && ended.is_none() {
+            ended = record_progress(&rendering.leasing, leased, percent).await;
             stop.store(ended.is_some(), Ordering::Relaxed);
         }
     }
@@ -241,8 +282,12 @@ fn spawn_render(
         if let Err(error) = rustix::process::setpriority_process(None, 15) {
             tracing::warn!(%error, "the renderer runs at normal priority");
         }
+        let mut last = None;
         let mut on_progress = |percent: f32| {
-            let _ = progress.send(whole_percent(percent));
+            let percent = whole_percent(percent);
+            if last.replace(percent) != Some(percent) {
+                let _ = progress.send(percent);
+            }
             if stop.load(Ordering::Relaxed) {
                 ControlFlow::Break(())
             } else {
@@ -261,98 +306,48 @@ fn whole_percent(percent: f32) -> u8 {
     percent.clamp(0.0, 99.0) as u8
 }
 
+fn is_cancelling(system: &System, leased: &Leased) -> bool {
+    let job = system.views.job(&leased.job_id);
+    matches!(job, Ok(Some(job)) if job.state != "running" || job.lease_id != Some(leased.lease_id))
+}
+
 /// Renews the lease; says why the render must stop, if it must.
-async fn record_progress(system: &System, leased: &Leased, percent: u8) -> Option<Ended> {
-    let command = job::Command::Progress {
-        lease_id: leased.lease_id,
-        progress: percent,
-        message: Some("rendering".to_owned()),
-    };
-    match system.jobs.execute(leased.job_id, command, origin()).await {
-        Ok(_) => None,
-        Err(Failure::Refused(_)) => Some(why_refused(system, leased)),
+async fn record_progress(leasing: &Leasing, leased: &Leased, percent: u8) -> Option<Ended> {
+    let message = Some("rendering".to_owned());
+    let (job_id, lease_id) = (leased.job_id, leased.lease_id);
+    match leasing.progress(job_id, lease_id, WORKER, percent, message).await {
+        Ok(report) => report.cancelled.then_some(Ended::Cancelled),
+        Err(Error::Job(Failure::Refused(_))) => Some(Ended::LeaseLost),
         Err(error) => {
-            tracing::warn!(job_id = %leased.job_id, %error, "progress was not recorded");
+            tracing::warn!(%job_id, %error, "progress was not recorded");
             None
         }
     }
 }
 
-/// A refused heartbeat means that the user cancelled, or that the lease went to somebody else.
-fn why_refused(system: &System, leased: &Leased) -> Ended {
-    match system.views.job(&leased.job_id) {
-        Ok(Some(job)) if job.lease_id == Some(leased.lease_id) => Ended::Cancelled,
-        _ => Ended::LeaseLost,
-    }
-}
-
-/// Moves the rendered files into the blob store and records them; the video first.
-async fn store(
-    system: &System,
+/// Moves the rendered files into the blob store.
+async fn hand_in(
     rendering: &Rendering,
-    leased: &Leased,
     rendered: &Rendered,
-) -> Result<Output, Ended> {
-    let video = keep(system, rendering, leased, &rendered.video, "video.mp4", "video/mp4").await?;
-    let poster =
-        keep(system, rendering, leased, &rendered.poster, "poster.jpg", "image/jpeg").await?;
-    let captions =
-        keep(system, rendering, leased, &rendered.captions, "captions.vtt", "text/vtt").await?;
-    Ok(Output {
-        file_id: video.0,
-        content_type: "video/mp4".to_owned(),
-        size: video.1,
-        duration: rendered.duration_ms as f64 / 1000.0,
-        width: rendered.width,
-        height: rendered.height,
-        poster_file_id: Some(poster.0),
-        captions_file_id: Some(captions.0),
-    })
-}
-
-async fn keep(
-    system: &System,
-    rendering: &Rendering,
-    leased: &Leased,
-    path: &Path,
-    filename: &str,
-    content_type: &str,
-) -> Result<(FileId, u64), Ended> {
-    let stored = rendering
-        .blobs
-        .put_file(path)
-        .await
-        .map_err(|error| Ended::machine("the result could not be stored", error))?;
-    let user_id = &leased.request.user_id;
-    let file_id = FileId(derived_id(user_id, filename, &leased.lease_id.0.to_string()));
-    let file = Stored {
-        user_id: user_id.clone(),
-        filename: Personal(filename.to_owned()),
-        content_type: content_type.to_owned(),
-        size: stored.size,
-        sha256: stored.sha256,
-        metadata: Personal::default(),
-        job_id: Some(leased.job_id),
-        fingerprint: None,
-    };
-    system
-        .files
-        .execute(file_id, file::Command::Store(file), origin())
-        .await
-        .map_err(|error| Ended::machine("the result could not be recorded", error))?;
-    Ok((file_id, stored.size))
-}
-
-/// The output of an attempt that came too late belongs to nobody.
-async fn discard(system: &System, leased: &Leased, files: impl Iterator<Item = FileId>) {
-    for file_id in files {
-        let command = file::Command::Delete { by: leased.request.user_id.clone() };
-        if let Err(error) = system.files.execute(file_id, command, origin()).await {
-            tracing::warn!(%file_id, %error, "a late output was not removed");
-        }
+) -> Result<Vec<(&'static Slot, Handed)>, Ended> {
+    let files = [
+        ("video", &rendered.video, "video/mp4"),
+        ("poster", &rendered.poster, "image/jpeg"),
+        ("captions", &rendered.captions, "text/vtt"),
+    ];
+    let mut handed = Vec::with_capacity(files.len());
+    for slot in slots(Kind::Video) {
+        let Some((_, path, content_type)) = files.iter().find(|(name, ..)| *name == slot.name)
+        else {
+            continue;
+        };
+        let stored = rendering
+            .blobs
+            .put_file(path)
+            .await
+            .map_err(|error| Ended::machine("the result could not be stored", error))?;
+        let content_type = (*content_type).to_owned();
+        handed.push((slot, Handed { content_type, size: stored.size, sha256: stored.sha256 }));
     }
-}
-
-fn origin() -> Metadata {
-    Metadata::by(WORKER, Source::Worker)
+    Ok(handed)
 }

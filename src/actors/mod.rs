@@ -6,7 +6,9 @@ pub mod dead_letters;
 pub mod directory;
 pub mod dispatcher;
 pub mod entity;
+pub mod leasing;
 pub mod metadata_sync;
+pub mod outputs;
 pub mod projector;
 pub mod timekeeper;
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::BadConfiguration;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
+use crate::actors::leasing::Leasing;
 use crate::actors::{System, metadata_sync, timekeeper};
 use crate::clerk::api::{self, Api};
 use crate::clerk::jwks::Jwks;
@@ -22,9 +23,11 @@ use crate::clerk::webhook::WebhookVerifier;
 use crate::clerk::{Authenticator, Keys};
 use crate::clock::Clock;
 use crate::config::{Engine, Environment, Options, Settings, TokenKeys};
+use crate::domain::tier::Caps;
 use crate::http::address::TrustedProxies;
 use crate::http::app::{self, App};
 use crate::http::rates::{Budget, Budgets, Rates};
+use crate::http::worker::WorkerTokens;
 use crate::log;
 use crate::media::blobs::Blobs;
 use crate::media::signed_url::SigningSecrets;
@@ -40,6 +43,7 @@ pub struct Ready {
     webhooks: Option<WebhookVerifier>,
     rates: Rates,
     proxies: TrustedProxies,
+    caps: Caps,
 }
 
 enum ParsedKeys {
@@ -73,9 +77,11 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
     }
     let proxies = settings.trusted_proxies.parse::<TrustedProxies>();
     let proxies = proxies.map_err(|fault| noted("T2M_TRUSTED_PROXIES", fault.to_string())).ok();
-    match (keys, budgets(&settings, noted), proxies) {
-        (Some(keys), Some(budgets), Some(proxies)) if faults.is_empty() => {
-            Ok(Ready { settings, keys, webhooks, rates: Rates::new(budgets), proxies })
+    let caps = settings.running_per_user.parse::<Caps>();
+    let caps = caps.map_err(|fault| noted("T2M_RUNNING_PER_USER", fault.to_string())).ok();
+    match (keys, budgets(&settings, noted), proxies, caps) {
+        (Some(keys), Some(budgets), Some(proxies), Some(caps)) if faults.is_empty() => {
+            Ok(Ready { settings, keys, webhooks, rates: Rates::new(budgets), proxies, caps })
         }
         _ => Err(BadConfiguration(faults)),
     }
@@ -108,7 +114,7 @@ pub struct Assembled {
 /// # Errors
 /// What could not be opened, with its name.
 pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
-    let Ready { settings, keys, webhooks, rates, proxies } = ready;
+    let Ready { settings, keys, webhooks, rates, proxies, caps } = ready;
     let data_dir = &settings.data_dir;
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("making the data directory {}", data_dir.display()))?;
@@ -141,12 +147,17 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         tracing::warn!(%error, "the dead letters could not be read");
     }
     dead_letters.start(clock.clone());
+    let leasing = Leasing::new(Arc::clone(&system), &blobs, caps);
+    let leasing = Arc::new(leasing);
+    if let Err(error) = leasing.sweep().await {
+        tracing::warn!(%error, "outputs of workers that died could not be cleared");
+    }
     if settings.engine == Engine::Storyboard {
+        // What a crash left there is of use to the next attempt.
         let scratch = data_dir.join("scratch");
-        // What a crash left; its jobs are leased again.
-        let _ = std::fs::remove_dir_all(&scratch);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let rendering = Rendering { blobs: Arc::clone(&blobs), scratch, slots: 1, threads };
+        let (leasing, blobs) = (Arc::clone(&leasing), Arc::clone(&blobs));
+        let rendering = Rendering { leasing, blobs, scratch, slots: 1, threads };
         dispatcher::start(Arc::clone(&system), rendering);
     }
 
@@ -175,6 +186,8 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         authenticator: authenticator(&settings, keys, &clock)?,
         webhooks,
         dead_letters,
+        leasing,
+        worker_tokens: WorkerTokens::new(&settings.worker_tokens),
         rates,
         proxies,
         public_url,

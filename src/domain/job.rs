@@ -7,11 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::Aggregate;
 use super::ids::{FileId, LeaseId, UserId};
 use super::text::{Personal, Prompt};
+use super::tier::{Class, Tier};
 
 /// Attempts a job gets before it fails for good.
 pub const MAX_ATTEMPTS: u32 = 3;
 /// How long a lease lasts unless progress renews it.
 pub const LEASE: TimeDelta = TimeDelta::seconds(60);
+/// How long an attempt may take; no progress renews its lease beyond that.
+pub const LONGEST_ATTEMPT: TimeDelta = TimeDelta::minutes(60);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
@@ -65,18 +68,33 @@ pub struct Request {
     pub kind: Kind,
     pub prompt: Personal<Prompt>,
     pub options: VideoOptions,
+    /// The user's at the time of the request; absent: `standard`.
+    #[serde(default, skip_serializing_if = "Tier::is_standard")]
+    pub tier: Tier,
+    /// One of many that were asked for at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub batch: bool,
     /// Digest of the request that an `Idempotency-Key` came with, to tell a retry from a misuse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+impl Request {
+    /// Among which jobs it takes its turn.
+    pub fn class(&self) -> Class {
+        Class::of(self.tier, self.batch)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Video,
 }
 
 impl Kind {
+    pub const ALL: [Self; 1] = [Self::Video];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Video => "video",
@@ -100,7 +118,10 @@ pub struct VideoOptions {
     pub source_file_id: Option<FileId>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// From coarse to fine.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum Quality {
     #[serde(rename = "480p")]
     P480,
@@ -178,7 +199,12 @@ pub enum Command {
         lease_id: LeaseId,
         worker_id: String,
     },
-    /// Also the worker's heartbeat: it renews the lease.
+    /// Is the lease still held? Nothing happens.
+    Hold {
+        lease_id: LeaseId,
+    },
+    /// Also the worker's heartbeat: it renews the lease. Of a job that is being cancelled nothing
+    /// is recorded; the state tells the worker to stop.
     Progress {
         lease_id: LeaseId,
         progress: u8,
@@ -251,6 +277,8 @@ pub enum Phase {
 pub struct Lease {
     pub id: LeaseId,
     pub expires_at: DateTime<Utc>,
+    /// When the attempt has taken too long.
+    pub ends_at: DateTime<Utc>,
     pub progress: u8,
 }
 
@@ -289,6 +317,7 @@ impl Aggregate for Job {
             (Self::Requested(job), Command::Lease { lease_id, worker_id }) => {
                 job.lease(*lease_id, worker_id, now)
             }
+            (Self::Requested(job), Command::Hold { lease_id }) => job.hold(*lease_id),
             (Self::Requested(job), Command::Progress { lease_id, progress, message }) => {
                 job.progress(*lease_id, *progress, message.as_deref(), now)
             }
@@ -343,6 +372,13 @@ impl Progressing {
         }])
     }
 
+    fn hold(&self, lease_id: LeaseId) -> Result<Vec<Event>, Refusal> {
+        match &self.phase {
+            Phase::Running(lease) | Phase::Cancelling(lease) if lease.id == lease_id => Ok(vec![]),
+            _ => Err(Refusal::LeaseLost),
+        }
+    }
+
     fn progress(
         &self,
         lease_id: LeaseId,
@@ -355,8 +391,9 @@ impl Progressing {
                 lease_id,
                 progress: progress.min(100).max(lease.progress),
                 message: message.map(str::to_owned),
-                expires_at: now + LEASE,
+                expires_at: (now + LEASE).min(lease.ends_at),
             }]),
+            Phase::Cancelling(lease) if lease.id == lease_id => Ok(vec![]),
             _ => Err(Refusal::LeaseLost),
         }
     }
@@ -397,12 +434,11 @@ impl Progressing {
         now: DateTime<Utc>,
     ) -> Vec<Event> {
         let again = retryable && self.attempts < MAX_ATTEMPTS;
-        let delay = TimeDelta::seconds(5) * 4i32.pow(self.attempts.saturating_sub(1).min(5));
         let mut events = vec![Event::AttemptFailed {
             lease_id,
             attempt: self.attempts,
             error: error.to_owned(),
-            retry_at: again.then(|| now + delay),
+            retry_at: again.then(|| now + delay_after(self.attempts, lease_id)),
         }];
         if !again {
             events.push(Event::Failed { error: error.to_owned() });
@@ -453,8 +489,12 @@ impl Progressing {
             Event::Requested(_) => {}
             Event::Leased { lease_id, attempt, expires_at, .. } => {
                 self.attempts = *attempt;
-                self.phase =
-                    Phase::Running(Lease { id: *lease_id, expires_at: *expires_at, progress: 0 });
+                self.phase = Phase::Running(Lease {
+                    id: *lease_id,
+                    expires_at: *expires_at,
+                    ends_at: *expires_at - LEASE + LONGEST_ATTEMPT,
+                    progress: 0,
+                });
             }
             Event::Progressed { progress, expires_at, .. } => {
                 if let Phase::Running(lease) = &mut self.phase {
@@ -482,189 +522,14 @@ impl Progressing {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use uuid::Uuid;
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
-    }
-
-    fn user(name: &str) -> UserId {
-        UserId::try_from(name.to_owned()).unwrap()
-    }
-
-    fn lease(n: u128) -> LeaseId {
-        LeaseId(Uuid::from_u128(n))
-    }
-
-    fn request() -> Request {
-        Request {
-            user_id: user("ada"),
-            kind: Kind::Video,
-            prompt: Personal(Prompt::parse("a lighthouse").unwrap()),
-            options: VideoOptions {
-                duration: 10,
-                quality: Quality::P720,
-                aspect_ratio: AspectRatio::Landscape,
-                style: None,
-                seed: 1,
-                engine: None,
-                source_file_id: None,
-            },
-            fingerprint: Some("f".to_owned()),
-        }
-    }
-
-    fn output() -> Output {
-        Output {
-            file_id: FileId(Uuid::from_u128(9)),
-            content_type: "video/mp4".to_owned(),
-            size: 1,
-            duration: 10.0,
-            width: 1280,
-            height: 720,
-            poster_file_id: None,
-            captions_file_id: None,
-        }
-    }
-
-    fn ask() -> Command {
-        Command::Request(request())
-    }
-    fn take(n: u128) -> Command {
-        Command::Lease { lease_id: lease(n), worker_id: "w".to_owned() }
-    }
-    fn finish(n: u128) -> Command {
-        Command::Complete { lease_id: lease(n), output: output() }
-    }
-    fn fail(n: u128) -> Command {
-        Command::Fail { lease_id: lease(n), error: "boom".to_owned(), retryable: true }
-    }
-    fn cancel() -> Command {
-        Command::Cancel { by: user("ada") }
-    }
-
-    /// Runs commands at their seconds; the last one's answer and the state's name.
-    fn run(steps: &[(i64, Command)]) -> (Result<usize, Refusal>, &'static str) {
-        let mut job = Job::default();
-        let mut last = Ok(0);
-        for (second, command) in steps {
-            last = job.decide(command, at(*second)).map(|events| {
-                for event in &events {
-                    job.evolve(event);
-                }
-                events.len()
-            });
-        }
-        let state = match &job {
-            Job::Absent => "absent",
-            Job::Requested(job) => job.phase.name(),
-        };
-        (last, state)
-    }
-
-    fn check(steps: &[(i64, Command)], then: Result<usize, Refusal>, state: &str) {
-        assert_eq!(run(steps), (then, state), "{steps:?}");
-    }
-
-    #[test]
-    fn a_request_is_leased_and_completed_once() {
-        check(&[(0, ask())], Ok(1), "queued");
-        check(&[(0, ask()), (0, ask())], Ok(0), "queued");
-        check(&[(0, ask()), (1, take(1))], Ok(1), "running");
-        check(&[(0, ask()), (1, take(1)), (2, finish(1))], Ok(1), "completed");
-        check(&[(0, ask()), (1, take(1)), (2, finish(1)), (3, finish(1))], Ok(0), "completed");
-        check(
-            &[(0, ask()), (1, take(1)), (1, take(2))],
-            Err(Refusal::NotLeasable("running")),
-            "running",
-        );
-    }
-
-    #[test]
-    fn another_request_under_the_same_key_is_refused() {
-        let other = Request { fingerprint: Some("g".to_owned()), ..request() };
-        check(&[(0, ask()), (0, Command::Request(other))], Err(Refusal::KeyReused), "queued");
-    }
-
-    #[test]
-    fn a_late_worker_changes_nothing() {
-        let steps =
-            [(0, ask()), (1, take(1)), (61, Command::Lapse), (62, take(2)), (63, finish(1))];
-        check(&steps, Err(Refusal::LeaseLost), "running");
-    }
-
-    #[test]
-    fn progress_renews_the_lease_and_never_falls() {
-        let progress =
-            |percent| Command::Progress { lease_id: lease(1), progress: percent, message: None };
-        let steps = [(0, ask()), (1, take(1)), (50, progress(40)), (61, Command::Lapse)];
-        check(&steps, Ok(0), "running");
-        let job = Job::fold(&[
-            Event::Requested(request()),
-            Event::Leased {
-                lease_id: lease(1),
-                worker_id: "w".to_owned(),
-                attempt: 1,
-                expires_at: at(60),
-            },
-            Event::Progressed {
-                lease_id: lease(1),
-                progress: 40,
-                message: None,
-                expires_at: at(60),
-            },
-        ]);
-        let events = job.decide(&progress(10), at(5)).unwrap();
-        assert!(matches!(events[..], [Event::Progressed { progress: 40, .. }]));
-    }
-
-    #[test]
-    fn three_attempts_with_growing_delay_and_then_failed() {
-        let mut steps = vec![(0, ask()), (1, take(1)), (2, fail(1))];
-        check(&steps, Ok(1), "retry_wait");
-        steps.push((6, take(2)));
-        check(&steps, Err(Refusal::NotLeasable("retry_wait")), "retry_wait");
-        steps.extend([(7, take(2)), (8, fail(2))]);
-        check(&steps, Ok(1), "retry_wait");
-        steps.extend([(28, take(3)), (29, fail(3))]);
-        check(&steps, Ok(2), "failed");
-        steps.push((30, Command::Retry { by: user("ada") }));
-        check(&steps, Ok(1), "queued");
-    }
-
-    #[test]
-    fn a_lease_that_runs_out_three_times_fails_the_job() {
-        let mut steps = vec![(0, ask())];
-        for round in 0..3 {
-            steps.extend([(round * 100, take(round as u128)), (round * 100 + 60, Command::Lapse)]);
-        }
-        check(&steps, Ok(2), "failed");
-    }
-
-    #[test]
-    fn cancelling_a_running_job_waits_for_its_worker_or_its_lease() {
-        check(&[(0, ask()), (0, cancel())], Ok(2), "cancelled");
-        check(&[(0, ask()), (0, take(1)), (1, cancel())], Ok(1), "cancelling");
-        check(&[(0, ask()), (0, take(1)), (1, cancel()), (2, finish(1))], Ok(1), "cancelled");
-        check(&[(0, ask()), (0, take(1)), (1, cancel()), (61, Command::Lapse)], Ok(1), "cancelled");
-        check(
-            &[(0, ask()), (0, take(1)), (1, finish(1)), (2, cancel())],
-            Err(Refusal::WrongState("completed")),
-            "completed",
-        );
-    }
-
-    #[test]
-    fn somebody_elses_job_is_not_found() {
-        let by = user("bob");
-        check(
-            &[(0, ask()), (0, Command::Cancel { by: by.clone() })],
-            Err(Refusal::NotFound),
-            "queued",
-        );
-        check(&[(0, ask()), (0, Command::Retry { by })], Err(Refusal::NotFound), "queued");
-    }
+/// 5 s after the first attempt and four times as long after each further one; up to half of it is
+/// added, so that jobs that failed together do not come again together. The lease's id, which is
+/// another for each attempt, says how much.
+fn delay_after(attempts: u32, lease_id: LeaseId) -> TimeDelta {
+    let whole = 5_000 * 4_i64.pow(attempts.saturating_sub(1).min(5));
+    let part = i64::from(lease_id.0.as_u128() as u16);
+    TimeDelta::milliseconds(whole + whole * part / (2 * (1 << 16)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,16 @@
 //! What T2M is about, as pure functions: no I/O, no clock, no randomness. What a decision needs of
 //! the outside is handed in, so that replay is exact and tests are instant.
 //!
-//! Four aggregates, each one file: its events, commands, state, refusals, decisions and tests.
+//! Four aggregates, each one file: its events, commands, state, refusals, decisions and tests; and
+//! the rules that concern many of them at once.
 
 pub mod file;
 pub mod ids;
 pub mod job;
+pub mod schedule;
 pub mod session;
 pub mod text;
+pub mod tier;
 pub mod user;
 
 use chrono::{DateTime, Utc};

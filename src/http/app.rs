@@ -15,8 +15,10 @@ use super::gate::gate;
 use super::health;
 use super::rates::Rates;
 use super::routes;
+use super::worker::WorkerTokens;
 use crate::actors::System;
 use crate::actors::dead_letters::DeadLetters;
+use crate::actors::leasing::Leasing;
 use crate::clerk::Authenticator;
 use crate::clerk::webhook::WebhookVerifier;
 use crate::media::blobs::Blobs;
@@ -38,6 +40,9 @@ pub struct App {
     pub webhooks: Option<WebhookVerifier>,
     /// Deliveries that could not be used.
     pub dead_letters: DeadLetters,
+    /// Jobs in the hands of workers.
+    pub leasing: Arc<Leasing>,
+    pub worker_tokens: WorkerTokens,
     /// The key set of the development issuer; absent when Clerk vouches for tokens.
     pub development_keys: Option<serde_json::Value>,
     pub rates: Rates,

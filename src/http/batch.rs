@@ -76,10 +76,11 @@ fn requests(
             None => app.system.clock.fresh_id(),
         });
         match video(app, caller, id, body) {
-            Ok(request) => wanted.push((id, request)),
-            Err(fault) => {
-                let name = format!("jobs[{index}].{}", fault.field);
-                faults.insert(name, Value::from(fault.words));
+            Ok(request) => wanted.push((id, Request { batch: true, ..request })),
+            Err(found) => {
+                faults.extend(found.into_iter().map(|fault| {
+                    (format!("jobs[{index}].{}", fault.field), Value::from(fault.words))
+                }))
             }
         }
     }

@@ -68,6 +68,8 @@ impl Caller {
                 });
                 Problem::new(Code::PremiumRequired).with_detail(detail)
             }
+            // No user is one; another guard lets workers in.
+            Access::Worker => Problem::new(Code::TokenInvalid),
             Access::Admin => Problem::new(Code::RoleRequired)
                 .with_detail(json!({ "required_role": "admin", "role": self.role })),
             Access::Permission(name) => Problem::new(Code::PermissionRequired)

@@ -105,7 +105,7 @@ async fn signed_in(app: &App, request: &HttpRequest) -> Result<Caller, Problem> 
 }
 
 /// RFC 6750, section 2.1; the scheme's case does not matter.
-fn bearer(request: &HttpRequest) -> Result<&str, Problem> {
+pub fn bearer(request: &HttpRequest) -> Result<&str, Problem> {
     let value = request.headers().get(header::AUTHORIZATION);
     let value = value.ok_or_else(|| Problem::new(Code::Unauthenticated))?;
     let text = value.to_str().map_err(|_| Problem::new(Code::TokenInvalid))?;

@@ -19,10 +19,12 @@ use super::{answer, files};
 use crate::domain::ids::{FileId, JobId, derived_id};
 use crate::domain::job::{AspectRatio, Command, Job, Kind, Output, Quality, Request, VideoOptions};
 use crate::domain::text::{Personal, Prompt};
+use crate::domain::tier::Tier;
 use crate::views::{JobFilter, JobRow};
 
 /// Seconds of a video whose request names no duration.
 const DEFAULT_DURATION_S: u64 = 10;
+/// Of any tier.
 const MAX_DURATION_S: u64 = 60;
 /// The states that `?state=` may name.
 const STATES: [&str; 7] =
@@ -33,9 +35,9 @@ const STATES: [&str; 7] =
 pub struct VideoRequest {
     /// 1 to 2000 characters.
     pub prompt: String,
-    /// Seconds, 1 to 60; 10 if absent.
+    /// Seconds, 1 to 60 (tier standard: 10); 10 if absent.
     pub duration: Option<u64>,
-    /// `480p`, `720p`, `1080p` or `4k`; `720p` if absent.
+    /// `480p`, `720p`, `1080p` or `4k` (not in tier standard); `720p` if absent.
     pub quality: Option<&'static str>,
     /// `16:9`, `9:16` or `1:1`; `16:9` if absent.
     pub aspect_ratio: Option<&'static str>,
@@ -83,7 +85,8 @@ pub struct JobAnswer {
     #[schema(value_type = Object)]
     pub options: Value,
     pub attempt: u32,
-    /// 1 is next; null unless the job waits.
+    /// 1 is next: how many jobs workers take up to and including this one, if nothing else happens.
+    /// Null unless the job waits for its turn.
     pub queue_position: Option<u64>,
     pub error: Option<String>,
     #[schema(value_type = Option<Object>)]
@@ -142,7 +145,11 @@ pub async fn generate(
         Some(key) => derived_id(&caller.user_id, "job", key),
         None => app.system.clock.fresh_id(),
     });
-    let mut wanted = video(&app, &caller, job_id, body.0).map_err(Fault::alone)?;
+    let mut wanted = video(&app, &caller, job_id, body.0).map_err(|faults| {
+        Problem::fields(
+            faults.into_iter().map(|it| (it.field.to_owned(), it.words.into())).collect(),
+        )
+    })?;
     let jobs = &app.system.jobs;
     let done = if key.is_some() {
         wanted.fingerprint = Some(fingerprint(&json!([wanted.prompt, wanted.options])));
@@ -167,32 +174,33 @@ impl Fault {
     fn new(field: &'static str, words: impl ToString) -> Self {
         Self { field, words: words.to_string() }
     }
-
-    fn alone(self) -> Problem {
-        Problem::field(self.field, &self.words)
-    }
 }
 
 /// The job that a body asks for.
 ///
 /// # Errors
-/// The first field that cannot be had.
+/// Every field that cannot be had.
 pub fn video(
     app: &App,
     caller: &Caller,
     job_id: JobId,
     body: VideoRequest,
-) -> Result<Request, Fault> {
-    let prompt = Prompt::parse(&body.prompt).map_err(|fault| Fault::new("prompt", fault))?;
+) -> Result<Request, Vec<Fault>> {
+    let prompt = Prompt::parse(&body.prompt).map_err(|fault| vec![Fault::new("prompt", fault)])?;
     let source_file_id = body.source_file_id.map(FileId);
-    if let Some(id) = source_file_id {
-        files::owned(app, caller, id)
-            .map_err(|_| Fault::new("source_file_id", "is not a file of yours"))?;
+    let tier = Tier::of(&caller.subscription_tier);
+    let duration = u32::try_from(body.duration.unwrap_or(DEFAULT_DURATION_S)).unwrap_or(u32::MAX);
+    let quality = body.quality.and_then(Quality::parse).unwrap_or(Quality::P720);
+    let mut faults = beyond(tier, duration, quality);
+    if source_file_id.is_some_and(|id| files::owned(app, caller, id).is_err()) {
+        faults.push(Fault::new("source_file_id", "is not a file of yours"));
     }
-    let duration = body.duration.unwrap_or(DEFAULT_DURATION_S);
+    if !faults.is_empty() {
+        return Err(faults);
+    }
     let options = VideoOptions {
-        duration: u32::try_from(duration).map_err(|_| Fault::new("duration", "is too long"))?,
-        quality: body.quality.and_then(Quality::parse).unwrap_or(Quality::P720),
+        duration,
+        quality,
         aspect_ratio: body
             .aspect_ratio
             .and_then(AspectRatio::parse)
@@ -203,7 +211,39 @@ pub fn video(
         source_file_id,
     };
     let user_id = caller.user_id.clone();
-    Ok(Request { user_id, kind: Kind::Video, prompt: Personal(prompt), options, fingerprint: None })
+    Ok(Request {
+        user_id,
+        kind: Kind::Video,
+        prompt: Personal(prompt),
+        options,
+        tier,
+        batch: false,
+        fingerprint: None,
+    })
+}
+
+/// What a tier does not allow, and which one would.
+fn beyond(tier: Tier, duration: u32, quality: Quality) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if duration > tier.longest_s() {
+        let words = format!(
+            "must be at most {} in tier {}; up to {} needs tier premium",
+            tier.longest_s(),
+            tier.as_str(),
+            Tier::Premium.longest_s()
+        );
+        faults.push(Fault::new("duration", words));
+    }
+    if quality > tier.finest() {
+        let words = format!(
+            "must be at most {} in tier {}; {} needs tier premium",
+            tier.finest().as_str(),
+            tier.as_str(),
+            quality.as_str()
+        );
+        faults.push(Fault::new("quality", words));
+    }
+    faults
 }
 
 /// From the job's id, so that a repeated request asks for the same picture.
@@ -250,13 +290,13 @@ fn listed(
     page: &PageQuery,
 ) -> Result<HttpResponse, Problem> {
     let found = app.system.views.jobs(&caller.user_id, filter, page.cursor.as_ref(), page.limit)?;
-    let items = found.items.iter().map(|row| shown(app, row)).collect::<Result<Vec<_>, _>>()?;
+    let items: Vec<_> = found.items.iter().map(|row| shown(app, row)).collect();
     Ok(answer::ok(PageAnswer { items, next_cursor: found.next_cursor }))
 }
 
-fn shown(app: &App, row: &JobRow) -> Result<JobAnswer, Problem> {
-    let queue_position = app.system.views.queue_position(row)?;
-    Ok(JobAnswer::new(row, queue_position))
+fn shown(app: &App, row: &JobRow) -> JobAnswer {
+    let (now, caps) = (app.system.clock.now(), app.leasing.caps());
+    JobAnswer::new(row, app.system.views.queue_position(row, now, caps))
 }
 
 /// `GET jobs/{id}` and `GET status/{id}`
@@ -266,7 +306,7 @@ pub async fn show(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let row = owned(&app, &caller, parse_id(&id)?)?;
-    Ok(answer::ok(shown(&app, &row)?))
+    Ok(answer::ok(shown(&app, &row)))
 }
 
 /// `POST jobs/{id}/cancel`
@@ -299,7 +339,7 @@ async fn change(
     debug_assert_ne!(done.state, Job::Absent);
     app.system.visible(done.position).await?;
     let row = owned(app, caller, job_id)?;
-    Ok(at_position(answer::ok(shown(app, &row)?), done.position))
+    Ok(at_position(answer::ok(shown(app, &row)), done.position))
 }
 
 /// The job, if it is there and the caller's: the two are never told apart.

@@ -12,7 +12,7 @@ use super::json::{Fields, FromFields, OptionalJson};
 use super::problem::{Code, Problem};
 use super::ranges::{ServedFile, serve};
 use super::{answer, jobs};
-use crate::domain::ids::FileId;
+use crate::domain::ids::{FileId, UserId};
 
 /// An hour.
 const DEFAULT_S: u64 = 3600;
@@ -34,6 +34,12 @@ impl FromFields for LinkRequest {
     }
 }
 
+impl LinkRequest {
+    fn lifetime_s(&self) -> i64 {
+        i64::try_from(self.expires_in.unwrap_or(DEFAULT_S)).unwrap_or_default()
+    }
+}
+
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct LinkAnswer {
     pub url: String,
@@ -49,7 +55,7 @@ pub async fn of_file(
 ) -> Result<HttpResponse, Problem> {
     let file_id = parse_id(&id)?;
     owned(&app, &caller, file_id)?;
-    Ok(answer::ok(sign(&app, &caller, file_id, &body.0)))
+    Ok(answer::ok(sign(&app, &caller.user_id, file_id, body.0.lifetime_s())))
 }
 
 /// `POST videos/{job_id}/signed-url`
@@ -65,15 +71,15 @@ pub async fn of_video(
         return Err(Problem::new(Code::JobNotCompleted).with_detail(detail));
     };
     owned(&app, &caller, output.file_id)?;
-    Ok(answer::ok(sign(&app, &caller, output.file_id, &body.0)))
+    Ok(answer::ok(sign(&app, &caller.user_id, output.file_id, body.0.lifetime_s())))
 }
 
-fn sign(app: &App, caller: &Caller, file_id: FileId, request: &LinkRequest) -> LinkAnswer {
-    let lifetime_s = i64::try_from(request.expires_in.unwrap_or(DEFAULT_S)).unwrap_or_default();
+/// A link to a user's file that is good for so many seconds.
+pub fn sign(app: &App, user_id: &UserId, file_id: FileId, lifetime_s: i64) -> LinkAnswer {
     let expires = app.system.clock.now().timestamp() + lifetime_s;
     let id = file_id.to_string();
-    let signature = app.links.sign(&id, caller.user_id.as_str(), expires);
-    let user_id = url_encoded(caller.user_id.as_str());
+    let signature = app.links.sign(&id, user_id.as_str(), expires);
+    let user_id = url_encoded(user_id.as_str());
     let public_url = &app.public_url;
     LinkAnswer {
         url: format!(

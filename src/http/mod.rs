@@ -18,6 +18,7 @@ pub mod routes;
 pub mod sessions;
 pub mod streams;
 pub mod webhooks;
+pub mod worker;
 
 pub mod address;
 pub mod answer;

@@ -28,6 +28,9 @@ use super::links::{LinkAnswer, LinkRequest};
 use super::me::OnboardingRequest;
 use super::routes::{Access, Route, table};
 use super::sessions::Remember;
+use super::worker::{
+    CompleteRequest, FailRequest, LeaseAnswer, LeaseRequest, OutcomeAnswer, ProgressRequest,
+};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -40,15 +43,21 @@ use super::sessions::Remember;
         AccessRequest,
         BatchAnswer,
         BatchRequest,
+        CompleteRequest,
+        FailRequest,
         FileAnswer,
         FlagsRequest,
         Health,
         JobAnswer,
+        LeaseAnswer,
+        LeaseRequest,
         LinkAnswer,
         LinkRequest,
         OnboardingRequest,
         OrganizationRequest,
+        OutcomeAnswer,
         Problem,
+        ProgressRequest,
         Remember,
         UploadAnswer,
         VideoRequest
@@ -141,6 +150,7 @@ fn needs(access: Access) -> Option<String> {
         Access::Public | Access::Authenticated => return None,
         Access::Premium => "Needs tier `premium` or `enterprise`.".to_owned(),
         Access::Admin => "Needs role `admin`.".to_owned(),
+        Access::Worker => "Needs a worker's token (`T2M_WORKER_TOKENS`).".to_owned(),
         Access::Permission(name) => format!("Needs permission `{name}`, or role `admin`."),
     })
 }

@@ -13,6 +13,7 @@ use actix_web::{
 use serde_json::{Map, Value, json};
 
 use crate::actors::entity::Failure;
+use crate::actors::leasing;
 use crate::actors::projector::NotCaughtUp;
 use crate::domain::{file, job, session, user};
 use crate::media::{blobs, signed_url};
@@ -51,6 +52,7 @@ pub enum Code {
     UnsupportedMediaType,
     RangeNotSatisfiable,
     ValidationFailed,
+    OutputMissing,
     IdempotencyKeyReused,
     RateLimited,
     InternalError,
@@ -119,6 +121,9 @@ impl Code {
                 ("range_not_satisfiable", 416, "The range lies outside the file")
             }
             Code::ValidationFailed => ("validation_failed", 422, "Some fields are not valid"),
+            Code::OutputMissing => {
+                ("output_missing", 422, "The job's output has not been handed in under this lease")
+            }
             Code::IdempotencyKeyReused => (
                 "idempotency_key_reused",
                 422,
@@ -377,6 +382,20 @@ impl From<job::Refusal> for Problem {
             job::Refusal::LeaseLost => Self::new(Code::LeaseLost),
             job::Refusal::NotLeasable(state) | job::Refusal::WrongState(state) => {
                 Self::new(Code::Conflict).with_detail(json!({ "state": state }))
+            }
+        }
+    }
+}
+
+impl From<leasing::Error> for Problem {
+    fn from(error: leasing::Error) -> Self {
+        match error {
+            leasing::Error::Job(failure) => failure.into(),
+            leasing::Error::File(failure) => failure.into(),
+            leasing::Error::Blobs(error) => error.into(),
+            leasing::Error::Views(error) => error.into(),
+            leasing::Error::OutputMissing(name) => {
+                Self::new(Code::OutputMissing).with_detail(json!({ "output": name }))
             }
         }
     }

@@ -10,7 +10,7 @@ use super::app::PREFIXES;
 use super::edges::unmatched;
 use super::{
     admin, batch, caller, dead_letters, files, gate, health, jobs, links, me, openapi, sessions,
-    streams, webhooks,
+    streams, webhooks, worker,
 };
 
 /// Who may use a route.
@@ -24,6 +24,8 @@ pub enum Access {
     Admin,
     /// This permission, or role `admin`.
     Permission(&'static str),
+    /// A worker's token; no user.
+    Worker,
 }
 
 /// One method of one path.
@@ -92,6 +94,7 @@ impl Route {
         match self.access {
             Access::Public if self.metered => handler.wrap(from_fn(gate::metered)),
             Access::Public => handler,
+            Access::Worker => handler.wrap(from_fn(worker::guard)),
             access => handler.wrap(from_fn(move |request: ServiceRequest, next| {
                 caller::guard(access, request, next)
             })),
@@ -102,7 +105,7 @@ impl Route {
 /// Every route, in the order of the contract.
 #[rustfmt::skip]
 pub fn table() -> Vec<Route> {
-    use Access::{Admin, Authenticated, Premium, Public};
+    use Access::{Admin, Authenticated, Premium, Public, Worker};
     const GET: Method = Method::GET;
     const HEAD: Method = Method::HEAD;
     const POST: Method = Method::POST;
@@ -152,6 +155,11 @@ pub fn table() -> Vec<Route> {
         route(GET, "/admin/webhooks/dead", Admin, "Deliveries that could not be used", || web::get().to(dead_letters::list)),
         route(POST, "/admin/webhooks/dead/{id}/retry", Admin, "Use such a delivery now", || web::post().to(dead_letters::retry)),
         route(DELETE, "/admin/webhooks/dead/{id}", Admin, "Forget such a delivery", || web::delete().to(dead_letters::discard)),
+        route(POST, "/worker/lease", Worker, "Take a job, waiting for one if need be; 204 if none came", || web::post().to(worker::lease)).takes("LeaseRequest").gives("LeaseAnswer"),
+        route(POST, "/worker/jobs/{id}/progress", Worker, "Say how far it is, which renews the lease", || web::post().to(worker::progress)).takes("ProgressRequest"),
+        route(PUT, "/worker/jobs/{id}/output", Worker, "Hand in an output (its bytes; query `lease_id`, `name`)", || web::put().to(worker::output)),
+        route(POST, "/worker/jobs/{id}/complete", Worker, "Complete the job with what was handed in", || web::post().to(worker::complete)).takes("CompleteRequest").gives("OutcomeAnswer"),
+        route(POST, "/worker/jobs/{id}/fail", Worker, "End the attempt without a result", || web::post().to(worker::fail)).takes("FailRequest").gives("OutcomeAnswer"),
     ]
 }
 

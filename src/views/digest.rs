@@ -7,12 +7,14 @@ use sha2::{Digest, Sha256};
 use super::column::unsigned;
 
 /// Each table with its key. The checkpoint is left out: it says how far, not what.
-const TABLES: [(&str, &str); 5] = [
+const TABLES: [(&str, &str); 7] = [
     ("users", "user_id"),
     ("sessions", "session_id"),
     ("files", "position"),
     ("jobs", "position"),
     ("feed", "position"),
+    ("turns", "kind, class, user_id"),
+    ("shares", "kind, class"),
 ];
 
 /// Name, number of rows and SHA-256 of each table, all as of one moment.

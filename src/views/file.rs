@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{Error, feed, files, jobs, sessions, users};
+use super::{Error, feed, files, jobs, queue, sessions, users};
 
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 /// More statements than the views have, so that each is prepared once a connection.
 const STATEMENTS: usize = 64;
 
@@ -144,9 +144,16 @@ fn recognise(path: &Path) -> Result<Found, Error> {
 fn create(path: &Path) -> Result<(), Error> {
     let connection = Connection::open(path)?;
     connection.execute_batch("PRAGMA page_size = 8192; PRAGMA journal_mode = WAL;")?;
-    let tables =
-        [CHECKPOINT, users::SCHEMA, sessions::SCHEMA, files::SCHEMA, jobs::SCHEMA, feed::SCHEMA]
-            .concat();
+    let tables = [
+        CHECKPOINT,
+        users::SCHEMA,
+        sessions::SCHEMA,
+        files::SCHEMA,
+        jobs::SCHEMA,
+        queue::SCHEMA,
+        feed::SCHEMA,
+    ]
+    .concat();
     connection.execute_batch(&format!(
         "BEGIN; {tables} PRAGMA application_id = {APPLICATION};
          PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"

@@ -28,6 +28,7 @@ CREATE TABLE files (
 -- With the size, so that usage is summed without touching the rows.
 CREATE INDEX files_of_user ON files (user_id, position, size);
 CREATE INDEX files_of_blob ON files (sha256);
+CREATE INDEX files_of_job ON files (job_id) WHERE job_id IS NOT NULL;
 ";
 
 const COLUMNS: &str = "position, file_id, user_id, filename, content_type, size, sha256, metadata, \
@@ -74,6 +75,15 @@ impl Views {
             .collect()
         })?;
         Ok(Page::cut(rows, limit))
+    }
+
+    /// What attempts of a job have stored: the output, and what broke off beside it.
+    pub fn files_of_job(&self, job_id: JobId) -> Result<Vec<FileId>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached("SELECT file_id FROM files WHERE job_id = ?1 ORDER BY position")?
+                .query_map([Id(job_id.0)], |row| row.get::<_, Id>(0).map(|id| FileId(id.0)))?
+                .collect()
+        })
     }
 
     /// How many files share these bytes; at 0 the blob may go.

@@ -10,9 +10,10 @@ use serde::Serialize;
 use super::column::{Id, Json, Text, Time, Word, int, unsigned};
 use super::feed::{self, JobItem};
 use super::page::{Cursor, Page, before, one_more};
-use super::{Error, Views};
+use super::{Error, Views, queue};
 use crate::domain::ids::{JobId, LeaseId, UserId};
 use crate::domain::job::{Event, Kind, Output, Request, VideoOptions};
+use crate::domain::tier::{Caps, Class, Tier};
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE jobs (
@@ -24,6 +25,9 @@ CREATE TABLE jobs (
     prompt TEXT NOT NULL,
     options TEXT NOT NULL,
     fingerprint TEXT,
+    tier TEXT NOT NULL,
+    -- Among which jobs it takes its turn.
+    class TEXT NOT NULL,
     attempt INTEGER NOT NULL,
     progress INTEGER NOT NULL,
     error TEXT,
@@ -44,15 +48,14 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_of_user ON jobs (user_id);
 -- With the seconds, so that usage is summed without touching the rows.
 CREATE INDEX jobs_of_user_in_state ON jobs (user_id, state, position, seconds);
-CREATE INDEX jobs_waiting ON jobs (queued_position, available_at, job_id)
-    WHERE available_at IS NOT NULL;
+CREATE INDEX jobs_waiting ON jobs (available_at) WHERE available_at IS NOT NULL;
 CREATE INDEX jobs_retrying ON jobs (available_at) WHERE state = 'retry_wait';
 CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
 ";
 
 const COLUMNS: &str = "position, job_id, user_id, kind, state, prompt, options, fingerprint, \
                        attempt, progress, error, output, lease_id, lease_expires_at, available_at, \
-                       queued_position, created_at, started_at, finished_at, updated_at";
+                       queued_position, created_at, started_at, finished_at, updated_at, tier, class";
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobRow {
@@ -83,6 +86,10 @@ pub struct JobRow {
     pub finished_at: Option<DateTime<Utc>>,
     pub updated_at: DateTime<Utc>,
     pub fingerprint: Option<String>,
+    /// Its user's when it was requested.
+    pub tier: Tier,
+    /// Among which jobs it takes its turn.
+    pub class: Class,
 }
 
 impl JobRow {
@@ -91,8 +98,9 @@ impl JobRow {
         status(&self.state)
     }
 
-    fn waits(&self) -> bool {
-        matches!(self.state.as_str(), "queued" | "retry_wait")
+    /// Nothing more happens to it, unless its user asks for another round.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state.as_str(), "completed" | "failed" | "cancelled")
     }
 }
 
@@ -161,14 +169,15 @@ impl Views {
         Ok(Page::cut(rows.into_iter().map(|job| (job.position_of_request, job)).collect(), limit))
     }
 
-    /// Jobs that a worker may take now, in the order of the queue.
-    pub fn leasable_jobs(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<JobId>, Error> {
-        self.job_ids(
-            "SELECT job_id FROM jobs WHERE available_at IS NOT NULL AND available_at <= ?1
-             ORDER BY queued_position LIMIT ?2",
-            now,
-            limit,
-        )
+    /// The job of these kinds that a worker is to take now; `skip` says which ones it must not.
+    pub fn next_job(
+        &self,
+        now: DateTime<Utc>,
+        caps: &Caps,
+        kinds: &[Kind],
+        skip: impl Fn(JobId) -> bool,
+    ) -> Option<JobId> {
+        self.current().queue.next(now, caps, kinds, skip)
     }
 
     /// Jobs whose lease has run out, the longest ago first.
@@ -181,12 +190,11 @@ impl Views {
         )
     }
 
-    /// The job's place among all that wait for a worker, from 1; nothing when it does not wait.
-    pub fn queue_position(&self, job: &JobRow) -> Result<Option<u64>, Error> {
-        if !job.waits() {
-            return Ok(None);
-        }
-        Ok(Some(self.current().waiting.place_of(job.queued_position)))
+    /// From 1: how many leases of its kind until it is the job's turn if nothing else happens;
+    /// nothing when it does not wait for one, or not yet.
+    pub fn queue_position(&self, job: &JobRow, now: DateTime<Utc>, caps: &Caps) -> Option<u64> {
+        let waits = matches!(job.state.as_str(), "queued" | "retry_wait");
+        if waits { self.current().queue.place_of(job.job_id, now, caps) } else { None }
     }
 
     /// When time will next bring something about: a lease or a session runs out, a retry is due.
@@ -243,6 +251,9 @@ pub(super) fn apply(
         (Some(_), Event::Requested(_)) | (None, _) => return Ok(()),
         (Some(mut job), event) => {
             job.take_in(position, time, event);
+            if matches!(event, Event::Leased { .. }) {
+                queue::serve(sql, position, &job.kind, job.class, &job.user_id)?;
+            }
             if matches!(event, Event::Progressed { .. }) {
                 job.save_progress(sql, time)?;
             } else {
@@ -277,6 +288,8 @@ pub(super) fn erase(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> 
 struct Progress {
     position: i64,
     user_id: String,
+    kind: String,
+    class: Class,
     state: String,
     attempt: u32,
     progress: u8,
@@ -295,6 +308,8 @@ impl Progress {
         Self {
             position: int(position),
             user_id: request.user_id.as_str().to_owned(),
+            kind: request.kind.as_str().to_owned(),
+            class: request.class(),
             state: "queued".to_owned(),
             attempt: 0,
             progress: 0,
@@ -440,7 +455,7 @@ fn shown(event: &Event) -> (&'static str, Option<&str>) {
 fn find(sql: &Connection, job_id: JobId) -> rusqlite::Result<Option<Progress>> {
     sql.prepare_cached(
         "SELECT position, user_id, state, attempt, progress, error, output, lease_id,
-             lease_expires_at, available_at, queued_position, started_at, finished_at
+             lease_expires_at, available_at, queued_position, started_at, finished_at, kind, class
          FROM jobs WHERE job_id = ?1",
     )?
     .query_row([Id(job_id.0)], |row| {
@@ -458,6 +473,8 @@ fn find(sql: &Connection, job_id: JobId) -> rusqlite::Result<Option<Progress>> {
             queued_position: row.get(10)?,
             started_at: row.get(11)?,
             finished_at: row.get(12)?,
+            kind: row.get(13)?,
+            class: row.get::<_, Word<_>>(14)?.0,
         })
     })
     .optional()
@@ -472,8 +489,8 @@ fn insert(
 ) -> rusqlite::Result<()> {
     sql.prepare_cached(
         "INSERT INTO jobs (position, job_id, user_id, kind, state, prompt, options, fingerprint,
-             attempt, progress, available_at, queued_position, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, ?7, 0, 0, ?8, ?1, ?8, ?8)",
+             tier, class, attempt, progress, available_at, queued_position, created_at, updated_at)
+         VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, ?7, ?9, ?10, 0, 0, ?8, ?1, ?8, ?8)",
     )?
     .execute(params![
         int(position),
@@ -484,6 +501,8 @@ fn insert(
         Json(&request.options),
         request.fingerprint,
         Time(time),
+        request.tier.as_str(),
+        request.class().as_str(),
     ])?;
     Ok(())
 }
@@ -512,6 +531,8 @@ fn job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         started_at: moment(17)?,
         finished_at: moment(18)?,
         updated_at: row.get::<_, Time>(19)?.0,
+        tier: row.get::<_, Word<_>>(20)?.0,
+        class: row.get::<_, Word<_>>(21)?.0,
         state,
     })
 }

@@ -30,7 +30,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::domain::ids::{FileId, JobId, SessionId, UserId};
 use crate::domain::{file as file_domain, job, session, user};
 use column::{int, unsigned};
-use queue::{Place, Waiting};
+use queue::{Place, Queue};
 use shards::Shards;
 
 pub use feed::FeedItem;
@@ -92,7 +92,7 @@ struct Content {
     users: Shards<UserId, Arc<UserAccess>>,
     /// The live ones.
     sessions: Shards<SessionId, SessionStanding>,
-    waiting: Waiting,
+    queue: Queue,
     /// Rows that were read since their last event.
     jobs: Shards<JobId, Arc<JobRow>>,
     /// Set when another file has taken its place: then the last user deletes it.
@@ -222,7 +222,7 @@ impl Content {
             readers: Mutex::default(),
             users: Shards::new(),
             sessions: Shards::new(),
-            waiting: Waiting::load(&writer)?,
+            queue: Queue::load(&writer)?,
             jobs: Shards::new(),
             replaced: AtomicBool::new(false),
             writer: Mutex::new(writer),
@@ -269,7 +269,7 @@ impl Content {
             Change::Session(id, None) => self.sessions.remove(&id),
             Change::Job(id, place) => {
                 if let Some(place) = place {
-                    self.waiting.set(&place);
+                    self.queue.set(id, place);
                 }
                 self.jobs.remove(&id);
             }
@@ -308,7 +308,8 @@ fn apply_one(
         Entity::Job(id, event) => {
             jobs::apply(sql, *position, *time, *id, event)?;
             let moves = !matches!(event, job::Event::Progressed { .. });
-            let place = if moves { queue::place(sql, *id)? } else { None };
+            let leased = matches!(event, job::Event::Leased { .. });
+            let place = if moves { queue::place(sql, *id, leased)? } else { None };
             changes.push(Change::Job(*id, place));
             Ok(())
         }

@@ -16,6 +16,7 @@ use crate::domain::job::{
 };
 use crate::domain::session::{EndReason, Event as SessionEvent};
 use crate::domain::text::{Personal, Prompt};
+use crate::domain::tier::{Caps, Tier};
 use crate::domain::user::{
     Access, Event as UserEvent, Membership, Onboarding, OnboardingStatus, Profile, Told,
 };
@@ -124,6 +125,8 @@ fn requested(owner: &str) -> JobEvent {
             engine: None,
             source_file_id: None,
         },
+        tier: Tier::Standard,
+        batch: false,
         fingerprint: Some("f".to_owned()),
     })
 }
@@ -524,11 +527,17 @@ fn the_queue_is_in_the_order_of_requests_and_a_retry_goes_to_its_end() {
         job(4, requested("ada")),
         job(4, leased(1, 50)),
     ]);
-    assert_eq!(views.leasable_jobs(at(99), 9).unwrap(), [job_id(3), job_id(1)]);
-    assert_eq!(views.leasable_jobs(at(100), 9).unwrap(), [job_id(2), job_id(3), job_id(1)]);
-    assert_eq!(views.leasable_jobs(at(100), 1).unwrap(), [job_id(2)]);
-    let place = |n| views.queue_position(&views.job(&job_id(n)).unwrap().unwrap()).unwrap();
-    assert_eq!([place(1), place(2), place(3), place(4)], [Some(3), Some(1), Some(2), None]);
+    let caps = Caps::DEFAULT;
+    let next = |second| views.next_job(at(second), &caps, &Kind::ALL, |_| false);
+    let place = |n, second| {
+        views.queue_position(&views.job(&job_id(n)).unwrap().unwrap(), at(second), &caps)
+    };
+    // Ada has a job that runs, so that it is bob's turn; the delayed one is in nobody's way.
+    assert_eq!(next(99), Some(job_id(3)));
+    assert_eq!([1, 2, 3, 4].map(|n| place(n, 99)), [Some(2), None, Some(1), None]);
+    assert_eq!([1, 2, 3, 4].map(|n| place(n, 100)), [Some(3), Some(2), Some(1), None]);
+    assert_eq!(views.next_job(at(100), &caps, &Kind::ALL, |id| id == job_id(3)), Some(job_id(2)));
+    assert_eq!(views.next_job(at(100), &caps, &[], |_| false), None);
     assert_eq!(views.lapsed_jobs(at(49), 9).unwrap(), []);
     assert_eq!(views.lapsed_jobs(at(50), 9).unwrap(), [job_id(4)]);
     assert_eq!(views.next_due().unwrap(), Some(at(50)));
@@ -748,8 +757,9 @@ fn readers_on_other_threads_go_on_while_batches_are_applied() {
 fn the_questions_of_the_background_are_answered_from_indexes() {
     let views = empty();
     for query in [
-        "SELECT job_id FROM jobs WHERE available_at IS NOT NULL AND available_at <= 1
-         ORDER BY queued_position LIMIT 9",
+        "SELECT position FROM jobs WHERE available_at IS NOT NULL",
+        "SELECT position FROM jobs WHERE lease_expires_at IS NOT NULL",
+        "SELECT file_id FROM files WHERE job_id = x'00' ORDER BY position",
         "SELECT job_id FROM jobs WHERE lease_expires_at IS NOT NULL AND lease_expires_at <= 1
          ORDER BY lease_expires_at LIMIT 9",
         "SELECT session_id FROM sessions WHERE due_at IS NOT NULL AND due_at <= 1
@@ -794,4 +804,35 @@ proptest! {
             prop_assert_eq!(cut.session_standing(&id), whole.session_standing(&id));
         }
     }
+}
+
+#[test]
+fn whose_turn_it_is_outlives_a_restart_and_a_rebuild() {
+    let mut history = vec![];
+    for n in 1..=12 {
+        history.push(job(n, requested(["ada", "bob", "eve"][n as usize % 3])));
+    }
+    for n in [3, 1, 4] {
+        history.push(job(n, leased(1, 60)));
+    }
+    history.push(job(3, JobEvent::Failed { error: "over".to_owned() }));
+    history.push(job(3, retried()));
+    history.push(job(1, attempt_failed(Some(100))));
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("views.sqlite");
+    let caps = Caps::DEFAULT;
+    let places = |views: &Views| -> Vec<Option<u64>> {
+        let row = |n| views.job(&job_id(n)).unwrap().unwrap();
+        (1..=12).map(|n| views.queue_position(&row(n), at(50), &caps)).collect()
+    };
+    let live = {
+        let views = Views::open(&path).unwrap();
+        for happened in log(history.clone()) {
+            views.apply(&[happened]).unwrap();
+        }
+        places(&views)
+    };
+    assert_eq!(live.iter().flatten().count(), 10, "{live:?}");
+    assert_eq!(places(&Views::open(&path).unwrap()), live);
+    assert_eq!(places(&after(history)), live);
 }

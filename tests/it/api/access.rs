@@ -20,9 +20,11 @@ enum Class {
     Owner,
     Premium,
     Admin,
+    /// Who has a worker's token, and no user.
+    Worker,
 }
 
-use Class::{Admin, Free, Owner, Premium, User};
+use Class::{Admin, Free, Owner, Premium, User, Worker};
 
 /// A new route needs a line here.
 const EXPECTED: &[(&str, &str, Class)] = &[
@@ -68,6 +70,11 @@ const EXPECTED: &[(&str, &str, Class)] = &[
     ("GET", "/admin/webhooks/dead", Admin),
     ("POST", "/admin/webhooks/dead/{id}/retry", Admin),
     ("DELETE", "/admin/webhooks/dead/{id}", Admin),
+    ("POST", "/worker/lease", Worker),
+    ("POST", "/worker/jobs/{id}/progress", Worker),
+    ("PUT", "/worker/jobs/{id}/output", Worker),
+    ("POST", "/worker/jobs/{id}/complete", Worker),
+    ("POST", "/worker/jobs/{id}/fail", Worker),
 ];
 
 #[test]
@@ -78,6 +85,7 @@ fn the_table_of_routes_is_the_one_that_is_expected() {
         Access::Premium => "premium",
         Access::Admin => "admin",
         Access::Permission(name) => name,
+        Access::Worker => "worker",
     };
     let actual: BTreeSet<_> = routes::table()
         .into_iter()
@@ -91,6 +99,7 @@ fn the_table_of_routes_is_the_one_that_is_expected() {
                 User | Owner => "authenticated",
                 Premium => "premium",
                 Admin => "admin",
+                Worker => "worker",
             };
             (method.to_string(), *path, class)
         })
@@ -154,6 +163,7 @@ fn expired() -> String {
 fn refusal(class: Class, role: &str, tier: &str) -> Option<(u16, &'static str, &'static str)> {
     match class {
         Owner => Some((404, "not_found", "")),
+        Worker => Some((401, "token_invalid", "")),
         Admin if role != "admin" => Some((403, "role_required", "required_role")),
         Premium if tier != "premium" => Some((403, "premium_required", "required_tiers")),
         Free | User | Admin | Premium => None,
@@ -184,6 +194,13 @@ async fn every_route_is_open_to_those_it_is_for_and_to_nobody_else() {
                 };
                 let (status, body) = outcome(request).await;
                 match class {
+                    Worker if bearer.is_some() => {
+                        assert_eq!(
+                            (status, &body["code"]),
+                            (401, &json!("token_invalid")),
+                            "{what}"
+                        );
+                    }
                     Free => assert!(![401, 403].contains(&status), "{what}: {status} {body}"),
                     _ => assert_eq!((status, &body["code"]), (401, &json!(code)), "{what}"),
                 }

@@ -13,6 +13,7 @@ mod origins;
 mod refusals;
 mod restart;
 mod streams;
+mod worker;
 
 use serde_json::{Value, json};
 

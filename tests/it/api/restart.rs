@@ -103,13 +103,15 @@ async fn a_session_that_was_ended_stays_ended_and_a_link_stays_good() {
 
 #[test]
 fn bad_configuration_is_named_with_exit_code_2_and_no_secret_is_shown() {
-    let table: [(&[(&'static str, &str)], &str); 7] = [
+    let table: [(&[(&'static str, &str)], &str); 9] = [
         (&[("DEV_MODE", "true"), ("ENVIRONMENT", "production")], "DEV_MODE"),
         (&[("CLERK_WEBHOOK_SECRET", "hunter2")], "CLERK_WEBHOOK_SECRET"),
         (&[("CLERK_WEBHOOK_SECRET", "whsec_hunter2!")], "CLERK_WEBHOOK_SECRET"),
         (&[("CLERK_JWT_KEY", "hunter2"), ("CLERK_ISSUER", "https://a.test")], "CLERK_JWT_KEY"),
         (&[("FILE_SIGNING_SECRET", "hunter2,,")], "FILE_SIGNING_SECRET"),
         (&[("RATE_LIMIT_READS", "many")], "RATE_LIMIT_READS"),
+        (&[("T2M_WORKER_TOKENS", "hunter2")], "T2M_WORKER_TOKENS"),
+        (&[("T2M_RUNNING_PER_USER", "premium=0")], "T2M_RUNNING_PER_USER"),
         (&[("T2M_LOG", "postgres://me:hunter2@host/db")], "T2M_LOG"),
     ];
     for (variables, named) in table {

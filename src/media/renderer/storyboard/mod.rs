@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use super::{Error, MAX_DURATION_S, OnProgress, Rendered, Spec};
 
@@ -17,11 +18,13 @@ mod poster;
 mod random;
 mod scene;
 mod script;
+mod segments;
 mod silhouettes;
 mod type_setting;
 
 use encode::{Group, GroupEncoder};
 use scene::Scene;
+use segments::Segments;
 
 /// Renders `video.mp4`, `poster.jpg` and `captions.vtt` into a directory that exists.
 ///
@@ -29,10 +32,14 @@ use scene::Scene;
 /// on a thread of low priority, never on a server's async one. Memory holds one raw frame a
 /// thread, and the encoded film.
 ///
+/// Each finished second is kept in `segments/` there: a render of the same specification that is
+/// started again in the same directory, after a crash as after an error, goes on where it stopped.
+/// The directory is the caller's to remove.
+///
 /// # Errors
 /// [`Error::Invalid`] for a specification out of bounds or a prompt with nothing visible in it,
 /// [`Error::Cancelled`] after `on_progress` broke off, [`Error::Failed`] if disk or encoder do.
-/// None of them leaves a file.
+/// None of them leaves a file but finished segments.
 pub fn render(
     spec: &Spec,
     directory: &Path,
@@ -50,7 +57,7 @@ pub fn render(
     };
     let script = script::write(&spec.prompt, spec.duration_s, spec.seed, spec.style.as_deref());
     let scene = Scene::new(&script, spec.width, spec.height)?;
-    let groups = film(spec, &scene, threads, on_progress)?;
+    let groups = film(spec, &scene, threads, &Segments::open(directory, spec), on_progress)?;
     write_files(spec, &scene, &script, &groups, &rendered).inspect_err(|_| {
         for file in [&rendered.video, &rendered.poster, &rendered.captions] {
             let _ = fs::remove_file(file);
@@ -77,12 +84,16 @@ fn validate(spec: &Spec) -> Result<(), Error> {
     Ok(())
 }
 
+/// How long a group may keep the caller from breaking off.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
 /// All groups in order. A second each: long enough to compress, short enough that two threads end
 /// at about the same time and progress moves.
 fn film(
     spec: &Spec,
     scene: &Scene<'_>,
     threads: usize,
+    segments: &Segments,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Vec<Group>, Error> {
     let total = spec.duration_s as usize;
@@ -98,7 +109,11 @@ fn film(
                     if number >= total || stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let group = encode_group(spec, scene, frames_of(spec, number), stop);
+                    let group = match segments.finished(number) {
+                        Some(group) => Ok(group),
+                        None => encode_group(spec, scene, frames_of(spec, number), stop)
+                            .inspect(|group| segments.keep(number, group)),
+                    };
                     if sender.send(group.map(|group| (number, group))).is_err() {
                         return;
                     }
@@ -119,12 +134,19 @@ fn collect(
     groups: &mut [Group],
     on_progress: &mut OnProgress<'_>,
 ) -> Result<(), Error> {
-    for finished in 1..=groups.len() {
-        let Ok(group) = done.recv() else {
-            return Err(Error::Failed("a render thread ended early".to_owned()));
-        };
-        let (number, group) = group?;
-        groups[number] = group;
+    let mut finished = 0;
+    while finished < groups.len() {
+        match done.recv_timeout(ASK_EVERY) {
+            Ok(group) => {
+                let (number, group) = group?;
+                groups[number] = group;
+                finished += 1;
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(Error::Failed("a render thread ended early".to_owned()));
+            }
+        }
         let percent = finished as f32 * 100.0 / groups.len() as f32;
         if let ControlFlow::Break(()) = on_progress(percent) {
             return Err(Error::Cancelled);
@@ -241,11 +263,14 @@ mod tests {
             ControlFlow::Continue(())
         };
         render(&spec("dunes", "1:1"), directory.path(), 2, &mut note).unwrap();
+        // It is asked between groups too.
+        seen.dedup();
+        seen.retain(|percent| *percent > 0.0);
         assert_eq!(seen, [50.0, 100.0]);
     }
 
     #[test]
-    fn breaking_off_ends_the_render_and_leaves_no_file() {
+    fn breaking_off_ends_the_render_and_leaves_finished_segments_alone() {
         let directory = tempfile::tempdir().unwrap();
         let mut calls = 0;
         let mut stop = |_: f32| {
@@ -256,7 +281,35 @@ mod tests {
         let result = render(&long, directory.path(), 2, &mut stop);
         assert!(matches!(result, Err(Error::Cancelled)));
         assert_eq!(calls, 1);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().flatten().collect();
+        assert_eq!(left.iter().map(|it| it.file_name()).collect::<Vec<_>>(), ["segments"]);
+    }
+
+    #[test]
+    fn a_render_that_broke_off_goes_on_where_it_stopped_and_gives_the_same_bytes() {
+        let spec = Spec { duration_s: 4, ..spec("a ship in the night", "1:1") };
+        let directory = tempfile::tempdir().unwrap();
+        let mut until_half = |percent: f32| match percent {
+            50.0.. => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        };
+        let broken = render(&spec, directory.path(), 1, &mut until_half);
+        assert!(matches!(broken, Err(Error::Cancelled)));
+        let segments = Segments::open(directory.path(), &spec);
+        assert!(segments.finished(0).is_some() && segments.finished(1).is_some());
+        // A segment that was damaged, or is another film's, is drawn again.
+        segments.keep(3, &vec![b"not a frame".to_vec()]);
+        let torn = fs::read_dir(directory.path().join("segments")).unwrap().flatten();
+        let torn = torn.map(|it| it.path()).max().unwrap();
+        let bytes = fs::read(&torn).unwrap();
+        fs::write(&torn, &bytes[..bytes.len() - 1]).unwrap();
+        let other = Spec { seed: 99, ..spec.clone() };
+        assert!(Segments::open(directory.path(), &other).finished(0).is_none());
+
+        let first = fs::metadata(segments.path(0)).unwrap().modified().unwrap();
+        let resumed = render(&spec, directory.path(), 2, &mut keep_going).unwrap();
+        assert_eq!(fs::metadata(segments.path(0)).unwrap().modified().unwrap(), first);
+        assert!(fs::read(resumed.video).unwrap() == files(&spec, 2)[0]);
     }
 
     #[test]

@@ -1,0 +1,433 @@
+//! The life of a lease, for workers of every sort: taken, renewed by progress, ended by an outcome.
+//! Every step is decided by the job itself and fenced by the lease: whoever lost it, by being slow,
+//! frozen or cut off, changes nothing any more.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+use super::System;
+use super::codec::{Metadata, Source};
+use super::entity::{Executed, Failure};
+use super::outputs::{Handed, Outputs, Slot, slots};
+use crate::domain::file::{self, Stored};
+use crate::domain::ids::{FileId, JobId, LeaseId, UserId, derived_id};
+use crate::domain::job::{self, Command, Job, Kind, Output, Phase, Request};
+use crate::domain::text::Personal;
+use crate::domain::tier::Caps;
+use crate::media::blobs::{self, Blobs};
+
+/// How often one look for a job is begun anew because another node took the one that was found.
+const TRIES: usize = 8;
+/// The longest that a waiting worker sleeps: delays of failed attempts end without any event.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Gives jobs to workers and takes their results.
+pub struct Leasing {
+    system: Arc<System>,
+    outputs: Outputs,
+    caps: Caps,
+    /// Held from the choice of a job until the read model knows that it is taken: two workers that
+    /// ask at once get the first and the second in the order.
+    turn: Mutex<()>,
+}
+
+/// One attempt in the hands of a worker.
+#[derive(Debug, Clone)]
+pub struct Leased {
+    pub job_id: JobId,
+    pub lease_id: LeaseId,
+    /// From 1.
+    pub attempt: u32,
+    pub expires_at: DateTime<Utc>,
+    pub request: Request,
+}
+
+/// What a worker learns when it reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// The user wants it stopped: the worker ends it with a failure.
+    pub cancelled: bool,
+    pub expires_at: DateTime<Utc>,
+}
+
+/// What only the worker knows of what it made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape {
+    /// Seconds.
+    pub duration: f64,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// How a completion ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Completed {
+    Done(Output),
+    /// The user had cancelled: what was made is thrown away.
+    Cancelled,
+}
+
+/// Why a worker's call had no effect.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Job(#[from] Failure<job::Refusal>),
+    #[error(transparent)]
+    File(#[from] Failure<file::Refusal>),
+    #[error(transparent)]
+    Blobs(#[from] blobs::Error),
+    #[error(transparent)]
+    Views(#[from] crate::views::Error),
+    /// The output that the job is about was not handed in under this lease.
+    #[error("no output {0} was handed in")]
+    OutputMissing(&'static str),
+}
+
+impl Error {
+    fn lost() -> Self {
+        Self::Job(Failure::Refused(job::Refusal::LeaseLost))
+    }
+}
+
+impl Leasing {
+    pub fn new(system: Arc<System>, blobs: &Blobs, caps: Caps) -> Self {
+        Self { system, outputs: Outputs::new(blobs), caps, turn: Mutex::default() }
+    }
+
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Forgets outputs whose jobs ended without them; for the start.
+    ///
+    /// # Errors
+    /// The store cannot be listed.
+    pub async fn sweep(&self) -> Result<(), blobs::Error> {
+        let views = &self.system.views;
+        self.outputs.sweep(|id| matches!(views.job(&id), Ok(Some(job)) if job.is_over())).await
+    }
+
+    /// Takes the job whose turn it is; nothing when there is none. `skip` names jobs to pass over.
+    ///
+    /// # Errors
+    /// [`Failure`], never a refusal: a job that another node took is passed over.
+    pub async fn lease(
+        &self,
+        worker_id: &str,
+        kinds: &[Kind],
+        skip: impl Fn(JobId) -> bool,
+    ) -> Result<Option<Leased>, Error> {
+        let _turn = self.turn.lock().await;
+        let mut taken = HashSet::new();
+        for _ in 0..TRIES {
+            let now = self.system.clock.now();
+            let found = self
+                .system
+                .views
+                .next_job(now, &self.caps, kinds, |id| taken.contains(&id) || skip(id));
+            let Some(job_id) = found else { return Ok(None) };
+            let lease_id = LeaseId(self.system.clock.fresh_id());
+            let command = Command::Lease { lease_id, worker_id: worker_id.to_owned() };
+            match self.execute(job_id, command, worker_id).await {
+                Ok(done) => {
+                    // Else the next look would find the same job still waiting.
+                    let _ = self.system.visible(done.position).await;
+                    self.discard_leftovers(job_id, &[]).await?;
+                    return Ok(leased(job_id, done.state));
+                }
+                Err(Failure::Refused(_)) => drop(taken.insert(job_id)),
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same, waiting for a job to come; gives up when `stopping` turns true.
+    ///
+    /// # Errors
+    /// As [`Leasing::lease`].
+    pub async fn lease_within(
+        &self,
+        worker_id: &str,
+        kinds: &[Kind],
+        wait: Duration,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Result<Option<Leased>, Error> {
+        let mut progress = self.system.progress.clone();
+        let until = Instant::now() + wait;
+        loop {
+            if let Some(leased) = self.lease(worker_id, kinds, |_| false).await? {
+                return Ok(Some(leased));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || *stopping.borrow_and_update() {
+                return Ok(None);
+            }
+            tokio::select! {
+                () = progress.moved() => {}
+                () = tokio::time::sleep(left.min(LOOK_EVERY)) => {}
+                _ = stopping.changed() => {}
+            }
+        }
+    }
+
+    /// Records how far an attempt is, and renews its lease.
+    ///
+    /// # Errors
+    /// A lost lease is refused.
+    pub async fn progress(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        worker_id: &str,
+        percent: u8,
+        message: Option<String>,
+    ) -> Result<Report, Error> {
+        let command = Command::Progress { lease_id, progress: percent, message };
+        let done = self.execute(job_id, command, worker_id).await?;
+        let Job::Requested(job) = done.state else { return Err(Error::lost()) };
+        match job.phase {
+            Phase::Running(lease) => Ok(Report { cancelled: false, expires_at: lease.expires_at }),
+            Phase::Cancelling(lease) => {
+                Ok(Report { cancelled: true, expires_at: lease.expires_at })
+            }
+            _ => Err(Error::lost()),
+        }
+    }
+
+    /// The request of a job whose lease is held.
+    ///
+    /// # Errors
+    /// A lost lease is refused.
+    pub async fn hold(&self, job_id: JobId, lease_id: LeaseId) -> Result<Request, Error> {
+        let done = self.execute(job_id, Command::Hold { lease_id }, "").await?;
+        match done.state {
+            Job::Requested(job) => Ok(job.request),
+            Job::Absent => Err(Error::lost()),
+        }
+    }
+
+    /// Notes an output whose bytes are durable; nobody sees it before the job is completed.
+    ///
+    /// # Errors
+    /// A lost lease is refused.
+    pub async fn hand_in(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        slot: &Slot,
+        handed: &Handed,
+    ) -> Result<(), Error> {
+        self.hold(job_id, lease_id).await?;
+        Ok(self.outputs.note(job_id, lease_id, slot, handed).await?)
+    }
+
+    /// Completes a job with what was handed in under the lease. The same again answers the same.
+    /// `shape` makes the shape of the output from the request.
+    ///
+    /// # Errors
+    /// A lost lease is refused, and a completion without the output that the job is about.
+    pub async fn complete(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        worker_id: &str,
+        shape: impl FnOnce(&Request) -> Shape,
+    ) -> Result<Completed, Error> {
+        let request = match self.hold(job_id, lease_id).await {
+            Ok(request) => request,
+            Err(error) => return self.completed_before(job_id, lease_id)?.ok_or(error),
+        };
+        let handed = self.outputs.of(request.kind, job_id, lease_id).await?;
+        let shape = shape(&request);
+        let done = self.finish(job_id, lease_id, worker_id, &request, &handed, shape).await?;
+        self.outputs.forget(request.kind, job_id, lease_id).await;
+        Ok(done)
+    }
+
+    /// Completes a job with these outputs: first the files, then the job that refers to them.
+    ///
+    /// # Errors
+    /// As [`Leasing::complete`].
+    pub async fn finish(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        worker_id: &str,
+        request: &Request,
+        handed: &[(&'static Slot, Handed)],
+        shape: Shape,
+    ) -> Result<Completed, Error> {
+        let find = |slot: &Slot| handed.iter().find(|(it, _)| it.name == slot.name);
+        let file_of = |name: &str| {
+            handed
+                .iter()
+                .find(|(slot, _)| slot.name == name)
+                .map(|(slot, _)| output_id(&request.user_id, lease_id, slot))
+        };
+        let main = slots(request.kind).first().expect("each kind has an output");
+        let Some((_, about)) = find(main) else { return Err(Error::OutputMissing(main.name)) };
+        for (slot, handed) in handed {
+            self.keep(job_id, lease_id, worker_id, request, slot, handed).await?;
+        }
+        let output = Output {
+            file_id: output_id(&request.user_id, lease_id, main),
+            content_type: about.content_type.clone(),
+            size: about.size,
+            duration: shape.duration,
+            width: shape.width,
+            height: shape.height,
+            poster_file_id: file_of("poster"),
+            captions_file_id: file_of("captions"),
+        };
+        let command = Command::Complete { lease_id, output: output.clone() };
+        let outcome = self.execute(job_id, command, worker_id).await;
+        let kept = match &outcome {
+            Ok(done) => is_completed(&done.state),
+            Err(Failure::Refused(_)) => false,
+            // Whether it was recorded is not known: the worker asks again, or the lease runs out
+            // and the next attempt clears up.
+            Err(_) => true,
+        };
+        let files = handed.iter().map(|(slot, _)| output_id(&request.user_id, lease_id, slot));
+        let files: Vec<FileId> = files.collect();
+        if !kept {
+            self.discard(&request.user_id, &files).await;
+        }
+        let done = outcome?;
+        let _ = self.system.visible(done.position).await;
+        if !kept {
+            return Ok(Completed::Cancelled);
+        }
+        self.discard_leftovers(job_id, &files).await?;
+        Ok(Completed::Done(output))
+    }
+
+    /// Ends an attempt without a result; gives the state of the job after it.
+    ///
+    /// # Errors
+    /// A lost lease is refused.
+    pub async fn fail(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        worker_id: &str,
+        error: String,
+        retryable: bool,
+    ) -> Result<&'static str, Error> {
+        let command = Command::Fail { lease_id, error, retryable };
+        let done = self.execute(job_id, command, worker_id).await?;
+        let _ = self.system.visible(done.position).await;
+        let Job::Requested(job) = done.state else { return Err(Error::lost()) };
+        self.outputs.forget(job.request.kind, job_id, lease_id).await;
+        Ok(job.phase.name())
+    }
+
+    /// The answer to a completion whose first answer was lost: the output's id names the lease.
+    fn completed_before(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+    ) -> Result<Option<Completed>, Error> {
+        let Some(job) = self.system.views.job(&job_id)? else { return Ok(None) };
+        let main = slots(job.kind).first().expect("each kind has an output");
+        let mine = output_id(&job.user_id, lease_id, main);
+        let output = job.output.clone().filter(|output| output.file_id == mine);
+        Ok(output.map(Completed::Done))
+    }
+
+    async fn keep(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        worker_id: &str,
+        request: &Request,
+        slot: &Slot,
+        handed: &Handed,
+    ) -> Result<(), Error> {
+        let file = Stored {
+            user_id: request.user_id.clone(),
+            filename: Personal(slot.filename(&handed.content_type).unwrap_or(slot.name).to_owned()),
+            content_type: handed.content_type.clone(),
+            size: handed.size,
+            sha256: handed.sha256.clone(),
+            metadata: Personal::default(),
+            job_id: Some(job_id),
+            fingerprint: None,
+        };
+        let file_id = output_id(&request.user_id, lease_id, slot);
+        match self.system.files.execute(file_id, file::Command::Store(file), by(worker_id)).await {
+            Ok(_) => Ok(()),
+            // A later attempt has cleared it away, so that this one has lost its lease.
+            Err(Failure::Refused(_)) => Err(Error::lost()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes what attempts that broke off while they stored their output have left.
+    async fn discard_leftovers(&self, job_id: JobId, but: &[FileId]) -> Result<(), Error> {
+        let mut files = self.system.views.files_of_job(job_id)?;
+        files.retain(|id| !but.contains(id));
+        if files.is_empty() {
+            return Ok(());
+        }
+        if let Some(job) = self.system.views.job(&job_id)? {
+            self.discard(&job.user_id, &files).await;
+        }
+        Ok(())
+    }
+
+    /// The output of an attempt that came too late belongs to nobody.
+    async fn discard(&self, user_id: &UserId, files: &[FileId]) {
+        for file_id in files {
+            let command = file::Command::Delete { by: user_id.clone() };
+            let done = self.system.files.execute(file_id, command, by("leasing")).await;
+            if let Err(error) = done {
+                tracing::warn!(%file_id, %error, "a late output was not removed");
+            }
+        }
+    }
+
+    async fn execute(
+        &self,
+        job_id: JobId,
+        command: Command,
+        worker_id: &str,
+    ) -> Result<Executed<Job>, Failure<job::Refusal>> {
+        self.system.jobs.execute(job_id, command, by(worker_id)).await
+    }
+}
+
+fn leased(job_id: JobId, state: Job) -> Option<Leased> {
+    let Job::Requested(job) = state else { return None };
+    let Phase::Running(lease) = job.phase else { return None };
+    Some(Leased {
+        job_id,
+        lease_id: lease.id,
+        attempt: job.attempts,
+        expires_at: lease.expires_at,
+        request: job.request,
+    })
+}
+
+fn is_completed(job: &Job) -> bool {
+    matches!(job, Job::Requested(job) if matches!(job.phase, Phase::Completed(_)))
+}
+
+/// The same for each try to store it under the same lease.
+fn output_id(user_id: &UserId, lease_id: LeaseId, slot: &Slot) -> FileId {
+    FileId(derived_id(user_id, slot.name, &lease_id.0.to_string()))
+}
+
+fn by(worker_id: &str) -> Metadata {
+    Metadata::by(worker_id, Source::Worker)
+}
+
+#[cfg(test)]
+#[path = "leasing_tests.rs"]
+mod tests;

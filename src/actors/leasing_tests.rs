@@ -1,0 +1,260 @@
+//! Workers that die, freeze and wake up, on a clock that the tests move.
+
+use super::*;
+use bytes::Bytes;
+use chrono::TimeDelta;
+use uuid::Uuid;
+
+use crate::actors::timekeeper;
+use crate::clock::Clock;
+use crate::domain::job::{AspectRatio, LEASE, Quality, VideoOptions};
+use crate::domain::text::Prompt;
+use crate::domain::tier::Tier;
+use crate::log;
+use crate::views::Views;
+
+const ANY: [Kind; 1] = Kind::ALL;
+const SHAPE: Shape = Shape { duration: 1.0, width: 64, height: 64 };
+
+/// A server without its front end, whose time stands still.
+struct World {
+    clock: Clock,
+    system: Arc<System>,
+    blobs: Blobs,
+    leasing: Leasing,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(DateTime::from_timestamp(1_800_000_000, 0).unwrap());
+        let log = log::open("embedded", dir.path()).await.unwrap();
+        let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+        let system = System::start(clock.clone(), log, views);
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let leasing = Leasing::new(Arc::clone(&system), &blobs, Caps::DEFAULT);
+        Self { clock, system, blobs, leasing, _dir: dir }
+    }
+
+    async fn ask(&self, user: &str) -> JobId {
+        let id = JobId(self.clock.fresh_id());
+        let request = Request {
+            user_id: self.user(user),
+            kind: Kind::Video,
+            prompt: Personal(Prompt::parse("a pier").unwrap()),
+            options: VideoOptions {
+                duration: 1,
+                quality: Quality::P480,
+                aspect_ratio: AspectRatio::Square,
+                style: None,
+                seed: 1,
+                engine: None,
+                source_file_id: None,
+            },
+            tier: Tier::Standard,
+            batch: false,
+            fingerprint: None,
+        };
+        let command = Command::Request(request);
+        let done = self.system.jobs.execute(id, command, by("test")).await.unwrap();
+        self.system.visible(done.position).await.unwrap();
+        id
+    }
+
+    fn user(&self, name: &str) -> UserId {
+        UserId::try_from(name.to_owned()).unwrap()
+    }
+
+    async fn lease(&self, worker: &str) -> Leased {
+        self.leasing.lease(worker, &ANY, |_| false).await.unwrap().expect("a job waits")
+    }
+
+    async fn hand_in(&self, leased: &Leased, bytes: &'static [u8]) -> Result<(), Error> {
+        let mut writer = self.blobs.writer().await.unwrap();
+        writer.write(Bytes::from_static(bytes)).await.unwrap();
+        let stored = writer.finish().await.unwrap();
+        let handed = Handed {
+            content_type: "video/mp4".to_owned(),
+            size: stored.size,
+            sha256: stored.sha256,
+        };
+        let slot = &slots(Kind::Video)[0];
+        self.leasing.hand_in(leased.job_id, leased.lease_id, slot, &handed).await
+    }
+
+    async fn complete(&self, leased: &Leased) -> Result<Completed, Error> {
+        self.leasing.complete(leased.job_id, leased.lease_id, "w", |_| SHAPE).await
+    }
+
+    /// Time passes; what it brings about is there when this returns.
+    async fn pass(&self, time: TimeDelta) {
+        self.clock.advance(time);
+        timekeeper::look(&self.system).await.unwrap();
+        self.caught_up().await;
+    }
+
+    async fn caught_up(&self) {
+        let head = *self.system.log.head().borrow();
+        self.system.visible(head).await.unwrap();
+    }
+
+    async fn job(&self, id: JobId) -> Arc<crate::views::JobRow> {
+        self.caught_up().await;
+        self.system.views.job(&id).unwrap().unwrap()
+    }
+
+    /// The SHA-256 of each file that a user sees.
+    async fn files(&self, user: &str) -> Vec<String> {
+        self.caught_up().await;
+        let page = self.system.views.files(&self.user(user), None, 50).unwrap();
+        page.items.into_iter().map(|file| file.sha256).collect()
+    }
+}
+
+fn is_lost<T>(result: &Result<T, Error>) -> bool {
+    matches!(result, Err(Error::Job(Failure::Refused(job::Refusal::LeaseLost))))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    hex::encode(sha2::Sha256::digest(bytes))
+}
+
+#[actix::test]
+async fn a_job_is_done_once_and_the_same_completion_again_answers_the_same() {
+    let world = World::new().await;
+    let id = world.ask("ada").await;
+    let leased = world.lease("w").await;
+    assert_eq!((leased.job_id, leased.attempt), (id, 1));
+    let missing = world.complete(&leased).await;
+    assert!(matches!(missing, Err(Error::OutputMissing("video"))), "{missing:?}");
+    world.hand_in(&leased, b"film").await.unwrap();
+    assert_eq!(world.files("ada").await.len(), 0, "seen before it is completed");
+    let done = world.complete(&leased).await.unwrap();
+    let end = *world.system.log.head().borrow();
+    assert_eq!(world.complete(&leased).await.unwrap(), done);
+    assert_eq!(*world.system.log.head().borrow(), end);
+    let job = world.job(id).await;
+    assert_eq!(Completed::Done(job.output.clone().unwrap()), done);
+    assert_eq!(world.files("ada").await, [sha256(b"film")]);
+    // Nobody else has completed it.
+    let other = Leased { lease_id: LeaseId(Uuid::from_u128(7)), ..leased };
+    assert!(is_lost(&world.complete(&other).await));
+}
+
+#[actix::test]
+async fn a_worker_that_was_killed_costs_one_attempt_and_no_job() {
+    let world = World::new().await;
+    let id = world.ask("ada").await;
+    let dead = world.lease("dead").await;
+    world.hand_in(&dead, b"half").await.unwrap();
+    world.pass(LEASE - TimeDelta::seconds(1)).await;
+    assert_eq!(world.job(id).await.state, "running");
+    world.pass(TimeDelta::seconds(1)).await;
+    let second = world.lease("second").await;
+    assert_eq!((second.job_id, second.attempt), (id, 2));
+    world.hand_in(&second, b"whole").await.unwrap();
+    world.complete(&second).await.unwrap();
+    assert_eq!(world.files("ada").await, [sha256(b"whole")]);
+}
+
+#[actix::test]
+async fn a_worker_that_wakes_up_too_late_changes_nothing_at_any_step() {
+    let world = World::new().await;
+    let id = world.ask("ada").await;
+    let frozen = world.lease("frozen").await;
+    world.hand_in(&frozen, b"late").await.unwrap();
+    world.pass(LEASE).await;
+    let second = world.lease("second").await;
+    world.hand_in(&second, b"good").await.unwrap();
+
+    let late = async || {
+        let (job_id, lease_id) = (frozen.job_id, frozen.lease_id);
+        let leasing = &world.leasing;
+        assert!(is_lost(&leasing.progress(job_id, lease_id, "frozen", 99, None).await));
+        assert!(is_lost(&world.hand_in(&frozen, b"later").await));
+        assert!(is_lost(&world.complete(&frozen).await));
+        assert!(is_lost(&leasing.fail(job_id, lease_id, "frozen", "x".into(), true).await));
+    };
+    let end = *world.system.log.head().borrow();
+    late().await;
+    assert_eq!(*world.system.log.head().borrow(), end, "a late worker left something in the log");
+    world.complete(&second).await.unwrap();
+    let end = *world.system.log.head().borrow();
+    late().await;
+    assert_eq!(*world.system.log.head().borrow(), end);
+    assert_eq!(world.job(id).await.attempt, 2);
+    assert_eq!(world.files("ada").await, [sha256(b"good")]);
+}
+
+/// The worst moment: the files are stored, the completion is not.
+#[actix::test]
+async fn what_an_attempt_left_that_broke_off_while_it_was_stored_is_cleared_by_the_next() {
+    let world = World::new().await;
+    let id = world.ask("ada").await;
+    let first = world.lease("first").await;
+    world.hand_in(&first, b"first").await.unwrap();
+    let request = first.request.clone();
+    let handed = world.leasing.outputs.of(Kind::Video, id, first.lease_id).await.unwrap();
+    let (slot, file) = &handed[0];
+    world.leasing.keep(id, first.lease_id, "first", &request, slot, file).await.unwrap();
+    world.pass(LEASE).await;
+    let second = world.lease("second").await;
+    assert_eq!(world.files("ada").await.len(), 0);
+    world.hand_in(&second, b"second").await.unwrap();
+    world.complete(&second).await.unwrap();
+    assert!(is_lost(&world.complete(&first).await));
+    let finish = world.leasing.finish(id, first.lease_id, "first", &request, &handed, SHAPE).await;
+    assert!(is_lost(&finish), "{finish:?}");
+    assert_eq!(world.files("ada").await, [sha256(b"second")]);
+}
+
+#[actix::test]
+async fn a_worker_learns_of_a_cancellation_and_its_result_is_thrown_away() {
+    let world = World::new().await;
+    let id = world.ask("ada").await;
+    let leased = world.lease("w").await;
+    world.hand_in(&leased, b"unwanted").await.unwrap();
+    let cancel = Command::Cancel { by: world.user("ada") };
+    world.system.jobs.execute(id, cancel, by("ada")).await.unwrap();
+    let report = world.leasing.progress(id, leased.lease_id, "w", 50, None).await.unwrap();
+    assert!(report.cancelled);
+    assert_eq!(world.complete(&leased).await.unwrap(), Completed::Cancelled);
+    assert_eq!(world.job(id).await.state, "cancelled");
+    assert_eq!(world.files("ada").await.len(), 0);
+}
+
+#[actix::test]
+async fn workers_that_ask_at_once_get_different_jobs_in_the_order_of_the_queue() {
+    let world = World::new().await;
+    let mut asked = vec![];
+    for user in ["ada", "ada", "bob", "eve"] {
+        asked.push(world.ask(user).await);
+    }
+    let place = |id: &JobId| {
+        let job = world.system.views.job(id).unwrap().unwrap();
+        world.system.views.queue_position(&job, world.clock.now(), world.leasing.caps())
+    };
+    let said: Vec<_> = asked.iter().map(place).collect();
+    assert_eq!(said, [Some(1), Some(4), Some(2), Some(3)]);
+    let at_once = (0..5).map(|_| world.leasing.lease("w", &ANY, |_| false));
+    let leased: Vec<_> = futures_util::future::join_all(at_once).await;
+    let leased: Vec<_> = leased.into_iter().map(|it| it.unwrap().map(|it| it.job_id)).collect();
+    let expected = [0, 2, 3, 1].map(|index| Some(asked[index]));
+    assert_eq!(leased[..4], expected);
+    assert_eq!(leased[4], None);
+}
+
+#[actix::test]
+async fn a_waiting_worker_gets_the_job_that_comes_and_nothing_when_none_does() {
+    let world = World::new().await;
+    let (stop, stopping) = watch::channel(false);
+    let wait = |long| world.leasing.lease_within("w", &ANY, long, stopping.clone());
+    assert!(wait(Duration::ZERO).await.unwrap().is_none());
+    let (leased, asked) = tokio::join!(wait(Duration::from_secs(60)), world.ask("ada"));
+    assert_eq!(leased.unwrap().unwrap().job_id, asked);
+    let stopped = async { stop.send_replace(true) };
+    let (none, _) = tokio::join!(wait(Duration::from_secs(60)), stopped);
+    assert!(none.unwrap().is_none());
+}

@@ -1,0 +1,223 @@
+//! Decisions on jobs, as tables of steps.
+
+use super::*;
+use uuid::Uuid;
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+}
+
+fn user(name: &str) -> UserId {
+    UserId::try_from(name.to_owned()).unwrap()
+}
+
+fn lease(n: u128) -> LeaseId {
+    LeaseId(Uuid::from_u128(n))
+}
+
+fn request() -> Request {
+    Request {
+        user_id: user("ada"),
+        kind: Kind::Video,
+        prompt: Personal(Prompt::parse("a lighthouse").unwrap()),
+        options: VideoOptions {
+            duration: 10,
+            quality: Quality::P720,
+            aspect_ratio: AspectRatio::Landscape,
+            style: None,
+            seed: 1,
+            engine: None,
+            source_file_id: None,
+        },
+        tier: Tier::Standard,
+        batch: false,
+        fingerprint: Some("f".to_owned()),
+    }
+}
+
+fn output() -> Output {
+    Output {
+        file_id: FileId(Uuid::from_u128(9)),
+        content_type: "video/mp4".to_owned(),
+        size: 1,
+        duration: 10.0,
+        width: 1280,
+        height: 720,
+        poster_file_id: None,
+        captions_file_id: None,
+    }
+}
+
+fn ask() -> Command {
+    Command::Request(request())
+}
+fn take(n: u128) -> Command {
+    Command::Lease { lease_id: lease(n), worker_id: "w".to_owned() }
+}
+fn finish(n: u128) -> Command {
+    Command::Complete { lease_id: lease(n), output: output() }
+}
+fn fail(n: u128) -> Command {
+    Command::Fail { lease_id: lease(n), error: "boom".to_owned(), retryable: true }
+}
+fn cancel() -> Command {
+    Command::Cancel { by: user("ada") }
+}
+
+/// Runs commands at their seconds; the last one's answer and the state's name.
+fn run(steps: &[(i64, Command)]) -> (Result<usize, Refusal>, &'static str) {
+    let mut job = Job::default();
+    let mut last = Ok(0);
+    for (second, command) in steps {
+        last = job.decide(command, at(*second)).map(|events| {
+            for event in &events {
+                job.evolve(event);
+            }
+            events.len()
+        });
+    }
+    let state = match &job {
+        Job::Absent => "absent",
+        Job::Requested(job) => job.phase.name(),
+    };
+    (last, state)
+}
+
+fn check(steps: &[(i64, Command)], then: Result<usize, Refusal>, state: &str) {
+    assert_eq!(run(steps), (then, state), "{steps:?}");
+}
+
+#[test]
+fn a_request_is_leased_and_completed_once() {
+    check(&[(0, ask())], Ok(1), "queued");
+    check(&[(0, ask()), (0, ask())], Ok(0), "queued");
+    check(&[(0, ask()), (1, take(1))], Ok(1), "running");
+    check(&[(0, ask()), (1, take(1)), (2, finish(1))], Ok(1), "completed");
+    check(&[(0, ask()), (1, take(1)), (2, finish(1)), (3, finish(1))], Ok(0), "completed");
+    check(
+        &[(0, ask()), (1, take(1)), (1, take(2))],
+        Err(Refusal::NotLeasable("running")),
+        "running",
+    );
+}
+
+#[test]
+fn another_request_under_the_same_key_is_refused() {
+    let other = Request { fingerprint: Some("g".to_owned()), ..request() };
+    check(&[(0, ask()), (0, Command::Request(other))], Err(Refusal::KeyReused), "queued");
+}
+
+#[test]
+fn a_late_worker_changes_nothing() {
+    let steps = [(0, ask()), (1, take(1)), (61, Command::Lapse), (62, take(2)), (63, finish(1))];
+    check(&steps, Err(Refusal::LeaseLost), "running");
+}
+
+#[test]
+fn progress_renews_the_lease_and_never_falls() {
+    let progress =
+        |percent| Command::Progress { lease_id: lease(1), progress: percent, message: None };
+    let steps = [(0, ask()), (1, take(1)), (50, progress(40)), (61, Command::Lapse)];
+    check(&steps, Ok(0), "running");
+    let job = Job::fold(&[
+        Event::Requested(request()),
+        Event::Leased {
+            lease_id: lease(1),
+            worker_id: "w".to_owned(),
+            attempt: 1,
+            expires_at: at(60),
+        },
+        Event::Progressed { lease_id: lease(1), progress: 40, message: None, expires_at: at(60) },
+    ]);
+    let events = job.decide(&progress(10), at(5)).unwrap();
+    assert!(matches!(events[..], [Event::Progressed { progress: 40, .. }]));
+}
+
+#[test]
+fn three_attempts_with_growing_delay_and_then_failed() {
+    let mut steps = vec![(0, ask()), (1, take(1)), (2, fail(1))];
+    check(&steps, Ok(1), "retry_wait");
+    steps.push((6, take(2)));
+    check(&steps, Err(Refusal::NotLeasable("retry_wait")), "retry_wait");
+    steps.extend([(7, take(2)), (8, fail(2))]);
+    check(&steps, Ok(1), "retry_wait");
+    steps.extend([(28, take(3)), (29, fail(3))]);
+    check(&steps, Ok(2), "failed");
+    steps.push((30, Command::Retry { by: user("ada") }));
+    check(&steps, Ok(1), "queued");
+}
+
+#[test]
+fn a_lease_that_runs_out_three_times_fails_the_job() {
+    let mut steps = vec![(0, ask())];
+    for round in 0..3 {
+        steps.extend([(round * 100, take(round as u128)), (round * 100 + 60, Command::Lapse)]);
+    }
+    check(&steps, Ok(2), "failed");
+}
+
+#[test]
+fn cancelling_a_running_job_waits_for_its_worker_or_its_lease() {
+    check(&[(0, ask()), (0, cancel())], Ok(2), "cancelled");
+    check(&[(0, ask()), (0, take(1)), (1, cancel())], Ok(1), "cancelling");
+    check(&[(0, ask()), (0, take(1)), (1, cancel()), (2, finish(1))], Ok(1), "cancelled");
+    check(&[(0, ask()), (0, take(1)), (1, cancel()), (61, Command::Lapse)], Ok(1), "cancelled");
+    check(
+        &[(0, ask()), (0, take(1)), (1, finish(1)), (2, cancel())],
+        Err(Refusal::WrongState("completed")),
+        "completed",
+    );
+}
+
+#[test]
+fn somebody_elses_job_is_not_found() {
+    let by = user("bob");
+    check(&[(0, ask()), (0, Command::Cancel { by: by.clone() })], Err(Refusal::NotFound), "queued");
+    check(&[(0, ask()), (0, Command::Retry { by })], Err(Refusal::NotFound), "queued");
+}
+
+#[test]
+fn delays_grow_and_are_spread_by_up_to_a_half() {
+    for (attempts, least) in [(1, 5_000), (2, 20_000), (3, 80_000)] {
+        let delays: Vec<i64> =
+            (0..64).map(|n| delay_after(attempts, lease(n * 1_013)).num_milliseconds()).collect();
+        assert!(delays.iter().all(|delay| (least..least * 3 / 2).contains(delay)), "{delays:?}");
+        let different: std::collections::BTreeSet<_> = delays.iter().collect();
+        assert!(different.len() > 60, "{delays:?}");
+    }
+}
+
+#[test]
+fn an_attempt_that_takes_too_long_loses_its_lease_however_often_it_is_renewed() {
+    let progress = || Command::Progress { lease_id: lease(1), progress: 1, message: None };
+    let mut steps = vec![(0, ask()), (0, take(1))];
+    steps.extend((1..80).map(|minute| (minute * 50, progress())));
+    let end = LONGEST_ATTEMPT.num_seconds();
+    steps.retain(|(second, _)| *second < end);
+    steps.push((end - 1, Command::Lapse));
+    check(&steps, Ok(0), "running");
+    steps.push((end, Command::Lapse));
+    check(&steps, Ok(1), "queued");
+}
+
+#[test]
+fn a_worker_that_reports_on_a_job_being_cancelled_learns_it_and_renews_nothing() {
+    let progress = Command::Progress { lease_id: lease(1), progress: 5, message: None };
+    let steps = [(0, ask()), (0, take(1)), (1, cancel()), (50, progress), (60, Command::Lapse)];
+    check(&steps[..4], Ok(0), "cancelling");
+    check(&steps, Ok(1), "cancelled");
+}
+
+#[test]
+fn a_lease_is_held_until_it_is_lost() {
+    let hold = |n| Command::Hold { lease_id: lease(n) };
+    check(&[(0, ask()), (0, hold(1))], Err(Refusal::LeaseLost), "queued");
+    check(&[(0, ask()), (0, take(1)), (1, hold(1))], Ok(0), "running");
+    check(&[(0, ask()), (0, take(1)), (1, hold(2))], Err(Refusal::LeaseLost), "running");
+    check(&[(0, ask()), (0, take(1)), (1, cancel()), (1, hold(1))], Ok(0), "cancelling");
+    check(
+        &[(0, ask()), (0, take(1)), (1, finish(1)), (1, hold(1))],
+        Err(Refusal::LeaseLost),
+        "completed",
+    );
+}

@@ -1,0 +1,440 @@
+//! The lease protocol (CONTRACT §3): how remote workers take jobs, report on them and hand in what
+//! they made. What a lease allows is decided by [`crate::actors::leasing`].
+
+use std::time::Duration;
+
+use actix_web::body::BoxBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header;
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpRequest, HttpResponse, web};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::app::App;
+use super::body::{BodyLimits, declared_length, payload_problem, too_large, unstalled};
+use super::identity::bearer;
+use super::json::{Fields, FromFields, Json};
+use super::links::{LinkAnswer, sign};
+use super::problem::{Code, Problem};
+use super::{answer, jobs};
+use crate::actors::leasing::{Completed, Leased, Shape};
+use crate::actors::outputs::{Handed, Slot, slots};
+use crate::config::Secret;
+use crate::domain::ids::{JobId, LeaseId};
+use crate::domain::job::{Kind, Output, Request};
+use crate::media::blobs::Stored;
+use crate::media::renderer;
+
+/// The longest that a worker may wait for a job in one call, in seconds.
+const LONGEST_WAIT_S: u64 = 30;
+/// How long a worker may fetch the source of its job: longer than any attempt.
+const SOURCE_LINK_S: i64 = 2 * 3600;
+/// What the events after the lease say of their origin; the lease names the worker.
+const ACTOR: &str = "worker";
+
+/// The bearer tokens that workers may have, as digests: of equal length, so that comparing them
+/// takes the same time whatever is sent.
+pub struct WorkerTokens(Vec<[u8; 32]>);
+
+impl WorkerTokens {
+    pub fn new(tokens: &[Secret]) -> Self {
+        Self(tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect())
+    }
+
+    fn contains(&self, token: &str) -> bool {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        // All are compared, so that the time does not tell which.
+        let same = self.0.iter().filter(|known| verify_slices_are_equal(*known, &digest).is_ok());
+        same.count() > 0
+    }
+}
+
+/// Stands before the handlers for workers, before a body is read.
+pub async fn guard(
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    match admit(request.request()) {
+        Ok(()) => next.call(request).await,
+        Err(problem) => Ok(request.error_response(problem)),
+    }
+}
+
+fn admit(request: &HttpRequest) -> Result<(), Problem> {
+    let app = request.app_data::<web::Data<App>>();
+    let app = app
+        .ok_or_else(|| Problem::new(Code::InternalError).caused_by("the app's data is missing"))?;
+    match app.worker_tokens.contains(bearer(request)?) {
+        true => Ok(()),
+        false => Err(Problem::new(Code::TokenInvalid)),
+    }
+}
+
+/// The body of `POST worker/lease`.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct LeaseRequest {
+    /// 1 to 128 characters; shown to administrators.
+    pub worker_id: String,
+    /// The kinds of jobs it can do: `video`.
+    pub kinds: Vec<String>,
+    /// How long to wait for a job, 0 to 30 s; 0 if absent.
+    pub wait_s: Option<u64>,
+}
+
+impl FromFields for LeaseRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        let worker_id = fields.text("worker_id", 1..=128);
+        if worker_id.chars().any(char::is_control) {
+            fields.refuse("worker_id", "must not contain control characters");
+        }
+        let kinds = fields.optional_texts("kinds", 1..=16, 1..=64).unwrap_or_else(|| {
+            fields.refuse("kinds", "is required");
+            Vec::new()
+        });
+        if kinds.iter().any(|name| kind(name).is_none()) {
+            let names: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+            fields.refuse("kinds", format!("must be of {}", names.join(", ")));
+        }
+        Self { worker_id, kinds, wait_s: fields.optional_u64("wait_s", 0..=LONGEST_WAIT_S) }
+    }
+}
+
+fn kind(name: &str) -> Option<Kind> {
+    Kind::ALL.into_iter().find(|kind| kind.as_str() == name)
+}
+
+/// A job in the hands of a worker.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct LeaseAnswer {
+    /// Every further call names it.
+    pub lease_id: Uuid,
+    pub job_id: Uuid,
+    pub kind: &'static str,
+    /// From 1.
+    pub attempt: u32,
+    /// Progress before then keeps the lease.
+    pub expires_at: DateTime<Utc>,
+    pub prompt: String,
+    #[schema(value_type = Object)]
+    pub options: Value,
+    /// Where the file lies that the job works on, if there is one.
+    pub source: Option<LinkAnswer>,
+    pub outputs: Vec<OutputWanted>,
+}
+
+/// What a worker may hand in; the first one it must.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct OutputWanted {
+    pub name: &'static str,
+    /// Media types, comma separated.
+    pub content_types: String,
+}
+
+impl LeaseAnswer {
+    fn new(app: &App, leased: Leased) -> Self {
+        let request = leased.request;
+        let source = request.options.source_file_id;
+        let wanted = |slot: &Slot| OutputWanted { name: slot.name, content_types: slot.types() };
+        Self {
+            lease_id: leased.lease_id.0,
+            job_id: leased.job_id.0,
+            kind: request.kind.as_str(),
+            attempt: leased.attempt,
+            expires_at: leased.expires_at,
+            prompt: request.prompt.0.as_str().to_owned(),
+            options: json!(request.options),
+            source: source.map(|id| sign(app, &request.user_id, id, SOURCE_LINK_S)),
+            outputs: slots(request.kind).iter().map(wanted).collect(),
+        }
+    }
+}
+
+/// `POST worker/lease`
+pub async fn lease(app: web::Data<App>, body: Json<LeaseRequest>) -> Result<HttpResponse, Problem> {
+    let kinds: Vec<Kind> = body.0.kinds.iter().filter_map(|name| kind(name)).collect();
+    let wait = Duration::from_secs(body.0.wait_s.unwrap_or(0));
+    let stopping = app.stopping.clone();
+    let leased = app.leasing.lease_within(&body.0.worker_id, &kinds, wait, stopping).await?;
+    Ok(match leased {
+        Some(leased) => answer::ok(LeaseAnswer::new(&app, leased)),
+        None => HttpResponse::NoContent().finish(),
+    })
+}
+
+/// The body of `POST worker/jobs/{id}/progress`.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct ProgressRequest {
+    pub lease_id: Uuid,
+    /// Percent, 0 to 100; what is below the last one counts as that.
+    pub progress: f64,
+    /// 1 to 200 characters, for the user.
+    pub message: Option<String>,
+}
+
+impl FromFields for ProgressRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        let lease_id = lease_id(fields);
+        let progress = fields.optional_f64("progress", 0.0..=100.0).unwrap_or_else(|| {
+            fields.refuse("progress", "is required");
+            0.0
+        });
+        Self { lease_id, progress, message: fields.optional_text("message", 1..=200) }
+    }
+}
+
+fn lease_id(fields: &mut Fields) -> Uuid {
+    fields.optional_uuid("lease_id").unwrap_or_else(|| {
+        fields.refuse("lease_id", "is required");
+        Uuid::nil()
+    })
+}
+
+/// `POST worker/jobs/{id}/progress`
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub async fn progress(
+    app: web::Data<App>,
+    id: web::Path<String>,
+    body: Json<ProgressRequest>,
+) -> Result<HttpResponse, Problem> {
+    let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
+    // Within 0 to 100, so that nothing is cut off.
+    let percent = body.0.progress as u8;
+    let reported = app.leasing.progress(job_id, lease_id, ACTOR, percent, body.0.message).await?;
+    Ok(answer::ok(json!({
+        "cancelled": reported.cancelled, "expires_at": reported.expires_at,
+    })))
+}
+
+/// The query of `PUT worker/jobs/{id}/output`.
+#[derive(Debug, Deserialize)]
+pub struct OutputQuery {
+    lease_id: Option<String>,
+    name: Option<String>,
+}
+
+/// `PUT worker/jobs/{id}/output`: the bytes themselves.
+pub async fn output(
+    app: web::Data<App>,
+    request: HttpRequest,
+    id: web::Path<String>,
+    query: web::Query<OutputQuery>,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    let job_id = jobs::parse_id(&id)?;
+    let lease_id = query.lease_id.as_deref().and_then(|text| Uuid::try_parse(text).ok());
+    let lease_id = LeaseId(lease_id.ok_or_else(|| Problem::field("lease_id", "must be a UUID"))?);
+    let kind = app.leasing.hold(job_id, lease_id).await?.kind;
+    let slot = slot(kind, query.name.as_deref())?;
+    let digest = declared_digest(&request)?;
+    let declared = declared_type(&request, slot)?;
+    let stored = receive(&app, &request, payload).await?;
+    if digest.is_some_and(|digest| hex::encode(digest) != stored.sha256) {
+        return Err(Problem::new(Code::MalformedRequest)
+            .with_sentence("The bytes do not have the digest that Content-Digest tells"));
+    }
+    let content_type = real_type(&app, &stored).await?;
+    let fits = content_type.as_deref().filter(|name| slot.filename(name).is_some());
+    let fits = fits.filter(|name| declared.as_deref().is_none_or(|declared| declared == *name));
+    let content_type = fits.ok_or_else(|| wrong_type(slot))?.to_owned();
+    let handed = Handed { content_type, size: stored.size, sha256: stored.sha256 };
+    app.leasing.hand_in(job_id, lease_id, slot, &handed).await?;
+    Ok(answer::ok(json!({
+        "name": slot.name,
+        "content_type": handed.content_type,
+        "size": handed.size,
+        "sha256": handed.sha256,
+    })))
+}
+
+fn slot(kind: Kind, name: Option<&str>) -> Result<&'static Slot, Problem> {
+    let slots = slots(kind);
+    let found = match name {
+        None => slots.first(),
+        Some(name) => slots.iter().find(|slot| slot.name == name),
+    };
+    found.ok_or_else(|| {
+        let names: Vec<_> = slots.iter().map(|slot| slot.name).collect();
+        Problem::field("name", &format!("must be one of {}", names.join(", ")))
+    })
+}
+
+/// The SHA-256 of `Content-Digest` (RFC 9530), if the worker sent one.
+fn declared_digest(request: &HttpRequest) -> Result<Option<Vec<u8>>, Problem> {
+    let Some(value) = request.headers().get("content-digest") else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default();
+    let mut all = text.split(',').filter_map(|part| part.trim().split_once('='));
+    let Some((_, digest)) = all.find(|(name, _)| *name == "sha-256") else { return Ok(None) };
+    let digest = digest.strip_prefix(':').and_then(|rest| rest.strip_suffix(':'));
+    let digest = digest.and_then(|text| STANDARD.decode(text).ok()).filter(|it| it.len() == 32);
+    let digest = digest.ok_or_else(|| {
+        Problem::new(Code::MalformedRequest).with_sentence("Content-Digest is malformed")
+    })?;
+    Ok(Some(digest))
+}
+
+/// What the worker calls it; nothing if it leaves that to its bytes.
+fn declared_type(request: &HttpRequest, slot: &Slot) -> Result<Option<String>, Problem> {
+    let Some(value) = request.headers().get(header::CONTENT_TYPE) else { return Ok(None) };
+    let mime: Option<mime::Mime> = value.to_str().ok().and_then(|text| text.parse().ok());
+    let essence = mime.as_ref().map(|mime| mime.essence_str());
+    match essence {
+        Some("application/octet-stream") => Ok(None),
+        Some(name) if slot.filename(name).is_some() => Ok(Some(name.to_owned())),
+        _ => Err(wrong_type(slot)),
+    }
+}
+
+fn wrong_type(slot: &Slot) -> Problem {
+    Problem::new(Code::UnsupportedMediaType).with_sentence(format!(
+        "The output {} must be of {}",
+        slot.name,
+        slot.types()
+    ))
+}
+
+/// One that breaks off, stalls or is too large leaves nothing.
+async fn receive(
+    app: &App,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<Stored, Problem> {
+    let most = app.max_upload_bytes;
+    if declared_length(request).is_some_and(|length| length > most) {
+        return Err(too_large(most));
+    }
+    let mut body = std::pin::pin!(unstalled(payload, BodyLimits::of(request).silence));
+    let mut writer = app.blobs.writer().await?;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(payload_problem)?;
+        if writer.size() + chunk.len() as u64 > most {
+            return Err(too_large(most));
+        }
+        writer.write(chunk).await?;
+    }
+    if writer.size() == 0 {
+        return Err(Problem::new(Code::MissingBody));
+    }
+    Ok(writer.finish().await?)
+}
+
+/// What the bytes show; captions have no signature that the store knows.
+async fn real_type(app: &App, stored: &Stored) -> Result<Option<String>, Problem> {
+    if stored.sniffed.is_some() {
+        return Ok(stored.sniffed.clone());
+    }
+    const SIGNATURE: &[u8] = b"WEBVTT";
+    const MARK: &[u8] = "\u{feff}".as_bytes();
+    let most = (SIGNATURE.len() + MARK.len()) as u64;
+    let mut head = Vec::new();
+    let mut bytes = Box::pin(app.blobs.read_range(&stored.sha256, 0..stored.size.min(most)));
+    while let Some(chunk) = bytes.next().await {
+        head.extend_from_slice(&chunk?);
+    }
+    let head = head.strip_prefix(MARK).unwrap_or(&head);
+    Ok(head.starts_with(SIGNATURE).then(|| "text/vtt".to_owned()))
+}
+
+/// The body of `POST worker/jobs/{id}/complete`.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct CompleteRequest {
+    pub lease_id: Uuid,
+    /// Seconds; as requested if absent.
+    pub duration: Option<f64>,
+    /// Pixels; as requested if absent.
+    pub width: Option<u64>,
+    /// Pixels; as requested if absent.
+    pub height: Option<u64>,
+}
+
+impl FromFields for CompleteRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        Self {
+            lease_id: lease_id(fields),
+            duration: fields.optional_f64("duration", 0.0..=86_400.0),
+            width: fields.optional_u64("width", 1..=65_536),
+            height: fields.optional_u64("height", 1..=65_536),
+        }
+    }
+}
+
+impl CompleteRequest {
+    fn shape(&self, request: &Request) -> Shape {
+        let options = &request.options;
+        let (quality, ratio) = (options.quality.as_str(), options.aspect_ratio.as_str());
+        let (width, height) = renderer::dimensions(quality, ratio).unwrap_or_default();
+        let given = |pixels: Option<u64>| pixels.and_then(|it| u32::try_from(it).ok());
+        Shape {
+            duration: self.duration.unwrap_or_else(|| f64::from(options.duration)),
+            width: given(self.width).unwrap_or(width),
+            height: given(self.height).unwrap_or(height),
+        }
+    }
+}
+
+/// What a worker is told when its part is done.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct OutcomeAnswer {
+    pub job_id: Uuid,
+    /// Of the job: `completed`, `cancelled`, `failed` or `retry_wait`.
+    pub state: &'static str,
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Output>,
+}
+
+fn outcome(job_id: JobId, state: &'static str, output: Option<Output>) -> HttpResponse {
+    answer::ok(OutcomeAnswer { job_id: job_id.0, state, output })
+}
+
+/// `POST worker/jobs/{id}/complete`
+pub async fn complete(
+    app: web::Data<App>,
+    id: web::Path<String>,
+    body: Json<CompleteRequest>,
+) -> Result<HttpResponse, Problem> {
+    let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
+    let shape = |request: &Request| body.0.shape(request);
+    Ok(match app.leasing.complete(job_id, lease_id, ACTOR, shape).await? {
+        Completed::Done(output) => outcome(job_id, "completed", Some(output)),
+        Completed::Cancelled => outcome(job_id, "cancelled", None),
+    })
+}
+
+/// The body of `POST worker/jobs/{id}/fail`.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct FailRequest {
+    pub lease_id: Uuid,
+    /// 1 to 1000 characters, shown to the user.
+    pub error: String,
+    /// Whether another attempt may succeed; true if absent.
+    pub retryable: Option<bool>,
+}
+
+impl FromFields for FailRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        Self {
+            lease_id: lease_id(fields),
+            error: fields.text("error", 1..=1000),
+            retryable: fields.optional_bool("retryable"),
+        }
+    }
+}
+
+/// `POST worker/jobs/{id}/fail`
+pub async fn fail(
+    app: web::Data<App>,
+    id: web::Path<String>,
+    body: Json<FailRequest>,
+) -> Result<HttpResponse, Problem> {
+    let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
+    let again = body.0.retryable.unwrap_or(true);
+    let state = app.leasing.fail(job_id, lease_id, ACTOR, body.0.error, again).await?;
+    Ok(outcome(job_id, state, None))
+}

@@ -1,0 +1,320 @@
+//! The lease protocol as a remote worker speaks it, and all the ways to speak it badly.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::server::{Answer, Server, Setup, ask};
+
+const ADA: &str = "user_ada";
+const TOKEN: &str = "a-worker-token-of-the-tests";
+const NOBODY: &str = "0190d3a0-0000-7000-8000-000000000001";
+/// As little of an MP4 as its signature.
+const MP4: &[u8] = b"\0\0\0\x18ftypisom\0\0\0\0isommp42 and then some frames";
+const JPEG: &[u8] = &[0xff, 0xd8, 0xff, 0xe0, 0, 16, b'J', b'F', b'I', b'F'];
+
+fn server() -> Server {
+    let tokens = format!("another-token-of-the-tests,{TOKEN}");
+    Server::start(Setup::clerk().with("T2M_WORKER_TOKENS", tokens).with("MAX_UPLOAD_BYTES", "4096"))
+}
+
+fn call(server: &Server, method: Method, path: &str) -> RequestBuilder {
+    server.request(method, &format!("worker/{path}")).bearer_auth(TOKEN)
+}
+
+async fn post(server: &Server, path: &str, body: &Value) -> Answer {
+    ask(call(server, Method::POST, path).json(body)).await
+}
+
+async fn lease(server: &Server) -> Answer {
+    post(server, "lease", &json!({ "worker_id": "w", "kinds": ["video"] })).await
+}
+
+/// A worker with a job.
+struct Held {
+    job: String,
+    lease: String,
+}
+
+impl Held {
+    async fn new(server: &Server) -> Self {
+        let data = lease(server).await.data(200);
+        let text = |name: &str| data[name].as_str().unwrap().to_owned();
+        Self { job: text("job_id"), lease: text("lease_id") }
+    }
+
+    fn put(&self, server: &Server, query: &str) -> RequestBuilder {
+        let path = format!("jobs/{}/output?lease_id={}{query}", self.job, self.lease);
+        call(server, Method::PUT, &path)
+    }
+
+    async fn post(&self, server: &Server, what: &str, mut body: Value) -> Answer {
+        body["lease_id"] = json!(self.lease);
+        post(server, &format!("jobs/{}/{what}", self.job), &body).await
+    }
+}
+
+#[tokio::test]
+async fn a_remote_worker_makes_a_video() {
+    let server = server();
+    assert_eq!(lease(&server).await.status, 204);
+    let job = server.generate(ADA, "a lighthouse").await;
+    let waiting = server.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!(waiting["queue_position"], 1);
+
+    let leased = lease(&server).await.data(200);
+    assert_eq!((&leased["job_id"], &leased["kind"]), (&json!(job), &json!("video")));
+    assert_eq!((&leased["prompt"], &leased["attempt"]), (&json!("a lighthouse"), &json!(1)));
+    assert_eq!(leased["options"]["quality"], "720p");
+    assert_eq!(leased["outputs"][0]["name"], "video");
+    let held = Held { job: job.clone(), lease: leased["lease_id"].as_str().unwrap().to_owned() };
+
+    let body = json!({ "progress": 40, "message": "drawing" });
+    let report = held.post(&server, "progress", body).await.data(200);
+    assert_eq!(report["cancelled"], false);
+    assert_eq!(server.get(ADA, &format!("jobs/{job}")).await.data(200)["progress"], 40);
+
+    let digest = format!("sha-256=:{}:", STANDARD.encode(Sha256::digest(MP4)));
+    let put = held.put(&server, "").header("content-digest", digest).body(MP4);
+    let stored = ask(put).await.data(200);
+    assert_eq!(stored["sha256"], hex::encode(Sha256::digest(MP4)));
+    ask(held.put(&server, "&name=poster").body(JPEG)).await.data(200);
+    let captions = "\u{feff}WEBVTT\n\n00:00.000 --> 00:01.000\na lighthouse\n";
+    ask(held.put(&server, "&name=captions").body(captions)).await.data(200);
+    let files = server.get(ADA, "files").await.data(200);
+    assert_eq!(files["items"], json!([]), "seen before it is completed");
+
+    let done = held.post(&server, "complete", json!({ "width": 64, "height": 48 })).await;
+    let again = held.post(&server, "complete", json!({})).await;
+    assert_eq!((done.status, &done.body), (again.status, &again.body));
+    let output = &done.data(200)["output"];
+    assert_eq!((&output["width"], &output["duration"]), (&json!(64), &json!(10.0)));
+    let shown = server.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!((&shown["state"], &shown["output"]), (&json!("completed"), output));
+    let link = server.post(ADA, &format!("videos/{job}/signed-url"), &json!({})).await.data(200);
+    let link = link["url"].as_str().unwrap().strip_prefix(&server.address).unwrap().to_owned();
+    assert_eq!(ask(server.request(Method::GET, &link)).await.bytes, MP4);
+}
+
+#[tokio::test]
+async fn the_source_of_a_job_is_fetched_by_the_link_in_the_lease() {
+    let server = server();
+    let file = server.upload(ADA, "notes.txt", "hello").await;
+    let body = json!({ "prompt": "a pier", "source_file_id": file["file_id"] });
+    server.post(ADA, "videos/generate", &body).await.data(202);
+    let leased = lease(&server).await.data(200);
+    let link = leased["source"]["url"].as_str().unwrap();
+    let link = link.strip_prefix(&server.address).unwrap().to_owned();
+    assert_eq!(ask(server.request(Method::GET, &link)).await.bytes, b"hello");
+}
+
+#[tokio::test]
+async fn a_cancelled_job_tells_its_worker_and_a_failed_attempt_comes_again() {
+    let server = server();
+    let job = server.generate(ADA, "one").await;
+    let held = Held::new(&server).await;
+    let cancelled = server.post(ADA, &format!("jobs/{job}/cancel"), &json!({})).await.data(200);
+    assert_eq!(cancelled["state"], "cancelling");
+    let report = held.post(&server, "progress", json!({ "progress": 1 })).await.data(200);
+    assert_eq!(report["cancelled"], true);
+    let ended = held.post(&server, "fail", json!({ "error": "stopped" })).await.data(200);
+    assert_eq!(ended["state"], "cancelled");
+
+    let job = server.generate(ADA, "two").await;
+    let held = Held::new(&server).await;
+    let ended = held.post(&server, "fail", json!({ "error": "no memory" })).await.data(200);
+    assert_eq!(ended["state"], "retry_wait");
+    let shown = server.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!((&shown["error"], &shown["queue_position"]), (&json!("no memory"), &Value::Null));
+    assert_eq!(lease(&server).await.status, 204, "leased again before its delay was over");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_wrong_stale_or_of_another_job_changes_nothing() {
+    let server = server();
+    server.generate(ADA, "one").await;
+    server.generate("user_bob", "two").await;
+    let (one, two) = (Held::new(&server).await, Held::new(&server).await);
+    ask(two.put(&server, "").body(MP4)).await.data(200);
+    two.post(&server, "complete", json!({})).await.data(200);
+    let end = server.log_position().await;
+    let wrong = [
+        Held { job: one.job.clone(), lease: two.lease.clone() },
+        Held { job: one.job.clone(), lease: NOBODY.to_owned() },
+        Held { job: two.job.clone(), lease: one.lease.clone() },
+    ];
+    for held in &wrong {
+        let fail = json!({ "error": "x" });
+        let answers = [
+            held.post(&server, "progress", json!({ "progress": 5 })).await,
+            ask(held.put(&server, "").body(MP4)).await,
+            held.post(&server, "complete", json!({})).await,
+            held.post(&server, "fail", fail).await,
+        ];
+        for answer in answers {
+            answer.assert_refused(409, "lease_lost");
+        }
+    }
+    for job in [NOBODY, "nonsense"] {
+        let held = Held { job: job.to_owned(), lease: one.lease.clone() };
+        let progress = held.post(&server, "progress", json!({ "progress": 5 })).await;
+        progress.assert_refused(404, "not_found");
+        ask(held.put(&server, "").body(MP4)).await.assert_refused(404, "not_found");
+    }
+    // The one that is over.
+    two.post(&server, "progress", json!({ "progress": 5 })).await.assert_refused(409, "lease_lost");
+    ask(two.put(&server, "").body("other")).await.assert_refused(409, "lease_lost");
+    assert_eq!(server.log_position().await, end);
+}
+
+#[tokio::test]
+async fn a_malformed_call_is_told_what_is_wrong_and_changes_nothing() {
+    let server = server();
+    server.generate(ADA, "one").await;
+    let held = Held::new(&server).await;
+    let end = server.log_position().await;
+    let good = json!({ "worker_id": "w", "kinds": ["video"] });
+    let with = |base: &Value, field: &str, value: Value| {
+        let mut body = base.clone();
+        body[field] = value;
+        body
+    };
+    let lease_id = json!({ "lease_id": held.lease });
+    let progress = with(&lease_id, "progress", json!(1));
+    let fail = with(&lease_id, "error", json!("x"));
+    let at = |what: &str| format!("jobs/{}/{what}", held.job);
+    let table = [
+        ("lease".to_owned(), json!({}), "worker_id"),
+        ("lease".to_owned(), with(&good, "worker_id", json!("a\r\nb")), "worker_id"),
+        ("lease".to_owned(), with(&good, "worker_id", json!("x".repeat(129))), "worker_id"),
+        ("lease".to_owned(), with(&good, "kinds", json!([])), "kinds"),
+        ("lease".to_owned(), with(&good, "kinds", json!(["painting"])), "kinds"),
+        ("lease".to_owned(), with(&good, "kinds", json!("video")), "kinds"),
+        ("lease".to_owned(), with(&good, "wait_s", json!(31)), "wait_s"),
+        ("lease".to_owned(), with(&good, "wait_s", json!(-1)), "wait_s"),
+        (at("progress"), json!({ "progress": 1 }), "lease_id"),
+        (at("progress"), with(&progress, "lease_id", json!("x")), "lease_id"),
+        (at("progress"), lease_id.clone(), "progress"),
+        (at("progress"), with(&progress, "progress", json!(101)), "progress"),
+        (at("progress"), with(&progress, "progress", json!("10")), "progress"),
+        (at("progress"), with(&progress, "message", json!("x".repeat(201))), "message"),
+        (at("complete"), json!({}), "lease_id"),
+        (at("complete"), with(&lease_id, "duration", json!(-1)), "duration"),
+        (at("complete"), with(&lease_id, "width", json!(0)), "width"),
+        (at("fail"), lease_id.clone(), "error"),
+        (at("fail"), with(&fail, "retryable", json!("yes")), "retryable"),
+        (at("fail"), with(&fail, "error", json!("x".repeat(1001))), "error"),
+    ];
+    for (path, body, field) in table {
+        let answer = post(&server, &path, &body).await;
+        answer.assert_refused(422, "validation_failed");
+        assert!(answer.body["detail"]["fields"][field].is_string(), "{path} {body}");
+    }
+    let broken = call(&server, Method::POST, "lease").header("content-type", "application/json");
+    ask(broken.body("{")).await.assert_refused(400, "invalid_json");
+    ask(call(&server, Method::POST, "lease")).await.assert_refused(400, "missing_body");
+    held.post(&server, "complete", json!({})).await.assert_refused(422, "output_missing");
+    assert_eq!(server.log_position().await, end);
+}
+
+#[tokio::test]
+async fn an_output_that_is_not_what_it_should_be_is_refused() {
+    let server = server();
+    server.generate(ADA, "one").await;
+    let held = Held::new(&server).await;
+    let end = server.log_position().await;
+    let put = |query: &str| held.put(&server, query);
+    let typed =
+        |request: RequestBuilder, kind: &str| request.header("content-type", kind.to_owned());
+    let digest = |text: &str| put("").header("content-digest", text.to_owned()).body(MP4);
+    let zeros = format!("sha-256=:{}:", STANDARD.encode([0; 32]));
+    let table: Vec<(RequestBuilder, u16, &str)> = vec![
+        (put("").body(JPEG), 415, "unsupported_media_type"),
+        (put("").body("#!/bin/sh"), 415, "unsupported_media_type"),
+        (typed(put("").body(MP4), "video/webm"), 415, "unsupported_media_type"),
+        (typed(put("").body(MP4), "text/html"), 415, "unsupported_media_type"),
+        (put("&name=poster").body(MP4), 415, "unsupported_media_type"),
+        (put("&name=captions").body("<script>"), 415, "unsupported_media_type"),
+        (put("&name=../video").body(MP4), 422, "validation_failed"),
+        (put("").body(""), 400, "missing_body"),
+        (put("").body(vec![0; 4097]), 413, "payload_too_large"),
+        (put("").body(reqwest::Body::wrap_stream(pieces(5000))), 413, "payload_too_large"),
+        (digest(&zeros), 400, "malformed_request"),
+        (digest("sha-256=:xx:"), 400, "malformed_request"),
+    ];
+    for (request, status, code) in table {
+        ask(request).await.assert_refused(status, code);
+    }
+    let path = format!("jobs/{}/output?lease_id=x", held.job);
+    let request = call(&server, Method::PUT, &path).body(MP4);
+    ask(request).await.assert_refused(422, "validation_failed");
+    cut_off(&server, &held).await;
+    held.post(&server, "complete", json!({})).await.assert_refused(422, "output_missing");
+    assert_eq!(server.log_position().await, end);
+    // What other digests there are is not for us to judge.
+    ask(digest("sha-512=:xx:")).await.data(200);
+    held.post(&server, "complete", json!({})).await.data(200);
+}
+
+/// So many bytes, without saying how many.
+fn pieces(
+    count: usize,
+) -> impl futures_util::Stream<Item = Result<Vec<u8>, std::io::Error>> + Send + 'static {
+    futures_util::stream::iter((0..count / 100).map(|_| Ok(vec![0; 100])))
+}
+
+/// Half of the bytes that were announced, and then silence from a closed connection.
+async fn cut_off(server: &Server, held: &Held) {
+    let address = server.address.strip_prefix("http://").unwrap();
+    let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "PUT /api/v1/worker/jobs/{}/output?lease_id={} HTTP/1.1\r\nhost: {address}\r\n\
+         authorization: Bearer {TOKEN}\r\ncontent-length: {}\r\n\r\n",
+        held.job,
+        held.lease,
+        MP4.len() * 2
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection.write_all(MP4).await.unwrap();
+    connection.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let _ = connection.read_to_end(&mut answer).await;
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test]
+async fn what_was_handed_in_outlives_a_kill_of_the_server() {
+    let server = server();
+    let job = server.generate(ADA, "one").await;
+    let held = Held::new(&server).await;
+    ask(held.put(&server, "").body(MP4)).await.data(200);
+    let server = server.start_again();
+    let done = held.post(&server, "complete", json!({})).await.data(200);
+    assert_eq!((&done["state"], &done["job_id"]), (&json!("completed"), &json!(job)));
+    let server = server.start_again();
+    let again = held.post(&server, "complete", json!({})).await.data(200);
+    assert_eq!(again["output"], done["output"]);
+}
+
+#[tokio::test]
+async fn a_tier_has_its_limits_and_says_which_one_would_do() {
+    let server = server();
+    let ask_for = |duration: u64, quality: &str| json!({ "prompt": "a pier", "duration": duration, "quality": quality });
+    let answer = server.post(ADA, "videos/generate", &ask_for(11, "4k")).await;
+    answer.assert_refused(422, "validation_failed");
+    let fields = &answer.body["detail"]["fields"];
+    for field in ["duration", "quality"] {
+        assert!(fields[field].as_str().unwrap().contains("needs tier premium"), "{fields}");
+    }
+    server.post(ADA, "videos/generate", &ask_for(10, "1080p")).await.data(202);
+    let mut claims = crate::server::claims("user_rich");
+    claims["subscription_tier"] = json!("enterprise");
+    let request = server.request(Method::POST, "videos/generate");
+    let request = request.bearer_auth(crate::server::signed(&claims)).json(&ask_for(60, "4k"));
+    ask(request).await.data(202);
+    // Asked for later, and served before.
+    assert_eq!(lease(&server).await.data(200)["options"]["quality"], "4k");
+}
