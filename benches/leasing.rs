@@ -34,7 +34,7 @@ async fn run() {
     let log = log::open("embedded", dir.path()).await.expect("a log");
     let views = Views::open(&dir.path().join("views.sqlite")).expect("views");
     let system = System::start(clock, log, views);
-    let blobs = Blobs::open(dir.path()).expect("a blob store");
+    let blobs = Blobs::open(&t2m::config::BlobStore::File, dir.path()).expect("a blob store");
     let leasing = Leasing::new(Arc::clone(&system), &blobs, CAPS);
     let ids = fill(&system).await;
 

@@ -4,8 +4,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use chrono::TimeDelta;
 use clap::{ArgAction, Args, ValueEnum};
 use url::{Host, Url};
+
+const GIB: u64 = 1024 * 1024 * 1024;
 
 /// The options of the server, each a flag and an environment variable (CONTRACT §1).
 #[derive(Debug, Clone, Args)]
@@ -19,7 +22,7 @@ pub struct Options {
     /// The log's engine: `embedded`
     #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
     pub log: String,
-    /// Where files lie: `file` (under the data directory)
+    /// Where files lie: `file` (under the data directory) or `s3://bucket/prefix` (see `AWS_…`)
     #[arg(long, env = "T2M_BLOBS", default_value = "file")]
     pub blobs: String,
     /// Prefix of the links that are handed out [default: from the listen address]
@@ -61,6 +64,21 @@ pub struct Options {
     /// Largest upload, in bytes
     #[arg(long, env = "MAX_UPLOAD_BYTES", default_value_t = 2 * 1024 * 1024 * 1024)]
     pub max_upload_bytes: u64,
+    /// How long an upload in pieces (tus) may take before what came of it is removed
+    #[arg(long, env = "UPLOAD_LIFETIME", default_value = "24h")]
+    pub upload_lifetime: String,
+    /// Bytes a user of tier `standard` may store
+    #[arg(long, env = "QUOTA_STANDARD_BYTES", default_value_t = 10 * GIB)]
+    pub quota_standard_bytes: u64,
+    /// The same of tiers `premium` and `enterprise`
+    #[arg(long, env = "QUOTA_PREMIUM_BYTES", default_value_t = 1024 * GIB)]
+    pub quota_premium_bytes: u64,
+    /// How long the outputs of jobs of tier `standard` are kept, e.g. `30d`, or `never` deleted
+    #[arg(long, env = "RETENTION_STANDARD", default_value = "30d")]
+    pub retention_standard: String,
+    /// The same of tiers `premium` and `enterprise`
+    #[arg(long, env = "RETENTION_PREMIUM", default_value = "365d")]
+    pub retention_premium: String,
     /// Writes a user may ask for, as number/time, in a sliding window
     #[arg(long, env = "RATE_LIMIT_WRITES", default_value = "100/1h")]
     pub rate_limit_writes: String,
@@ -187,6 +205,55 @@ pub enum TokenKeys {
     Development,
 }
 
+/// Something that depends on the tier; `enterprise` has what `premium` has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByTier<T> {
+    pub standard: T,
+    pub premium: T,
+}
+
+/// How long the outputs of jobs are kept; nothing: for ever.
+pub type Retention = ByTier<Option<TimeDelta>>;
+
+/// Where the bytes of files lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlobStore {
+    /// Under the data directory.
+    File,
+    S3 {
+        bucket: String,
+        prefix: String,
+        /// The usual variables for credentials, region and endpoint, by name.
+        aws: Vec<(String, Secret)>,
+    },
+}
+
+/// S3 copies no more in one request; a blob is copied to its name once it is whole.
+const LARGEST_COPY_BYTES: u64 = 5 * GIB;
+
+impl BlobStore {
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        if text == "file" {
+            return Ok(Self::File);
+        }
+        let rest = text.strip_prefix("s3://").ok_or("neither `file` nor `s3://bucket/prefix`")?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        if bucket.len() < 3 || !bucket.chars().all(plain) {
+            return Err("the bucket's name is not one of S3's");
+        }
+        let prefix = prefix.trim_end_matches('/');
+        if !prefix.chars().all(|c| plain(c) || c == '/') || prefix.contains("//") {
+            return Err("the prefix may hold letters, digits and - . _ / only");
+        }
+        let aws = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
+        let aws = aws.map(|(name, value)| (name, Secret(value))).collect();
+        Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned(), aws })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
     Storyboard,
@@ -199,6 +266,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
     pub log: String,
+    pub blobs: BlobStore,
     pub public_url: Option<String>,
     pub environment: Environment,
     pub dev_mode: bool,
@@ -212,6 +280,10 @@ pub struct Settings {
     pub signing_secrets: Option<String>,
     pub allowed_origins: Option<Vec<String>>,
     pub max_upload_bytes: u64,
+    pub upload_lifetime: TimeDelta,
+    /// Bytes a user may store.
+    pub quotas: ByTier<u64>,
+    pub retention: Retention,
     pub rate_limit_writes: String,
     pub rate_limit_reads: String,
     pub rate_limit_links: String,
@@ -278,8 +350,12 @@ impl Options {
         if self.log != "embedded" {
             faults.push("T2M_LOG: this version has the engine `embedded` only".to_owned());
         }
-        if self.blobs != "file" {
-            faults.push("T2M_BLOBS: this version has the store `file` only".to_owned());
+        let blobs = BlobStore::parse(&self.blobs).unwrap_or_else(|fault| {
+            faults.push(format!("T2M_BLOBS: {fault}"));
+            BlobStore::File
+        });
+        if blobs != BlobStore::File && self.max_upload_bytes > LARGEST_COPY_BYTES {
+            faults.push("MAX_UPLOAD_BYTES: S3 copies no more than 5 GiB at once".to_owned());
         }
         let worker_tokens = present(self.worker_tokens).map(|list| comma_list(&list));
         let worker_tokens = worker_tokens.unwrap_or_default();
@@ -291,6 +367,22 @@ impl Options {
                 "T2M_WORKER_TOKENS: each must be at least {SHORTEST_TOKEN} visible ASCII characters"
             ));
         }
+        let mut lifetime = |variable: &str, text: &str| {
+            let found = lifetime(text);
+            if found.is_none() {
+                faults.push(format!("{variable}: not a time such as 30d or 12h"));
+            }
+            found
+        };
+        let upload_lifetime = lifetime("UPLOAD_LIFETIME", &self.upload_lifetime);
+        let mut kept = |variable: &str, text: &str| match text {
+            "never" => None,
+            text => lifetime(variable, text),
+        };
+        let retention = ByTier {
+            standard: kept("RETENTION_STANDARD", &self.retention_standard),
+            premium: kept("RETENTION_PREMIUM", &self.retention_premium),
+        };
         let engine = match self.engine.as_str() {
             "storyboard" => Engine::Storyboard,
             "none" => Engine::None,
@@ -303,6 +395,7 @@ impl Options {
             listen: self.listen,
             data_dir: self.data_dir,
             log: self.log,
+            blobs,
             public_url: public_url.map(|url| url.trim_end_matches('/').to_owned()),
             environment: self.environment,
             dev_mode: self.dev_mode,
@@ -320,6 +413,12 @@ impl Options {
             signing_secrets,
             allowed_origins,
             max_upload_bytes: self.max_upload_bytes,
+            upload_lifetime: upload_lifetime.unwrap_or_default(),
+            quotas: ByTier {
+                standard: self.quota_standard_bytes,
+                premium: self.quota_premium_bytes,
+            },
+            retention,
             rate_limit_writes: self.rate_limit_writes,
             rate_limit_reads: self.rate_limit_reads,
             rate_limit_links: self.rate_limit_links,
@@ -348,6 +447,13 @@ fn token_keys(pem: Option<String>, jwks: Option<String>, issuer: Option<&str>) -
 /// An empty variable is an unset one.
 fn present(value: Option<String>) -> Option<String> {
     value.filter(|text| !text.trim().is_empty())
+}
+
+/// A second at least, a century at most: then no sum of it and a date overflows.
+fn lifetime(text: &str) -> Option<TimeDelta> {
+    let parsed = humantime::parse_duration(text.trim()).ok()?;
+    let found = TimeDelta::from_std(parsed).ok()?;
+    (TimeDelta::seconds(1)..=TimeDelta::days(36_525)).contains(&found).then_some(found)
 }
 
 fn comma_list(list: &str) -> Vec<String> {

@@ -9,7 +9,7 @@
 //!    positions and a hash chain. They do not know each other.
 //! 2. [`views`]: the read models. [`clerk`]: tokens, keys and webhooks. [`media`]: bytes, links and
 //!    the renderer.
-//! 3. [`actors`]: entities, projector, dispatcher and timekeeper.
+//! 3. [`actors`]: entities, projector, dispatcher, timekeeper and storekeeper.
 //! 4. [`http`]: the front end.
 //! 5. [`cli`]: the commands of `t2m`.
 //!

@@ -201,10 +201,11 @@ fn name_of(message_id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::BlobStore;
 
     fn letters() -> (tempfile::TempDir, DeadLetters) {
         let dir = tempfile::tempdir().unwrap();
-        let letters = DeadLetters::new(&Blobs::open(dir.path()).unwrap());
+        let letters = DeadLetters::new(&Blobs::open(&BlobStore::File, dir.path()).unwrap());
         (dir, letters)
     }
 

@@ -32,7 +32,7 @@ impl World {
         let log = log::open("embedded", dir.path()).await.unwrap();
         let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
         let system = System::start(clock.clone(), log, views);
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
         let leasing = Leasing::new(Arc::clone(&system), &blobs, Caps::DEFAULT);
         Self { clock, system, blobs, leasing, _dir: dir }
     }

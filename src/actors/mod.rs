@@ -10,6 +10,7 @@ pub mod leasing;
 pub mod metadata_sync;
 pub mod outputs;
 pub mod projector;
+pub mod storekeeper;
 pub mod timekeeper;
 
 use std::sync::Arc;

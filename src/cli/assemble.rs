@@ -14,6 +14,7 @@ use super::BadConfiguration;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
 use crate::actors::leasing::Leasing;
+use crate::actors::storekeeper::Storekeeper;
 use crate::actors::{System, metadata_sync, timekeeper};
 use crate::clerk::api::{self, Api};
 use crate::clerk::jwks::Jwks;
@@ -26,11 +27,14 @@ use crate::config::{Engine, Environment, Options, Settings, TokenKeys};
 use crate::domain::tier::Caps;
 use crate::http::address::TrustedProxies;
 use crate::http::app::{self, App};
+use crate::http::quota::Quotas;
 use crate::http::rates::{Budget, Budgets, Rates};
 use crate::http::worker::WorkerTokens;
 use crate::log;
 use crate::media::blobs::Blobs;
+use crate::media::reservations::Reservations;
 use crate::media::signed_url::SigningSecrets;
+use crate::media::uploads::Uploads;
 use crate::views::Views;
 
 /// Key id of the development key.
@@ -132,8 +136,13 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         views.checkpoint(),
         data_dir.display(),
     );
-    let blobs = Arc::new(Blobs::open(data_dir).context("opening the blob store")?);
+    let blobs = Blobs::open(&settings.blobs, data_dir).context("opening the blob store")?;
+    blobs.probe().await.context("looking into the blob store")?;
+    let blobs = Arc::new(blobs);
     blobs.sweep_incoming().context("clearing unfinished uploads")?;
+    let reservations = Reservations::default();
+    let uploads = Uploads::open(&blobs, &reservations).context("reading unfinished uploads")?;
+    let uploads = Arc::new(uploads);
 
     let system = System::start(clock.clone(), log, views);
     // What was written before the last stop shows before the first request is taken.
@@ -141,6 +150,13 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         let _ = system.visible(head).await;
     }
     timekeeper::start(Arc::clone(&system));
+    let storekeeper = Storekeeper {
+        system: Arc::clone(&system),
+        blobs: Arc::clone(&blobs),
+        uploads: Arc::clone(&uploads),
+        retention: settings.retention,
+    };
+    storekeeper.start();
     let dead_letters = DeadLetters::new(&blobs);
     // Before the first delivery, which may be the one that settles a letter.
     if let Err(error) = dead_letters.trim(clock.now()).await {
@@ -182,6 +198,10 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         development_keys,
         system: Arc::clone(&system),
         blobs,
+        uploads,
+        upload_lifetime: settings.upload_lifetime,
+        quotas: Quotas::new(settings.quotas, reservations),
+        retention: settings.retention,
         links,
         authenticator: authenticator(&settings, keys, &clock)?,
         webhooks,

@@ -15,6 +15,7 @@ use super::BadConfiguration;
 use crate::actors::dead_letters::{DeadLetters, Heading, Letter};
 use crate::clerk::webhook::{WebhookVerifier, sign};
 use crate::clock::Clock;
+use crate::config::BlobStore;
 use crate::media::blobs::Blobs;
 
 #[derive(Subcommand)]
@@ -55,6 +56,9 @@ pub struct Place {
     /// Where they lie, the same as the server's
     #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
     data_dir: PathBuf,
+    /// The store of files, the same as the server's
+    #[arg(long, env = "T2M_BLOBS", default_value = "file")]
+    blobs: String,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -110,7 +114,9 @@ impl Webhooks {
 
 impl Place {
     fn open(&self) -> anyhow::Result<DeadLetters> {
-        let blobs = Blobs::open(&self.data_dir);
+        let store = BlobStore::parse(&self.blobs)
+            .map_err(|fault| BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
+        let blobs = Blobs::open(&store, &self.data_dir);
         let blobs = blobs.with_context(|| format!("opening {}", self.data_dir.display()))?;
         Ok(DeadLetters::new(&blobs))
     }

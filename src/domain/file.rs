@@ -19,7 +19,20 @@ pub enum Event {
         user_id: UserId,
         /// The bytes that lost a referrer, for whoever clears the blob store.
         sha256: String,
+        /// Absent when its owner asked for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
     },
+}
+
+/// Why a file goes without its owner's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// A job made it, and the time for which such files are kept is over.
+    Expired,
+    /// Its owner was deleted.
+    OwnerDeleted,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -52,7 +65,13 @@ impl Default for Personal<serde_json::Map<String, serde_json::Value>> {
 #[derive(Debug, Clone)]
 pub enum Command {
     Store(Stored),
-    Delete { by: UserId },
+    Delete {
+        by: UserId,
+    },
+    /// Nothing happens when it is gone already.
+    Remove {
+        reason: Reason,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,8 +106,12 @@ impl Aggregate for File {
             }
             (Command::Store(_), Self::Present(_) | Self::Deleted) => Err(Refusal::KeyReused),
             (Command::Delete { by }, Self::Present(stored)) if *by == stored.user_id => {
-                Ok(vec![Event::Deleted { user_id: by.clone(), sha256: stored.sha256.clone() }])
+                Ok(vec![deleted(stored, None)])
             }
+            (Command::Remove { reason }, Self::Present(stored)) => {
+                Ok(vec![deleted(stored, Some(*reason))])
+            }
+            (Command::Remove { .. }, _) => Ok(vec![]),
             (Command::Delete { .. }, _) => Err(Refusal::NotFound),
         }
     }
@@ -99,6 +122,10 @@ impl Aggregate for File {
             Event::Deleted { .. } => Self::Deleted,
         };
     }
+}
+
+fn deleted(stored: &Stored, reason: Option<Reason>) -> Event {
+    Event::Deleted { user_id: stored.user_id.clone(), sha256: stored.sha256.clone(), reason }
 }
 
 #[cfg(test)]
@@ -130,7 +157,7 @@ mod tests {
     #[test]
     fn a_file_is_stored_once_and_deleted_by_its_owner_alone() {
         let stored = Event::Stored(photo());
-        let deleted = Event::Deleted { user_id: user("ada"), sha256: photo().sha256 };
+        let deleted = deleted(&photo(), None);
         let other = Stored { fingerprint: Some("g".to_owned()), ..photo() };
         check(&[], Command::Store(photo()), Ok(1));
         check(std::slice::from_ref(&stored), Command::Store(photo()), Ok(0));
@@ -142,6 +169,10 @@ mod tests {
             Err(Refusal::NotFound),
         );
         check(&[], Command::Delete { by: user("ada") }, Err(Refusal::NotFound));
+        let remove = || Command::Remove { reason: Reason::Expired };
+        check(std::slice::from_ref(&stored), remove(), Ok(1));
+        check(&[stored.clone(), deleted.clone()], remove(), Ok(0));
+        check(&[], remove(), Ok(0));
         check(&[stored, deleted], Command::Delete { by: user("ada") }, Err(Refusal::NotFound));
     }
 }

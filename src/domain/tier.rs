@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::job::Quality;
+use crate::config::ByTier;
 
 /// A user's subscription at the time of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -19,6 +20,16 @@ pub enum Tier {
 }
 
 impl Tier {
+    pub const ALL: [Self; 3] = [Self::Standard, Self::Premium, Self::Enterprise];
+
+    /// What this tier has of something that each tier has.
+    pub fn pick<T>(self, each: &ByTier<T>) -> &T {
+        match self {
+            Self::Standard => &each.standard,
+            Self::Premium | Self::Enterprise => &each.premium,
+        }
+    }
+
     /// By its name at Clerk; an unknown one has bought nothing.
     pub fn of(name: &str) -> Self {
         match name {

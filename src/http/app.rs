@@ -7,22 +7,26 @@ use actix_cors::Cors;
 use actix_web::http::{Method, header};
 use actix_web::middleware::from_fn;
 use actix_web::{App as ActixApp, HttpServer, dev::Server, web};
+use chrono::TimeDelta;
 use tokio::sync::watch;
 
 use super::address::TrustedProxies;
 use super::edges::{FreshIds, Routes, edge, unmatched};
 use super::gate::gate;
 use super::health;
+use super::quota::Quotas;
 use super::rates::Rates;
-use super::routes;
 use super::worker::WorkerTokens;
+use super::{routes, tus};
 use crate::actors::System;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::leasing::Leasing;
 use crate::clerk::Authenticator;
 use crate::clerk::webhook::WebhookVerifier;
+use crate::config::Retention;
 use crate::media::blobs::Blobs;
 use crate::media::signed_url::SigningSecrets;
+use crate::media::uploads::Uploads;
 
 /// Paths under which every route is served, the longer first: actix takes the first that fits.
 pub const PREFIXES: [&str; 2] = ["/api/v1", "/api"];
@@ -34,6 +38,12 @@ const DRAIN_S: u64 = 10;
 pub struct App {
     pub system: Arc<System>,
     pub blobs: Arc<Blobs>,
+    /// Those that come in pieces.
+    pub uploads: Arc<Uploads>,
+    /// How long such an upload may take.
+    pub upload_lifetime: TimeDelta,
+    pub quotas: Quotas,
+    pub retention: Retention,
     pub links: SigningSecrets,
     pub authenticator: Authenticator,
     /// Absent in development without a secret: then deliveries are answered with 503.
@@ -99,6 +109,7 @@ fn cors(origins: &[String]) -> Cors {
             Method::PUT,
             Method::PATCH,
             Method::DELETE,
+            Method::OPTIONS,
         ])
         .allowed_headers([
             header::AUTHORIZATION,
@@ -110,6 +121,7 @@ fn cors(origins: &[String]) -> Cors {
             header::HeaderName::from_static("x-log-position"),
             header::HeaderName::from_static("last-event-id"),
         ])
+        .allowed_headers(tus::REQUEST_HEADERS)
         .expose_headers([
             "X-Log-Position",
             "X-Request-Id",
@@ -123,7 +135,9 @@ fn cors(origins: &[String]) -> Cors {
             "Accept-Ranges",
             "ETag",
             "Content-Disposition",
+            "Location",
         ])
+        .expose_headers(tus::RESPONSE_HEADERS)
         .max_age(3600);
     for origin in origins {
         cors = cors.allowed_origin(origin);

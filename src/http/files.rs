@@ -1,5 +1,7 @@
 //! The caller's files: upload, list, show, delete.
 
+use std::time::Duration;
+
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -80,28 +82,64 @@ pub async fn store(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let key = idempotency_key(&request)?;
-    let received = upload::receive(&request, payload, &app.blobs, app.max_upload_bytes).await?;
+    let mut allowance = app.quotas.allowance(&app, &caller);
+    let limit = app.max_upload_bytes;
+    let received = upload::receive(&request, payload, &app.blobs, limit, &mut allowance).await?;
     let file_id = FileId(match &key {
         Some(key) => derived_id(&caller.user_id, "file", key),
         None => app.system.clock.fresh_id(),
     });
     let fingerprint =
         key.map(|_| fingerprint(&json!([received.filename, received.sha256, received.metadata])));
+    let kept = record(&app, &caller, file_id, received, fingerprint).await?;
+    if let Err(late) = app.system.visible(kept.position).await {
+        // Until the file itself counts, its reservation must.
+        let progress = app.system.progress.clone();
+        actix_web::rt::spawn(async move {
+            let _ = progress.reached(kept.position, AT_LAST).await;
+            drop(allowance);
+        });
+        return Err(late.into());
+    }
+    let row = owned(&app, &caller, file_id)?;
+    let response = at_position(answer::ok(UploadAnswer::from(row)), kept.position);
+    Ok(replayed(response, !kept.is_new))
+}
+
+/// The longest that a reservation outlives its upload.
+const AT_LAST: Duration = Duration::from_secs(3600);
+
+/// A file that is in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Recorded {
+    pub position: u64,
+    /// Not recorded before.
+    pub is_new: bool,
+}
+
+/// Records an upload, whose bytes are durable, as a file.
+///
+/// # Errors
+/// What the file's stream refuses, or that the log cannot be written.
+pub async fn record(
+    app: &App,
+    caller: &Caller,
+    file_id: FileId,
+    upload: upload::Upload,
+    fingerprint: Option<String>,
+) -> Result<Recorded, Problem> {
     let command = Command::Store(Stored {
         user_id: caller.user_id.clone(),
-        filename: Personal(received.filename),
-        content_type: received.content_type,
-        size: received.size,
-        sha256: received.sha256,
-        metadata: Personal(received.metadata),
+        filename: Personal(upload.filename),
+        content_type: upload.content_type,
+        size: upload.size,
+        sha256: upload.sha256,
+        metadata: Personal(upload.metadata),
         job_id: None,
         fingerprint,
     });
     let done = app.system.files.execute(file_id, command, caller.origin()).await?;
-    app.system.visible(done.position).await?;
-    let row = owned(&app, &caller, file_id)?;
-    let response = at_position(answer::ok(UploadAnswer::from(row)), done.position);
-    Ok(replayed(response, done.events.is_empty()))
+    Ok(Recorded { position: done.position, is_new: !done.events.is_empty() })
 }
 
 /// `GET files`
@@ -133,11 +171,20 @@ pub async fn delete(
 ) -> Result<HttpResponse, Problem> {
     let file_id = parse_id(&id)?;
     owned(&app, &caller, file_id)?;
+    let position = remove(&app, &caller, file_id).await?;
+    Ok(at_position(answer::ok(json!({ "file_id": file_id, "deleted": true })), position))
+}
+
+/// Deletes a file of the caller's and says where in the log that is.
+///
+/// # Errors
+/// As those of every command.
+pub async fn remove(app: &App, caller: &Caller, file_id: FileId) -> Result<u64, Problem> {
     let command = Command::Delete { by: caller.user_id.clone() };
     let done = app.system.files.execute(file_id, command, caller.origin()).await?;
     debug_assert_eq!(done.state, File::Deleted);
     app.system.visible(done.position).await?;
-    Ok(at_position(answer::ok(json!({ "file_id": file_id, "deleted": true })), done.position))
+    Ok(done.position)
 }
 
 /// The file, if it is there and the caller's: the two are never told apart.

@@ -11,6 +11,7 @@ use super::app::App;
 use super::identity::RefreshRecommended;
 use super::problem::{Code, Problem};
 use super::rates::Standing;
+use super::tus;
 
 /// A middleware, inside of the one for CORS.
 pub async fn gate(
@@ -28,6 +29,7 @@ pub async fn gate(
         let extensions = response.request().extensions();
         (extensions.get::<Standing>().copied(), extensions.contains::<RefreshRecommended>())
     };
+    let of_tus = response.request().path().contains("/files/tus");
     let headers = response.headers_mut();
     let mut tell = |name: &'static str, value: header::HeaderValue| {
         headers.insert(header::HeaderName::from_static(name), value);
@@ -36,6 +38,9 @@ pub async fn gate(
         tell("x-ratelimit-limit", standing.limit.into());
         tell("x-ratelimit-remaining", standing.remaining.into());
         tell("x-ratelimit-reset", standing.reset.into());
+    }
+    if of_tus {
+        tell("tus-resumable", header::HeaderValue::from_static(tus::VERSION));
     }
     if refresh {
         tell("x-token-refresh", header::HeaderValue::from_static("recommended"));

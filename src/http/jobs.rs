@@ -91,6 +91,8 @@ pub struct JobAnswer {
     pub error: Option<String>,
     #[schema(value_type = Option<Object>)]
     pub output: Option<Output>,
+    /// When the output will be deleted; null if it is gone, or kept for ever.
+    pub expires_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
@@ -110,6 +112,7 @@ impl JobAnswer {
             queue_position,
             error: row.error.clone(),
             output: row.output.clone(),
+            expires_at: None,
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
@@ -290,13 +293,17 @@ fn listed(
     page: &PageQuery,
 ) -> Result<HttpResponse, Problem> {
     let found = app.system.views.jobs(&caller.user_id, filter, page.cursor.as_ref(), page.limit)?;
-    let items: Vec<_> = found.items.iter().map(|row| shown(app, row)).collect();
+    let items = found.items.iter().map(|row| shown(app, row)).collect::<Result<Vec<_>, _>>()?;
     Ok(answer::ok(PageAnswer { items, next_cursor: found.next_cursor }))
 }
 
-fn shown(app: &App, row: &JobRow) -> JobAnswer {
-    let (now, caps) = (app.system.clock.now(), app.leasing.caps());
-    JobAnswer::new(row, app.system.views.queue_position(row, now, caps))
+fn shown(app: &App, row: &JobRow) -> Result<JobAnswer, Problem> {
+    let (now, caps, views) = (app.system.clock.now(), app.leasing.caps(), &app.system.views);
+    let expires_at = match &row.output {
+        Some(output) => views.file(&output.file_id)?.and_then(|it| it.expires_at(&app.retention)),
+        None => None,
+    };
+    Ok(JobAnswer { expires_at, ..JobAnswer::new(row, views.queue_position(row, now, caps)) })
 }
 
 /// `GET jobs/{id}` and `GET status/{id}`
@@ -306,7 +313,7 @@ pub async fn show(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let row = owned(&app, &caller, parse_id(&id)?)?;
-    Ok(answer::ok(shown(&app, &row)))
+    Ok(answer::ok(shown(&app, &row)?))
 }
 
 /// `POST jobs/{id}/cancel`
@@ -339,7 +346,7 @@ async fn change(
     debug_assert_ne!(done.state, Job::Absent);
     app.system.visible(done.position).await?;
     let row = owned(app, caller, job_id)?;
-    Ok(at_position(answer::ok(shown(app, &row)), done.position))
+    Ok(at_position(answer::ok(shown(app, &row)?), done.position))
 }
 
 /// The job, if it is there and the caller's: the two are never told apart.

@@ -17,6 +17,7 @@ pub mod openapi;
 pub mod routes;
 pub mod sessions;
 pub mod streams;
+pub mod tus;
 pub mod webhooks;
 pub mod worker;
 
@@ -29,6 +30,7 @@ pub mod identity;
 pub mod json;
 pub mod lists;
 pub mod problem;
+pub mod quota;
 pub mod ranges;
 pub mod rates;
 pub mod upload;

@@ -95,6 +95,7 @@ pub fn describe() -> OpenApi {
             Method::PUT => HttpMethod::Put,
             Method::PATCH => HttpMethod::Patch,
             Method::DELETE => HttpMethod::Delete,
+            Method::OPTIONS => HttpMethod::Options,
             _ => HttpMethod::Post,
         };
         let item = PathItem::new(method, operation(&route).build());

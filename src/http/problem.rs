@@ -46,15 +46,19 @@ pub enum Code {
     Conflict,
     JobNotCompleted,
     LeaseLost,
+    UploadOffsetMismatch,
     LinkExpired,
     PreconditionFailed,
     PayloadTooLarge,
+    QuotaExceeded,
     UnsupportedMediaType,
     RangeNotSatisfiable,
     ValidationFailed,
     OutputMissing,
     IdempotencyKeyReused,
+    UploadBusy,
     RateLimited,
+    ChecksumMismatch,
     InternalError,
     LogUnavailable,
     StorageUnavailable,
@@ -109,11 +113,17 @@ impl Code {
             Code::Conflict => ("conflict", 409, "This conflicts with the present state"),
             Code::JobNotCompleted => ("job_not_completed", 409, "The job is not completed"),
             Code::LeaseLost => ("lease_lost", 409, "The lease is no longer held"),
+            Code::UploadOffsetMismatch => {
+                ("upload_offset_mismatch", 409, "The upload is at another offset")
+            }
             Code::LinkExpired => ("link_expired", 410, "The link has expired"),
             Code::PreconditionFailed => {
                 ("precondition_failed", 412, "A condition of the request does not hold")
             }
             Code::PayloadTooLarge => ("payload_too_large", 413, "The request body is too large"),
+            Code::QuotaExceeded => {
+                ("quota_exceeded", 413, "There is not enough room left for this file")
+            }
             Code::UnsupportedMediaType => {
                 ("unsupported_media_type", 415, "The media type is not supported")
             }
@@ -129,6 +139,11 @@ impl Code {
                 422,
                 "The idempotency key was used before with another body",
             ),
+            Code::UploadBusy => ("upload_busy", 423, "Another request is using the upload"),
+            // A status of tus's own.
+            Code::ChecksumMismatch => {
+                ("checksum_mismatch", 460, "The bytes are not those that the checksum is of")
+            }
             Code::RateLimited => ("rate_limited", 429, "Too many requests"),
             Code::InternalError => ("internal_error", 500, "Something went wrong on our side"),
             Code::LogUnavailable => {
@@ -298,7 +313,8 @@ impl ResponseError for Problem {
             response.insert_header((name.clone(), value.clone()));
         }
         // The rest of the body will not be read, so the connection cannot be used again.
-        if matches!(self.0.code, Code::RequestTimeout | Code::PayloadTooLarge) {
+        let unread = [Code::RequestTimeout, Code::PayloadTooLarge, Code::QuotaExceeded];
+        if unread.contains(&self.0.code) {
             response.force_close();
         }
         response.json(self.body())

@@ -10,7 +10,7 @@ use super::app::PREFIXES;
 use super::edges::unmatched;
 use super::{
     admin, batch, caller, dead_letters, files, gate, health, jobs, links, me, openapi, sessions,
-    streams, webhooks, worker,
+    streams, tus, webhooks, worker,
 };
 
 /// Who may use a route.
@@ -83,6 +83,16 @@ impl Route {
         self
     }
 
+    const fn created(mut self) -> Self {
+        self.status = 201;
+        self
+    }
+
+    const fn no_content(mut self) -> Self {
+        self.status = 204;
+        self
+    }
+
     const fn accepted(mut self) -> Self {
         self.status = 202;
         self
@@ -112,6 +122,7 @@ pub fn table() -> Vec<Route> {
     const PUT: Method = Method::PUT;
     const PATCH: Method = Method::PATCH;
     const DELETE: Method = Method::DELETE;
+    const OPTIONS: Method = Method::OPTIONS;
     vec![
         route(GET, "/auth/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
         route(GET, "/system/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
@@ -130,6 +141,12 @@ pub fn table() -> Vec<Route> {
         route(DELETE, "/sessions/current", Authenticated, "End this session", || web::delete().to(sessions::revoke_current)),
         route(DELETE, "/sessions/{id}", Authenticated, "End a session", || web::delete().to(sessions::revoke)),
         route(POST, "/files/upload", Authenticated, "Store a file (multipart, field `file`)", || web::post().to(files::store)).gives("UploadAnswer"),
+        route(OPTIONS, "/files/tus", Public, "What uploads in pieces (tus 1.0) may ask for", || web::method(Method::OPTIONS).to(tus::options)).no_content(),
+        route(POST, "/files/tus", Authenticated, "Begin an upload in pieces", || web::post().to(tus::create)).created(),
+        route(HEAD, "/files/tus/{id}", Authenticated, "How far an upload is", || web::head().to(tus::show)),
+        route(PATCH, "/files/tus/{id}", Authenticated, "The next piece of an upload", || web::patch().to(tus::append)).no_content(),
+        route(DELETE, "/files/tus/{id}", Authenticated, "End an upload", || web::delete().to(tus::terminate)).no_content(),
+        route(POST, "/files/tus/{id}", Authenticated, "The same, for clients that cannot send PATCH or DELETE (`X-HTTP-Method-Override`)", || web::post().to(tus::overridden)).no_content(),
         route(GET, "/files", Authenticated, "The caller's files", || web::get().to(files::list)),
         route(GET, "/files/{id}", Authenticated, "One file", || web::get().to(files::show)).gives("FileAnswer"),
         route(DELETE, "/files/{id}", Authenticated, "Delete a file", || web::delete().to(files::delete)),

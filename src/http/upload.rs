@@ -1,6 +1,6 @@
 //! Multipart uploads: field `file` streams into the blob store, the other fields become metadata.
 
-use std::io;
+use std::{io, time::Duration};
 
 use actix_multipart::{Field, Multipart};
 use actix_web::{HttpRequest, error::PayloadError, http::header::ContentDisposition, web};
@@ -10,12 +10,16 @@ use serde_json::{Map, Value};
 use super::{
     body::{BodyLimits, declared_length, payload_problem, too_large, unstalled},
     problem::{Code, Problem},
+    quota::Allowance,
 };
 use crate::media::blobs::{Blobs, Stored};
 
-const MAX_FIELDS: usize = 32;
-const MAX_FIELD_BYTES: usize = 16 * 1024;
-const MAX_NAME_BYTES: usize = 128;
+/// Fields besides the file, and how large each and its name may be.
+pub const MAX_FIELDS: usize = 32;
+pub const MAX_FIELD_BYTES: usize = 16 * 1024;
+pub const MAX_NAME_BYTES: usize = 128;
+/// The longest that the fields after the file may take.
+const AFTER_FILE: Duration = Duration::from_secs(600);
 /// The fields, their headers and the boundaries around a file of the largest size, in bytes.
 const AROUND_FILE_BYTES: u64 = (MAX_FIELDS * (MAX_FIELD_BYTES + 1024)) as u64 + 64 * 1024;
 
@@ -42,25 +46,35 @@ pub async fn receive(
     payload: web::Payload,
     blobs: &Blobs,
     max_bytes: u64,
+    allowance: &mut Allowance,
 ) -> Result<Upload, Problem> {
-    let most = max_bytes.saturating_add(AROUND_FILE_BYTES);
-    if declared_length(req).is_some_and(|length| length > most) {
+    let declared = declared_length(req).unwrap_or_default();
+    let least = declared.saturating_sub(AROUND_FILE_BYTES);
+    if least > max_bytes {
         return Err(too_large(max_bytes));
+    }
+    // All of the body if there is room, so that the upload cannot fail half way; else what the
+    // file must have at the least.
+    if allowance.cover(declared).is_err() {
+        allowance.cover(least)?;
     }
     let body = Box::pin(unstalled(payload, BodyLimits::of(req).silence));
     let mut multipart = Multipart::new(req.headers(), body);
-    let mut file = None;
     let mut metadata = Metadata::default();
-    while let Some(field) = multipart.next().await {
+    let (part, stored) = loop {
+        let Some(field) = multipart.next().await else {
+            return Err(Problem::field("file", "is required"));
+        };
         let field = field.map_err(multipart_problem)?;
-        let name = field.name().unwrap_or_default().to_owned();
-        match (name.as_str(), &file) {
-            ("file", None) => file = Some(receive_file(field, blobs, max_bytes).await?),
-            ("file", Some(_)) => return Err(Problem::field("file", "must be given once")),
-            _ => metadata.add(name, field).await?,
+        match field.name() {
+            Some("file") => break receive_file(field, blobs, max_bytes, allowance).await?,
+            _ => metadata.add(field).await?,
         }
-    }
-    let (part, stored) = file.ok_or_else(|| Problem::field("file", "is required"))?;
+    };
+    // The blob is there, and nobody refers to it yet: that must not last (see `media::aside`).
+    tokio::time::timeout(AFTER_FILE, metadata.add_rest(&mut multipart))
+        .await
+        .map_err(|_| Problem::new(Code::RequestTimeout))??;
     Ok(Upload {
         filename: part.filename,
         content_type: content_type(stored.sniffed.as_deref(), part.declared.as_ref()),
@@ -80,6 +94,7 @@ async fn receive_file(
     mut field: Field,
     blobs: &Blobs,
     max_bytes: u64,
+    allowance: &mut Allowance,
 ) -> Result<(Part, Stored), Problem> {
     let filename = filename(field.content_disposition());
     let declared = field.content_type().cloned();
@@ -89,6 +104,7 @@ async fn receive_file(
         if writer.size() + chunk.len() as u64 > max_bytes {
             return Err(too_large(max_bytes));
         }
+        allowance.cover(writer.size() + chunk.len() as u64)?;
         writer.write(chunk).await?;
     }
     Ok((Part { filename, declared }, writer.finish().await?))
@@ -101,7 +117,19 @@ struct Metadata {
 }
 
 impl Metadata {
-    async fn add(&mut self, name: String, mut field: Field) -> Result<(), Problem> {
+    async fn add_rest(&mut self, multipart: &mut Multipart) -> Result<(), Problem> {
+        while let Some(field) = multipart.next().await {
+            let field = field.map_err(multipart_problem)?;
+            if field.name() == Some("file") {
+                return Err(Problem::field("file", "must be given once"));
+            }
+            self.add(field).await?;
+        }
+        Ok(())
+    }
+
+    async fn add(&mut self, mut field: Field) -> Result<(), Problem> {
+        let name = field.name().unwrap_or_default().to_owned();
         self.count += 1;
         if self.count > MAX_FIELDS {
             let sentence = format!("At most {MAX_FIELDS} fields are allowed besides the file");
@@ -179,7 +207,8 @@ fn shortened(name: &str) -> String {
     format!("{}{extension}", &stem[..end])
 }
 
-fn content_type(sniffed: Option<&str>, declared: Option<&mime::Mime>) -> String {
+/// What a file is served as: what its bytes show, else what was declared if that is harmless.
+pub fn content_type(sniffed: Option<&str>, declared: Option<&mime::Mime>) -> String {
     let harmless = declared.map(|mime| mime.essence_str()).filter(|kind| is_harmless(kind));
     sniffed.or(harmless).unwrap_or("application/octet-stream").to_owned()
 }

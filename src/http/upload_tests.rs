@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::config::BlobStore;
 use crate::http::answer;
 
 const MAX: u64 = 3_000_000;
@@ -25,7 +26,7 @@ async fn handler(
     body: web::Payload,
     blobs: web::Data<Blobs>,
 ) -> Result<HttpResponse, Problem> {
-    let upload = receive(&req, body, &blobs, MAX).await?;
+    let upload = receive(&req, body, &blobs, MAX, &mut Allowance::unlimited()).await?;
     Ok(answer::ok(json!({
         "filename": upload.filename, "content_type": upload.content_type,
         "declared": upload.declared_type, "size": upload.size, "sha256": upload.sha256,
@@ -36,7 +37,7 @@ async fn handler(
 impl Server {
     fn start(silence: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = web::Data::new(Blobs::open(dir.path()).unwrap());
+        let blobs = web::Data::new(Blobs::open(&BlobStore::File, dir.path()).unwrap());
         let limits = web::Data::new(BodyLimits { silence, ..BodyLimits::DEFAULT });
         let app = move || {
             let app = App::new().app_data(blobs.clone()).app_data(limits.clone());

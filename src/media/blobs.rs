@@ -5,29 +5,30 @@ use std::{
     io::{self, SeekFrom},
     ops::Range,
     path::{Path as FsPath, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::{
     GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt,
-    local::LocalFileSystem, path::Path,
+    RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path, prefix::PrefixStore,
 };
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::documents::Documents;
+use crate::config::{BlobStore, Secret};
 
 /// What is gathered before it is handed to the store, in bytes; bounds the memory of an upload.
 const PART_BYTES: usize = 1024 * 1024;
+/// The same for S3, whose parts must have 5 MiB at least, and be 10,000 at most.
+const S3_PART_BYTES: usize = 5 * 1024 * 1024;
 /// What a download holds at a time, in bytes. (The store's own stream reads 8 KiB a thread hop.)
 const READ_BYTES: usize = 128 * 1024;
 /// Enough for every signature `infer` knows (tar's stands at byte 257) but the disk images'.
-const SNIFF_BYTES: usize = 8 * 1024;
+pub(super) const SNIFF_BYTES: usize = 8 * 1024;
 
 /// Why a blob could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ impl From<object_store::Error> for Error {
 }
 
 /// A blob that is durable.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// Lower-case hex; the blob's name.
     pub sha256: String,
@@ -62,21 +63,32 @@ pub struct Stored {
     pub sniffed: Option<String>,
 }
 
-/// The store: `blobs/sha256/ab/abcdef…` under the data directory, `blobs/incoming/` for what is
-/// still being written. Cheap to clone.
+/// The store: `sha256/ab/abcdef…` for what is there, `incoming/` for what is still being written,
+/// `aside/` for what nobody seems to need (see [`super::aside`]). Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Blobs {
-    store: Arc<dyn ObjectStore>,
-    incoming: PathBuf,
-    next: Arc<AtomicU64>,
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// `blobs` under the data directory: the store itself, unless that is elsewhere.
+    root: PathBuf,
+    is_local: bool,
+    part_bytes: usize,
 }
 
 impl Blobs {
-    /// Opens the store under `data_dir`, making its directories durable. Blocking; for the start.
-    pub fn open(data_dir: &FsPath) -> Result<Self, Error> {
+    /// Opens the store that is configured. Blocking; for the start.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or the settings of S3 (`AWS_…`) make no sense.
+    pub fn open(store: &BlobStore, data_dir: &FsPath) -> Result<Self, Error> {
         let root = data_dir.join("blobs");
-        let incoming = root.join("incoming");
-        std::fs::create_dir_all(&incoming)?;
+        std::fs::create_dir_all(root.join("incoming"))?;
+        match store {
+            BlobStore::File => Self::open_local(data_dir, root),
+            BlobStore::S3 { bucket, prefix, aws } => Self::open_s3(bucket, prefix, aws, root),
+        }
+    }
+
+    fn open_local(data_dir: &FsPath, root: PathBuf) -> Result<Self, Error> {
         std::fs::create_dir_all(root.join("sha256"))?;
         for directory in [data_dir, root.as_path()] {
             std::fs::File::open(directory)?.sync_all()?;
@@ -84,14 +96,47 @@ impl Blobs {
         // With fsync the store syncs a file before it renames it, then both directories and any
         // it had to make; without it a power cut could lose a blob whose event is in the log.
         let store = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), incoming, next: Arc::default() })
+        Ok(Self { store: Arc::new(store), root, is_local: true, part_bytes: PART_BYTES })
     }
 
-    /// Removes what a crash left half written and says how many files that were. Only for the
-    /// start, before the first writer: it would take a living writer's file too.
+    fn open_s3(
+        bucket: &str,
+        prefix: &str,
+        aws: &[(String, Secret)],
+        root: PathBuf,
+    ) -> Result<Self, Error> {
+        // The client's own patience is three minutes, in which an uploader hears nothing.
+        let retry = RetryConfig {
+            max_retries: 4,
+            retry_timeout: std::time::Duration::from_secs(30),
+            ..RetryConfig::default()
+        };
+        let mut builder = AmazonS3Builder::new().with_bucket_name(bucket).with_retry(retry);
+        for (name, value) in aws {
+            // There are more variables than this client knows, e.g. AWS_PROFILE.
+            if let Ok(key) = name.to_ascii_lowercase().parse() {
+                builder = builder.with_config(key, value.reveal());
+            }
+        }
+        let store = PrefixStore::new(builder.build()?, prefix);
+        Ok(Self { store: Arc::new(store), root, is_local: false, part_bytes: S3_PART_BYTES })
+    }
+
+    /// Whether the store answers and lets itself be read.
+    ///
+    /// # Errors
+    /// What it said.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let mut listed = self.store.list(Some(&Path::from("incoming")));
+        listed.next().await.transpose()?;
+        Ok(())
+    }
+
+    /// Removes what a crash left half written on this machine and says how many files that were.
+    /// Only for the start, before the first writer: it would take a living writer's file too.
     pub fn sweep_incoming(&self) -> Result<usize, Error> {
         let mut swept = 0;
-        for entry in std::fs::read_dir(&self.incoming)? {
+        for entry in std::fs::read_dir(self.root.join("incoming"))? {
             std::fs::remove_file(entry?.path())?;
             swept += 1;
         }
@@ -100,21 +145,47 @@ impl Blobs {
 
     /// Starts a blob. Dropped unfinished, it leaves nothing.
     pub async fn writer(&self) -> Result<BlobWriter, Error> {
-        // The process id keeps a command line tool and a server apart; the counter two writers.
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}", std::process::id());
+        // Several servers may share a bucket, so that a counter would not do.
+        let name = format!("{:032x}", rand::random::<u128>());
         let location = Path::from(format!("incoming/{name}"));
         let upload = self.store.put_multipart(&location).await?;
         Ok(BlobWriter {
             store: self.store.clone(),
-            _leftover: Leftover(self.incoming.join(name)),
+            _leftover: Leftover(self.root.join("incoming").join(name)),
             location,
-            upload,
+            upload: Some(upload),
+            part_bytes: self.part_bytes,
             buffer: BytesMut::new(),
             first: BytesMut::new(),
             hasher: Some(Sha256::new()),
             size: 0,
         })
+    }
+
+    /// Where files lie that are to be [adopted](Blobs::adopt).
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("uploads")
+    }
+
+    /// Makes a file of the spool, whose bytes are durable and known, a blob. May be repeated: a
+    /// file that is gone is no error if its blob is there.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when neither is there.
+    pub async fn adopt(&self, name: &str, known: &Stored) -> Result<(), Error> {
+        let path = self.spool().join(name);
+        if !tokio::fs::try_exists(&path).await? {
+            return self.bring_back(&known.sha256).await;
+        }
+        if self.is_local {
+            let from = Path::from(format!("uploads/{name}"));
+            return Ok(self.store.rename(&from, &location(&known.sha256)?).await?);
+        }
+        match self.put_file(&path).await? {
+            stored if stored.sha256 == known.sha256 => Ok(()),
+            // The disk gave back other bytes than it was given.
+            _ => Err(Error::Io(io::ErrorKind::InvalidData.into())),
+        }
     }
 
     /// Takes in a finished file, e.g. a rendered one, and removes it from where it was.
@@ -135,8 +206,8 @@ impl Blobs {
         sha256: &str,
         range: Range<u64>,
     ) -> impl Stream<Item = Result<Bytes, Error>> + use<> {
-        let (store, location) = (self.store.clone(), location(sha256));
-        stream::once(async move { open_range(&*store, &location?, range).await }).try_flatten()
+        let (blobs, sha256) = (self.clone(), sha256.to_owned());
+        stream::once(async move { blobs.open_range(&sha256, range).await }).try_flatten()
     }
 
     /// A folder of small documents in the same store.
@@ -146,25 +217,42 @@ impl Blobs {
 
     /// In bytes.
     pub async fn size(&self, sha256: &str) -> Result<u64, Error> {
-        Ok(self.store.head(&location(sha256)?).await?.size)
-    }
-
-    /// Removes a blob; one that is not there is no error. The caller knows that no other file
-    /// has the same bytes.
-    pub async fn delete(&self, sha256: &str) -> Result<(), Error> {
-        match self.store.delete(&location(sha256)?).await.map_err(Error::from) {
-            Err(Error::NotFound) => Ok(()),
-            other => other,
+        match self.store.head(&location(sha256)?).await {
+            Err(object_store::Error::NotFound { .. }) => {
+                self.aside(sha256).await?.map(|found| found.size).ok_or(Error::NotFound)
+            }
+            found => Ok(found?.size),
         }
     }
+
+    /// Looks at a blob that has been put aside too, and once more at its own place: it may have
+    /// been brought back in between.
+    async fn open_range(&self, sha256: &str, range: Range<u64>) -> Result<Chunks, Error> {
+        let location = location(sha256)?;
+        match open_range(&*self.store, &location, range.clone()).await {
+            Err(Error::NotFound) => {}
+            opened => return opened,
+        }
+        if let Some(aside) = self.aside(sha256).await? {
+            match open_range(&*self.store, &aside.location, range.clone()).await {
+                Err(Error::NotFound) => {}
+                opened => return opened,
+            }
+        }
+        open_range(&*self.store, &location, range).await
+    }
 }
+
+type Chunks = stream::BoxStream<'static, Result<Bytes, Error>>;
 
 /// A blob on its way in.
 #[derive(Debug)]
 pub struct BlobWriter {
     store: Arc<dyn ObjectStore>,
     location: Path,
-    upload: Box<dyn MultipartUpload>,
+    /// Taken when it is complete; left there, it is aborted.
+    upload: Option<Box<dyn MultipartUpload>>,
+    part_bytes: usize,
     /// Held for its drop.
     _leftover: Leftover,
     buffer: BytesMut,
@@ -181,9 +269,9 @@ impl BlobWriter {
         let wanted = SNIFF_BYTES.saturating_sub(self.first.len()).min(chunk.len());
         self.first.extend_from_slice(&chunk[..wanted]);
         while !chunk.is_empty() {
-            let room = (PART_BYTES - self.buffer.len()).min(chunk.len());
+            let room = (self.part_bytes - self.buffer.len()).min(chunk.len());
             self.buffer.extend_from_slice(&chunk.split_to(room));
-            if self.buffer.len() == PART_BYTES {
+            if self.buffer.len() == self.part_bytes {
                 self.put_part().await?;
             }
         }
@@ -202,10 +290,11 @@ impl BlobWriter {
         }
         let hasher = self.hasher.take().ok_or(Error::WriterBroken)?;
         let sha256 = hex::encode(hasher.finalize());
-        self.upload.complete().await?;
+        self.upload.as_mut().ok_or(Error::WriterBroken)?.complete().await?;
+        self.upload = None;
+        // On S3 a copy and a deletion: the blob appears whole, and again if it was there.
         self.store.rename(&self.location, &location(&sha256)?).await?;
-        let sniffed = infer::get(&self.first).map(|kind| kind.mime_type().to_owned());
-        Ok(Stored { sha256, size: self.size, sniffed })
+        Ok(Stored { sha256, size: self.size, sniffed: sniffed(&self.first) })
     }
 
     /// Hashes a part on a thread for blocking work while the store writes it: at 2 GiB either
@@ -218,11 +307,32 @@ impl BlobWriter {
             hasher.update(&bytes);
             hasher
         });
-        let (written, hashed) = tokio::join!(self.upload.put_part(part.into()), hashing);
+        let upload = self.upload.as_mut().ok_or(Error::WriterBroken)?;
+        let (written, hashed) = tokio::join!(upload.put_part(part.into()), hashing);
         written?;
         self.hasher = Some(hashed.map_err(|_| Error::WriterBroken)?);
         Ok(())
     }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        // S3 keeps, and charges for, the parts of an upload that nobody aborts.
+        let runtime = tokio::runtime::Handle::try_current();
+        if let (Some(mut upload), Ok(runtime)) = (self.upload.take(), runtime) {
+            runtime.spawn(async move {
+                if let Err(error) = upload.abort().await {
+                    tracing::warn!(%error, "an unfinished upload could not be removed");
+                }
+            });
+        }
+    }
+}
+
+/// The media type that the first bytes of a file show.
+pub(super) fn sniffed(first: &[u8]) -> Option<String> {
+    let first = &first[..first.len().min(SNIFF_BYTES)];
+    infer::get(first).map(|kind| kind.mime_type().to_owned())
 }
 
 /// The completed file between the store's two renames; the store cleans up before the first.
@@ -237,7 +347,7 @@ impl Drop for Leftover {
 }
 
 /// Refuses all but a hash, so that no name can lead out of the store.
-fn location(sha256: &str) -> Result<Path, Error> {
+pub(super) fn location(sha256: &str) -> Result<Path, Error> {
     let is_hash =
         sha256.len() == 64 && sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     match is_hash {
@@ -250,7 +360,7 @@ async fn open_range(
     store: &dyn ObjectStore,
     location: &Path,
     range: Range<u64>,
-) -> Result<stream::BoxStream<'static, Result<Bytes, Error>>, Error> {
+) -> Result<Chunks, Error> {
     if range.is_empty() {
         return Ok(stream::empty().boxed());
     }

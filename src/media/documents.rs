@@ -79,12 +79,13 @@ impl Documents {
 
 #[cfg(test)]
 mod tests {
+    use crate::config::BlobStore;
     use crate::media::blobs::Blobs;
 
     #[tokio::test]
     async fn a_document_is_replaced_read_and_removed_under_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        let documents = Blobs::open(dir.path()).unwrap().documents("letters");
+        let documents = Blobs::open(&BlobStore::File, dir.path()).unwrap().documents("letters");
         assert_eq!(documents.get("a.json").await.unwrap(), None);
         assert_eq!(documents.list().await.unwrap(), []);
         documents.put("a.json", b"1".to_vec()).await.unwrap();
@@ -101,7 +102,7 @@ mod tests {
     #[tokio::test]
     async fn no_name_leads_out_of_the_folder() {
         let dir = tempfile::tempdir().unwrap();
-        let documents = Blobs::open(dir.path()).unwrap().documents("letters");
+        let documents = Blobs::open(&BlobStore::File, dir.path()).unwrap().documents("letters");
         for name in ["../escaped", "/etc/escaped", "a/b", "..", "%2e%2e/escaped", "a\\b"] {
             documents.put(name, b"x".to_vec()).await.unwrap();
             assert_eq!(documents.get(name).await.unwrap().as_deref(), Some(&b"x"[..]), "{name}");

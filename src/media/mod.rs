@@ -1,6 +1,9 @@
 //! Bytes: where they lie, the links that hand them out, and the renderer that makes them.
 
+pub mod aside;
 pub mod blobs;
 pub mod documents;
 pub mod renderer;
+pub mod reservations;
 pub mod signed_url;
+pub mod uploads;

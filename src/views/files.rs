@@ -9,8 +9,10 @@ use super::column::{Id, Json, Text, Time, int, unsigned};
 use super::feed::{self, FileItem};
 use super::page::{Cursor, Page, before, one_more};
 use super::{Error, Views};
+use crate::config::Retention;
 use crate::domain::file::{Event, Stored};
 use crate::domain::ids::{FileId, JobId, UserId};
+use crate::domain::tier::Tier;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE files (
@@ -23,16 +25,19 @@ CREATE TABLE files (
     sha256 TEXT NOT NULL,
     metadata TEXT NOT NULL,
     job_id BLOB,
+    -- Of an output: its owner's when it was stored, which settles how long it is kept.
+    tier TEXT,
     created_at INTEGER NOT NULL
 );
 -- With the size, so that usage is summed without touching the rows.
 CREATE INDEX files_of_user ON files (user_id, position, size);
+CREATE INDEX outputs ON files (tier, created_at) WHERE tier IS NOT NULL;
 CREATE INDEX files_of_blob ON files (sha256);
 CREATE INDEX files_of_job ON files (job_id) WHERE job_id IS NOT NULL;
 ";
 
 const COLUMNS: &str = "position, file_id, user_id, filename, content_type, size, sha256, metadata, \
-                       job_id, created_at";
+                       job_id, created_at, tier";
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileRow {
@@ -46,6 +51,16 @@ pub struct FileRow {
     pub metadata: Map<String, Value>,
     pub job_id: Option<JobId>,
     pub created_at: DateTime<Utc>,
+    /// Of an output: its owner's when it was stored.
+    pub tier: Option<String>,
+}
+
+impl FileRow {
+    /// When it will be deleted; nothing for what no job made, and for what is kept for ever.
+    pub fn expires_at(&self, retention: &Retention) -> Option<DateTime<Utc>> {
+        let kept = Tier::of(self.tier.as_deref()?).pick(retention);
+        kept.map(|kept| self.created_at + kept)
+    }
 }
 
 impl Views {
@@ -83,6 +98,35 @@ impl Views {
             sql.prepare_cached("SELECT file_id FROM files WHERE job_id = ?1 ORDER BY position")?
                 .query_map([Id(job_id.0)], |row| row.get::<_, Id>(0).map(|id| FileId(id.0)))?
                 .collect()
+        })
+    }
+
+    /// Outputs of jobs of a tier that were stored at that time or before, the oldest first.
+    pub fn outputs_before(
+        &self,
+        tier: Tier,
+        time: DateTime<Utc>,
+        limit: usize,
+    ) -> Result<Vec<FileId>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT file_id FROM files WHERE tier = ?1 AND created_at <= ?2
+                 ORDER BY created_at LIMIT ?3",
+            )?
+            .query_map(params![tier.as_str(), Time(time), int(limit as u64)], file_id)?
+            .collect()
+        })
+    }
+
+    /// Files whose owners were deleted.
+    pub fn files_of_gone_users(&self, limit: usize) -> Result<Vec<FileId>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT file_id FROM users CROSS JOIN files USING (user_id)
+                 WHERE deleted LIMIT ?1",
+            )?
+            .query_map([int(limit as u64)], file_id)?
+            .collect()
         })
     }
 
@@ -131,7 +175,7 @@ fn store(
     stored: &Stored,
 ) -> rusqlite::Result<()> {
     sql.prepare_cached(&format!(
-        "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+        "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
          ON CONFLICT (file_id) DO NOTHING"
     ))?
     .execute(params![
@@ -145,8 +189,25 @@ fn store(
         Json(&stored.metadata.0),
         stored.job_id.map(|id| Id(id.0)),
         Time(time),
+        match stored.job_id {
+            Some(_) => Some(tier_of(sql, &stored.user_id)?.as_str()),
+            None => None,
+        },
     ])?;
     Ok(())
+}
+
+/// As the log has it at this position, so that every replay finds the same.
+fn tier_of(sql: &Connection, user_id: &UserId) -> rusqlite::Result<Tier> {
+    let found: Option<String> = sql
+        .prepare_cached("SELECT subscription_tier FROM users WHERE user_id = ?1")?
+        .query_row([user_id.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(Tier::of(&found.unwrap_or_default()))
+}
+
+fn file_id(row: &Row<'_>) -> rusqlite::Result<FileId> {
+    row.get::<_, Id>(0).map(|id| FileId(id.0))
 }
 
 fn file(row: &Row<'_>) -> rusqlite::Result<(u64, FileRow)> {
@@ -160,6 +221,7 @@ fn file(row: &Row<'_>) -> rusqlite::Result<(u64, FileRow)> {
         metadata: row.get::<_, Json<_>>(7)?.0,
         job_id: row.get::<_, Option<Id>>(8)?.map(|id| JobId(id.0)),
         created_at: row.get::<_, Time>(9)?.0,
+        tier: row.get(10)?,
     };
     Ok((unsigned(row.get(0)?), file))
 }

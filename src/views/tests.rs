@@ -103,7 +103,8 @@ fn stored(n: u128, owner: &str, blob: &str) -> Entity {
 }
 
 fn deleted_file(n: u128, owner: &str) -> Entity {
-    let event = FileEvent::Deleted { user_id: user_id(owner), sha256: "b".to_owned() };
+    let event =
+        FileEvent::Deleted { user_id: user_id(owner), sha256: "b".to_owned(), reason: None };
     Entity::File(file_id(n), event)
 }
 

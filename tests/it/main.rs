@@ -6,10 +6,13 @@ mod server;
 
 mod api;
 mod backend;
+mod blobs;
 mod browser;
 mod clerk_api;
 mod clients;
 mod events;
 mod floors;
 mod lives;
+mod s3;
 mod seeds;
+mod tus;

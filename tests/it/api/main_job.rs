@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use t2m::views::Views;
 
 use super::{clerk_session, clerk_user};
+use crate::s3::S3;
 use crate::server::{Answer, Server, Setup, ask, session_of};
 
 const ADA: &str = "user_ada";
@@ -19,6 +20,24 @@ async fn a_prompt_becomes_a_video_and_the_log_tells_it_all_again() {
     play(&server, &job_id, &output).await;
     assert!(server.stop().success(), "the server did not stop in order");
     replay(&server);
+}
+
+#[tokio::test]
+async fn the_same_with_its_files_in_a_bucket_and_nothing_on_the_disk() {
+    let s3 = S3::start().await;
+    let setup = Setup::clerk().with("T2M_ENGINE", "storyboard").with("T2M_BLOBS", &s3.url);
+    let server =
+        Server::start(s3.variables().fold(setup, |it, (name, value)| it.with(name, value)));
+    sign_in(&server).await;
+    let file_id = upload(&server).await;
+    let job_id = generate(&server, &file_id).await;
+    let output = follow(&server, &job_id).await;
+    play(&server, &job_id, &output).await;
+    assert!(!server.data_dir().join("blobs/sha256").exists());
+    let link = link(&server, &format!("videos/{job_id}/signed-url")).await;
+    let path = format!("files/{}", output["file_id"].as_str().expect("the output has a file"));
+    server.delete(ADA, &path).await.data(200);
+    fetch(&server, Method::GET, &link, &[]).await.assert_refused(404, "not_found");
 }
 
 async fn sign_in(server: &Server) {
@@ -108,6 +127,13 @@ async fn follow(server: &Server, job_id: &str) -> Value {
     let seen = (&job["status"], &job["state"], &job["progress"]);
     assert_eq!(seen, (&json!("completed"), &json!("completed"), &json!(100)));
     assert_eq!(job["output"]["content_type"], "video/mp4");
+    // Ada's tier is premium: a year.
+    let time = |field: &str| {
+        let text = job[field].as_str().unwrap_or_else(|| panic!("no {field}: {job}"));
+        chrono::DateTime::parse_from_rfc3339(text).expect("RFC 3339")
+    };
+    let kept = time("expires_at") - time("created_at");
+    assert_eq!(kept.num_days(), 365);
     assert_eq!(job["output"]["height"], 480);
     assert_eq!(job["output"]["duration"].as_f64(), Some(1.0));
     job["output"].clone()

@@ -10,6 +10,7 @@ mod identity;
 mod links;
 mod main_job;
 mod origins;
+mod quota;
 mod refusals;
 mod restart;
 mod streams;

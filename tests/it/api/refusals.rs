@@ -53,6 +53,12 @@ async fn every_route_that_is_not_public_wants_a_token() {
             println!("{} {path}", route.method);
             let method = || Method::from_bytes(route.method.as_str().as_bytes()).unwrap();
             let bare = ask(server.request(method(), &path)).await;
+            if route.method == "HEAD" {
+                // Its answer has no body that could tell the code.
+                assert_eq!(bare.status, 401);
+                assert!(bare.header("www-authenticate").starts_with("Bearer"));
+                continue;
+            }
             bare.assert_refused(401, "unauthenticated");
             let broken = server.request(method(), &path).header(CONTENT_TYPE, JSON).body("{");
             ask(broken).await.assert_refused(401, "unauthenticated");

@@ -1,0 +1,247 @@
+//! A clock that is moved, a log and a read model on the disk, and blobs that come and go.
+
+use bytes::Bytes;
+use chrono::TimeDelta;
+use futures_util::TryStreamExt;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::actors::directory::{Arbiters, Directory};
+use crate::actors::projector::Projector;
+use crate::clock::Clock;
+use crate::config::{BlobStore, ByTier};
+use crate::domain::file::Stored;
+use crate::domain::ids::{JobId, UserId};
+use crate::domain::text::Personal;
+use crate::domain::user::{self, Snapshot, Told};
+use crate::log;
+use crate::media::reservations::Reservations;
+use crate::media::uploads::Wanted;
+use crate::views::Views;
+
+struct House {
+    keeper: Storekeeper,
+    clock: Clock,
+    reservations: Reservations,
+    _dir: TempDir,
+}
+
+fn id(name: &str) -> UserId {
+    UserId::try_from(name.to_owned()).unwrap()
+}
+
+fn origin() -> Metadata {
+    Metadata::by("test", Source::Api)
+}
+
+impl House {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        // Files on the disk have the machine's time, so that the clock starts there.
+        let clock = Clock::manual(Clock::system().now());
+        let log = log::open("embedded", dir.path()).await.unwrap();
+        let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+        let blobs = Arc::new(Blobs::open(&BlobStore::File, dir.path()).unwrap());
+        let reservations = Reservations::default();
+        let keeper = Storekeeper {
+            system: System::start(clock.clone(), log, views),
+            uploads: Arc::new(Uploads::open(&blobs, &reservations).unwrap()),
+            blobs,
+            retention: ByTier { standard: Some(TimeDelta::days(30)), premium: None },
+        };
+        Self { keeper, clock, reservations, _dir: dir }
+    }
+
+    async fn user(&self, name: &str, tier: &str) {
+        let told = Told { subscription_tier: Some(tier.to_owned()), ..Told::default() };
+        let snapshot = Snapshot { told, ..Snapshot::default() };
+        let command = user::Command::Provision(snapshot);
+        let done = self.keeper.system.users.execute(id(name), command, origin()).await.unwrap();
+        self.keeper.system.visible(done.position).await.unwrap();
+    }
+
+    async fn blob(&self, text: &'static str) -> String {
+        let mut writer = self.keeper.blobs.writer().await.unwrap();
+        writer.write(Bytes::from_static(text.as_bytes())).await.unwrap();
+        writer.finish().await.unwrap().sha256
+    }
+
+    async fn file(&self, owner: &str, sha256: &str, job: Option<u128>) -> FileId {
+        let file_id = FileId(self.clock.fresh_id());
+        let command = Command::Store(Stored {
+            user_id: id(owner),
+            filename: Personal("a".to_owned()),
+            content_type: "text/plain".to_owned(),
+            size: 1,
+            sha256: sha256.to_owned(),
+            metadata: Personal::default(),
+            job_id: job.map(|job| JobId(Uuid::from_u128(job))),
+            fingerprint: None,
+        });
+        self.execute(file_id, command).await;
+        file_id
+    }
+
+    async fn execute(&self, file_id: FileId, command: Command) {
+        let done = self.keeper.system.files.execute(file_id, command, origin()).await.unwrap();
+        self.keeper.system.visible(done.position).await.unwrap();
+    }
+
+    async fn is_there(&self, file_id: FileId) -> bool {
+        let head = *self.keeper.system.log.head().borrow();
+        self.keeper.system.visible(head).await.unwrap();
+        self.keeper.system.views.file(&file_id).unwrap().is_some()
+    }
+
+    async fn reads(&self, sha256: &str) -> bool {
+        let read: Result<Vec<Bytes>, _> =
+            self.keeper.blobs.read_range(sha256, 0..1).try_collect().await;
+        read.is_ok()
+    }
+
+    async fn reconciled(&self) -> [usize; 3] {
+        let done = self.keeper.reconcile().await.unwrap();
+        [done.put_aside, done.brought_back, done.destroyed]
+    }
+}
+
+#[actix::test]
+async fn bytes_go_in_two_steps_once_the_last_file_that_refers_to_them_is_gone() {
+    let house = House::new().await;
+    let sha256 = house.blob("shared").await;
+    let first = house.file("ada", &sha256, None).await;
+    let second = house.file("bob", &sha256, None).await;
+    house.clock.advance(GRACE + TimeDelta::minutes(1));
+    house.execute(first, Command::Delete { by: id("ada") }).await;
+    assert_eq!(house.reconciled().await, [0, 0, 0]);
+    house.execute(second, Command::Delete { by: id("bob") }).await;
+    assert_eq!(house.reconciled().await, [1, 0, 0]);
+    assert!(house.reads(&sha256).await);
+    house.clock.advance(GRACE - TimeDelta::seconds(1));
+    assert_eq!(house.reconciled().await, [0, 0, 0]);
+    house.clock.advance(TimeDelta::seconds(2));
+    assert_eq!(house.reconciled().await, [0, 0, 1]);
+    assert!(!house.reads(&sha256).await);
+}
+
+#[actix::test]
+async fn an_upload_keeps_its_bytes_whenever_the_storekeeper_comes_between() {
+    let house = House::new().await;
+    // Young bytes without an event are left alone.
+    let sha256 = house.blob("same").await;
+    assert_eq!(house.reconciled().await, [0, 0, 0]);
+    house.clock.advance(GRACE + TimeDelta::minutes(1));
+    // The event of the upload comes after its bytes were judged unneeded, and before they end.
+    assert_eq!(house.reconciled().await, [1, 0, 0]);
+    let late = house.file("ada", &sha256, None).await;
+    assert!(house.reads(&sha256).await);
+    house.clock.advance(GRACE + TimeDelta::minutes(1));
+    assert_eq!(house.reconciled().await, [0, 1, 0]);
+    assert_eq!(house.reconciled().await, [0, 0, 0]);
+    assert!(house.reads(&sha256).await);
+    // Bytes that come anew while the old ones lie aside are not theirs.
+    house.execute(late, Command::Delete { by: id("ada") }).await;
+    assert_eq!(house.reconciled().await, [1, 0, 0]);
+    house.blob("same").await;
+    house.file("ada", &sha256, None).await;
+    house.clock.advance(GRACE + TimeDelta::minutes(1));
+    house.reconciled().await;
+    assert!(house.reads(&sha256).await);
+}
+
+#[actix::test]
+async fn nothing_is_removed_while_the_read_model_is_behind_the_log() {
+    let house = House::new().await;
+    let sha256 = house.blob("known to the log").await;
+    house.file("ada", &sha256, None).await;
+    house.clock.advance(GRACE * 2);
+    let dir = TempDir::new().unwrap();
+    let empty = Views::open(&dir.path().join("views.sqlite")).unwrap();
+    let (log, arbiters) = (Arc::clone(&house.keeper.system.log), Arbiters::new(1));
+    // A read model that is being built anew and stands at the beginning.
+    let behind = System {
+        users: Directory::new(&arbiters, &log, &house.clock),
+        sessions: Directory::new(&arbiters, &log, &house.clock),
+        files: Directory::new(&arbiters, &log, &house.clock),
+        jobs: Directory::new(&arbiters, &log, &house.clock),
+        clock: house.clock.clone(),
+        progress: Projector::new(Arc::clone(&log), empty.clone()).progress(),
+        log,
+        views: empty,
+    };
+    let keeper = Storekeeper {
+        system: Arc::new(behind),
+        blobs: Arc::clone(&house.keeper.blobs),
+        uploads: Arc::clone(&house.keeper.uploads),
+        retention: house.keeper.retention,
+    };
+    assert_eq!(keeper.reconcile().await.unwrap(), Reconciled::default());
+    assert_eq!(house.reconciled().await, [0, 0, 0]);
+    assert!(house.reads(&sha256).await);
+}
+
+#[actix::test]
+async fn outputs_are_kept_as_long_as_the_tier_says_that_their_owner_had() {
+    let house = House::new().await;
+    house.user("ada", "standard").await;
+    house.user("bob", "enterprise").await;
+    let sha256 = house.blob("output").await;
+    let output = house.file("ada", &sha256, Some(1)).await;
+    let upload = house.file("ada", &sha256, None).await;
+    let premium = house.file("bob", &sha256, Some(2)).await;
+    let row = house.keeper.system.views.file(&output).unwrap().unwrap();
+    let expires_at = row.expires_at(&house.keeper.retention).unwrap();
+    assert_eq!(expires_at - row.created_at, TimeDelta::days(30));
+    let row = house.keeper.system.views.file(&premium).unwrap().unwrap();
+    assert_eq!(row.expires_at(&house.keeper.retention), None);
+
+    house.clock.advance(expires_at - house.clock.now() - TimeDelta::seconds(1));
+    house.keeper.look().await.unwrap();
+    assert!(house.is_there(output).await);
+    house.clock.advance(TimeDelta::seconds(1));
+    house.keeper.look().await.unwrap();
+    assert!(!house.is_there(output).await);
+    house.clock.advance(TimeDelta::days(10_000));
+    house.keeper.look().await.unwrap();
+    assert!(house.is_there(upload).await && house.is_there(premium).await);
+}
+
+#[actix::test]
+async fn the_files_of_a_user_who_is_gone_go_too() {
+    let house = House::new().await;
+    house.user("ada", "standard").await;
+    let sha256 = house.blob("hers").await;
+    let hers = house.file("ada", &sha256, None).await;
+    let his = house.file("bob", &sha256, None).await;
+    let users = &house.keeper.system.users;
+    let done = users.execute(id("ada"), user::Command::Delete, origin()).await.unwrap();
+    house.keeper.system.visible(done.position).await.unwrap();
+    house.reconciled().await;
+    assert!(!house.is_there(hers).await && house.is_there(his).await);
+}
+
+#[actix::test]
+async fn an_upload_that_is_never_finished_gives_back_its_room() {
+    let house = House::new().await;
+    let wanted = Wanted {
+        id: house.clock.fresh_id(),
+        user_id: id("ada"),
+        length: 10,
+        filename: "a".to_owned(),
+        declared_type: None,
+        metadata: serde_json::Map::new(),
+        described: String::new(),
+        expires_at: house.clock.now() + TimeDelta::hours(24),
+        whole: None,
+    };
+    let Ok(room) =
+        house.reservations.reserve(&id("ada"), 10, |_| Ok::<_, std::convert::Infallible>(()));
+    house.keeper.uploads.create(wanted, room).await.unwrap();
+    house.keeper.look().await.unwrap();
+    assert_eq!(house.reservations.of(&id("ada")), 10);
+    house.clock.advance(TimeDelta::hours(24));
+    house.keeper.look().await.unwrap();
+    assert_eq!(house.reservations.of(&id("ada")), 0);
+    assert_eq!(std::fs::read_dir(house.keeper.blobs.spool()).unwrap().count(), 0);
+}

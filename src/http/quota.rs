@@ -1,0 +1,88 @@
+//! How much a user may store, held at the start of an upload: what is stored, what uploads under
+//! way have reserved, and what is asked for must fit together.
+
+use serde_json::json;
+
+use super::app::App;
+use super::caller::Caller;
+use super::problem::{Code, Problem};
+use crate::config::ByTier;
+use crate::domain::ids::UserId;
+use crate::domain::tier::Tier;
+use crate::media::reservations::{Reservation, Reservations};
+use crate::views::Views;
+
+/// The limits, and what is reserved.
+pub struct Quotas {
+    /// In bytes.
+    limits: ByTier<u64>,
+    reservations: Reservations,
+}
+
+/// What one upload of a user may take up; given back when it is dropped.
+pub struct Allowance {
+    room: Reservation,
+    /// In bytes.
+    limit: u64,
+    /// Absent where nothing is stored: in tests.
+    stored: Option<(Views, UserId)>,
+}
+
+impl Quotas {
+    pub fn new(limits: ByTier<u64>, reservations: Reservations) -> Self {
+        Self { limits, reservations }
+    }
+
+    /// Of nothing yet; it grows with the upload.
+    pub fn allowance(&self, app: &App, caller: &Caller) -> Allowance {
+        Allowance {
+            room: nothing(&self.reservations, &caller.user_id),
+            limit: *Tier::of(&caller.subscription_tier).pick(&self.limits),
+            stored: Some((app.system.views.clone(), caller.user_id.clone())),
+        }
+    }
+}
+
+impl Allowance {
+    /// Reserves so many bytes in all.
+    ///
+    /// # Errors
+    /// 413 `quota_exceeded`; what was reserved before stays so.
+    pub fn cover(&mut self, bytes: u64) -> Result<(), Problem> {
+        let (limit, stored) = (self.limit, &self.stored);
+        self.room.grow_to(bytes, |reserved| {
+            let used = match stored {
+                Some((views, user_id)) => views.usage(user_id)?.bytes_stored,
+                None => 0,
+            };
+            match used.saturating_add(reserved).saturating_add(bytes) <= limit {
+                true => Ok(()),
+                false => Err(exceeded(limit, used, reserved, bytes)),
+            }
+        })
+    }
+
+    /// For an upload that outlives its request.
+    pub fn into_room(self) -> Reservation {
+        self.room
+    }
+
+    #[cfg(test)]
+    pub fn unlimited() -> Self {
+        let nobody = UserId::try_from("nobody".to_owned()).expect("this is an id");
+        let room = nothing(&Reservations::default(), &nobody);
+        Self { room, limit: u64::MAX, stored: None }
+    }
+}
+
+fn nothing(reservations: &Reservations, user_id: &UserId) -> Reservation {
+    let Ok(room) = reservations.reserve(user_id, 0, |_| Ok::<_, std::convert::Infallible>(()));
+    room
+}
+
+/// All in bytes.
+fn exceeded(limit: u64, used: u64, reserved: u64, requested: u64) -> Problem {
+    Problem::new(Code::QuotaExceeded).with_detail(json!({
+        "limit": limit, "used": used, "reserved": reserved, "requested": requested,
+    }))
+}

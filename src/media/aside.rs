@@ -1,0 +1,132 @@
+//! How a blob that no file refers to goes: it is put aside first and destroyed later, so that
+//! whoever stored the same bytes meanwhile loses nothing.
+//!
+//! The danger is an upload that finds its blob there already (or writes it anew), while the same
+//! blob is judged unneeded because the upload's event is not to be seen yet. Whatever the order,
+//! one of two things is true. Either the upload wrote the blob after it was put aside: then its
+//! copy lies in the blob's own place, where [`Blobs::destroy`] never looks. Or its bytes are the
+//! ones that were put aside: then its event follows within minutes, readers find the bytes aside
+//! in the meantime, and the second look, a whole [grace time](GRACE) later, sees the event and
+//! brings them back. No lock is needed, hence it holds for several servers on one bucket too.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+
+use super::blobs::{Blobs, Error, location};
+
+/// How old a blob must be before it is put aside, and how long it then lies there. Far longer than
+/// what lies between the bytes of an upload and its event.
+pub const GRACE: TimeDelta = TimeDelta::hours(6);
+/// What is still being written must be older than the longest upload before it is swept.
+const ABANDONED: TimeDelta = TimeDelta::hours(48);
+
+/// A blob that was put aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aside {
+    pub sha256: String,
+    /// When that was, in whole seconds.
+    pub since: DateTime<Utc>,
+    /// In bytes.
+    pub size: u64,
+    pub(super) location: Path,
+}
+
+impl Blobs {
+    /// Blobs of that age, for which the caller finds out whether they are needed.
+    ///
+    /// # Errors
+    /// The store cannot be listed.
+    pub async fn old(&self, now: DateTime<Utc>) -> Result<Vec<String>, Error> {
+        let mut listed = self.store.list(Some(&Path::from("sha256")));
+        let mut old = Vec::new();
+        while let Some(object) = listed.next().await.transpose()? {
+            let name = object.location.filename().unwrap_or_default();
+            if now - object.last_modified >= GRACE && location(name).is_ok() {
+                old.push(name.to_owned());
+            }
+        }
+        Ok(old)
+    }
+
+    /// Puts a blob aside; one that is not there is no error. It can still be read.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn put_aside(&self, sha256: &str, now: DateTime<Utc>) -> Result<(), Error> {
+        // The time is part of the name: a store keeps or changes a file's own as it likes.
+        let aside = Path::from(format!("aside/{sha256}/{}", now.timestamp()));
+        absent_is_fine(self.store.rename(&location(sha256)?, &aside).await)
+    }
+
+    /// All that was put aside.
+    ///
+    /// # Errors
+    /// The store cannot be listed.
+    pub async fn all_aside(&self) -> Result<Vec<Aside>, Error> {
+        self.list_aside("aside".to_owned()).await
+    }
+
+    /// Gives a blob back its place if it was put aside.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is neither here nor there.
+    pub async fn bring_back(&self, sha256: &str) -> Result<(), Error> {
+        if let Some(aside) = self.aside(sha256).await? {
+            absent_is_fine(self.store.rename(&aside.location, &location(sha256)?).await)?;
+        }
+        self.store.head(&location(sha256)?).await?;
+        Ok(())
+    }
+
+    /// Ends what was put aside, and nothing else: the same bytes in their own place stay.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn destroy(&self, aside: &Aside) -> Result<(), Error> {
+        absent_is_fine(self.store.delete(&aside.location).await)
+    }
+
+    /// Removes what other servers' crashes left half written in the store.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn sweep_abandoned(&self, now: DateTime<Utc>) -> Result<usize, Error> {
+        let listed: Vec<_> = self.store.list(Some(&Path::from("incoming"))).try_collect().await?;
+        let mut swept = 0;
+        for object in listed.iter().filter(|object| now - object.last_modified >= ABANDONED) {
+            absent_is_fine(self.store.delete(&object.location).await)?;
+            swept += 1;
+        }
+        Ok(swept)
+    }
+
+    /// The newest, should there be several.
+    pub(super) async fn aside(&self, sha256: &str) -> Result<Option<Aside>, Error> {
+        location(sha256)?;
+        let found = self.list_aside(format!("aside/{sha256}")).await?;
+        Ok(found.into_iter().max_by_key(|aside| aside.since))
+    }
+
+    async fn list_aside(&self, folder: String) -> Result<Vec<Aside>, Error> {
+        let listed: Vec<_> = self.store.list(Some(&Path::from(folder))).try_collect().await?;
+        let aside = listed.into_iter().filter_map(|object| {
+            let since = object.location.filename()?.parse().ok()?;
+            let sha256 = object.location.parts().nth_back(1)?.as_ref().to_owned();
+            Some(Aside {
+                sha256,
+                since: DateTime::from_timestamp(since, 0)?,
+                size: object.size,
+                location: object.location,
+            })
+        });
+        Ok(aside.collect())
+    }
+}
+
+fn absent_is_fine(outcome: object_store::Result<()>) -> Result<(), Error> {
+    match outcome {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,346 @@
+//! Uploads that come in pieces: what each is to become, and the bytes it has so far. All of it
+//! lies in the spool under the data directory and outlives a crash at any point.
+//!
+//! `ID.json` is what was asked for, `ID.part` the bytes; the length of the latter is the offset.
+//! (File systems lengthen a file after its bytes are on the disk, so that a power cut costs only
+//! what was not acknowledged.) `ID.unverified` holds the offset behind which bytes are not to be
+//! believed yet: their checksum was not compared.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::Sha256;
+use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard};
+use tokio::task::spawn_blocking;
+use uuid::Uuid;
+
+use super::blobs::{self, Blobs, Stored};
+use super::reservations::{Reservation, Reservations};
+use crate::domain::ids::UserId;
+
+mod append;
+
+pub use append::{Algorithm, Appended, Checksum, Ended};
+
+/// How long a request waits until the one before it has let go of the upload.
+const TURN: Duration = Duration::from_secs(5);
+
+/// What an upload is to become.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Also of the file, once it is stored.
+    pub id: Uuid,
+    pub user_id: UserId,
+    /// In bytes.
+    pub length: u64,
+    /// Safe to store.
+    pub filename: String,
+    pub declared_type: Option<String>,
+    pub metadata: Map<String, Value>,
+    /// As the client worded all of that.
+    pub described: String,
+    pub expires_at: DateTime<Utc>,
+    /// Set once all bytes are there and their digest is known.
+    pub whole: Option<Stored>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another request holds it and does not let go.
+    #[error("the upload is in use")]
+    Busy,
+    /// It was ended, or its bytes are lost.
+    #[error("no such upload")]
+    Gone,
+    #[error("the spool: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Blobs(#[from] blobs::Error),
+}
+
+/// All uploads of this machine that are not finished.
+#[derive(Debug)]
+pub struct Uploads {
+    spool: PathBuf,
+    blobs: Blobs,
+    open: Mutex<HashMap<Uuid, Arc<Upload>>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub struct Upload {
+    /// Without `whole`, which [`Held`] knows.
+    pub wanted: Wanted,
+    turn: Arc<Turn<Work>>,
+    /// Requests that wait for their turn; the one that has it then makes haste.
+    waiting: AtomicUsize,
+    hurry: Notify,
+    /// Held for its drop.
+    _room: Reservation,
+}
+
+/// What changes as bytes come in.
+#[derive(Debug)]
+struct Work {
+    /// So many bytes are durable.
+    offset: u64,
+    /// Of the bytes up to the offset; absent after a restart or a failure.
+    hasher: Option<Sha256>,
+    whole: Option<Stored>,
+    gone: bool,
+}
+
+/// Counts a request as waiting, also when its client goes away.
+struct Waiting<'a>(&'a Upload);
+
+impl<'a> Waiting<'a> {
+    fn new(upload: &'a Upload) -> Self {
+        upload.waiting.fetch_add(1, Ordering::SeqCst);
+        upload.hurry.notify_waiters();
+        Self(upload)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// An upload whose turn it is.
+pub struct Held {
+    uploads: Arc<Uploads>,
+    pub upload: Arc<Upload>,
+    work: OwnedMutexGuard<Work>,
+}
+
+impl Uploads {
+    /// Finds what earlier runs have left, and reserves its room again. Blocking; for the start.
+    ///
+    /// # Errors
+    /// The spool cannot be read or made. A single upload that makes no sense is removed.
+    pub fn open(blobs: &Blobs, reservations: &Reservations) -> io::Result<Self> {
+        let spool = blobs.spool();
+        fs::create_dir_all(&spool)?;
+        if let Some(above) = spool.parent() {
+            File::open(above)?.sync_all()?;
+        }
+        let uploads = Self { spool, blobs: blobs.clone(), open: Mutex::default() };
+        for entry in fs::read_dir(&uploads.spool)? {
+            let path = entry?.path();
+            let id = path.file_stem().and_then(|stem| Uuid::try_parse(stem.to_str()?).ok());
+            let is_head = path.extension().is_some_and(|it| it == "json");
+            // Without its head a file was never acknowledged, or is what is left of an end.
+            match id {
+                Some(id) if is_head => uploads.load(id, reservations)?,
+                Some(id) if uploads.path(id, "json").exists() => {}
+                _ => fs::remove_file(&path)?,
+            }
+        }
+        Ok(uploads)
+    }
+
+    /// Begins an upload; durable on return.
+    ///
+    /// # Errors
+    /// The spool cannot be written, or there is one of this id.
+    pub async fn create(&self, wanted: Wanted, room: Reservation) -> Result<(), Error> {
+        let (id, part) = (wanted.id, self.path(wanted.id, "part"));
+        let (head, draft) = (self.path(id, "json"), self.path(id, "draft"));
+        let (json, spool) = (json(&wanted), self.spool.clone());
+        in_background(move || {
+            // The bytes' file first: a head whose bytes are not there has been adopted.
+            File::create_new(part)?.sync_all()?;
+            replace(&head, &draft, &json)?;
+            File::open(spool)?.sync_all()
+        })
+        .await?;
+        let work = Work { offset: 0, hasher: Some(Sha256::default()), whole: None, gone: false };
+        self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
+        Ok(())
+    }
+
+    /// An upload that is neither finished nor over.
+    pub fn find(&self, id: Uuid, now: DateTime<Utc>) -> Option<Arc<Upload>> {
+        self.opened().get(&id).filter(|upload| now < upload.wanted.expires_at).cloned()
+    }
+
+    /// Waits for an upload's turn. Whoever has it is told to make haste: a client that comes again
+    /// has lost its former connection, whatever that still looks like from here.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] after some seconds, [`Error::Gone`] if it was ended meanwhile.
+    pub async fn hold(self: &Arc<Self>, upload: Arc<Upload>) -> Result<Held, Error> {
+        let waiting = Waiting::new(&upload);
+        let work = tokio::time::timeout(TURN, Arc::clone(&upload.turn).lock_owned()).await;
+        drop(waiting);
+        let work = work.map_err(|_| Error::Busy)?;
+        if work.gone {
+            return Err(Error::Gone);
+        }
+        Ok(Held { uploads: Arc::clone(self), upload, work })
+    }
+
+    /// Ends the uploads whose time is over and says how many. One that is in use has until its
+    /// request ends.
+    pub async fn sweep(self: &Arc<Self>, now: DateTime<Utc>) -> usize {
+        let over = |upload: &&Arc<Upload>| now >= upload.wanted.expires_at;
+        let over: Vec<_> = self.opened().values().filter(over).cloned().collect();
+        let mut swept = 0;
+        for upload in over {
+            let Ok(work) = Arc::clone(&upload.turn).try_lock_owned() else { continue };
+            let held = Held { uploads: Arc::clone(self), upload, work };
+            match held.end().await {
+                Ok(()) => swept += 1,
+                Err(error) => tracing::warn!(%error, "an upload that is over was not removed"),
+            }
+        }
+        swept
+    }
+
+    fn load(&self, id: Uuid, reservations: &Reservations) -> io::Result<()> {
+        let Ok(wanted) = serde_json::from_slice::<Wanted>(&fs::read(self.path(id, "json"))?) else {
+            tracing::warn!(%id, "an unfinished upload makes no sense and is removed");
+            return remove(&self.path(id, "json"));
+        };
+        let offset = match (&wanted.whole, File::options().write(true).open(self.path(id, "part")))
+        {
+            (Some(whole), _) => whole.size,
+            (None, Ok(part)) => self.believed(id, &part)?,
+            (None, Err(error)) => return Err(error),
+        };
+        let work = Work { offset, hasher: None, whole: wanted.whole.clone(), gone: false };
+        let Ok(room) = reservations
+            .reserve(&wanted.user_id, wanted.length, |_| Ok::<_, std::convert::Infallible>(()));
+        self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
+        Ok(())
+    }
+
+    /// The length of the bytes that need not be doubted; the rest is cut off.
+    fn believed(&self, id: Uuid, part: &File) -> io::Result<u64> {
+        let length = part.metadata()?.len();
+        let doubted = match fs::read_to_string(self.path(id, "unverified")) {
+            // The mark was not whole yet, so that no byte behind it was written.
+            Ok(text) => text.parse().unwrap_or(length),
+            Err(_) => return Ok(length),
+        };
+        part.set_len(length.min(doubted))?;
+        part.sync_all()?;
+        remove(&self.path(id, "unverified"))?;
+        Ok(length.min(doubted))
+    }
+
+    fn path(&self, id: Uuid, extension: &str) -> PathBuf {
+        self.spool.join(format!("{id}.{extension}"))
+    }
+
+    fn opened(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Upload>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Upload {
+    fn new(wanted: Wanted, work: Work, room: Reservation) -> Self {
+        let (turn, waiting, hurry) =
+            (Arc::new(Turn::new(work)), AtomicUsize::new(0), Notify::new());
+        Self { wanted, turn, waiting, hurry, _room: room }
+    }
+}
+
+impl Held {
+    /// How many bytes are durable.
+    pub fn offset(&self) -> u64 {
+        self.work.offset
+    }
+
+    /// All bytes are there.
+    pub fn is_full(&self) -> bool {
+        self.work.offset == self.upload.wanted.length
+    }
+
+    /// Makes a blob of the bytes, which must all be there. May be repeated, also after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when the bytes are lost; then only [`Held::end`] is left.
+    pub async fn store(&mut self) -> Result<Stored, Error> {
+        let id = self.upload.wanted.id;
+        let stored = match &self.work.whole {
+            Some(stored) => stored.clone(),
+            None => self.seal().await?,
+        };
+        match self.uploads.blobs.adopt(&format!("{id}.part"), &stored).await {
+            Err(blobs::Error::NotFound) => Err(Error::Gone),
+            adopted => Ok(adopted.map(|()| stored)?),
+        }
+    }
+
+    /// Removes all that there is of it, and gives back its room.
+    ///
+    /// # Errors
+    /// The spool cannot be written; it may be tried again.
+    pub async fn end(mut self) -> Result<(), Error> {
+        let id = self.upload.wanted.id;
+        // The head first: without it the rest is removed at the next start.
+        let files = ["json", "part", "unverified", "draft"].map(|it| self.uploads.path(id, it));
+        in_background(move || files.iter().try_for_each(|path| remove(path))).await?;
+        self.work.gone = true;
+        self.uploads.opened().remove(&id);
+        Ok(())
+    }
+
+    /// Notes the digest, so that the bytes may leave the spool.
+    async fn seal(&mut self) -> Result<Stored, Error> {
+        let id = self.upload.wanted.id;
+        let part = self.uploads.path(id, "part");
+        let hasher = self.work.hasher.take();
+        let (head, draft) = (self.uploads.path(id, "json"), self.uploads.path(id, "draft"));
+        let (mut wanted, spool) = (self.upload.wanted.clone(), self.uploads.spool.clone());
+        let stored = in_background(move || {
+            let stored = append::examined(&part, hasher)?;
+            wanted.whole = Some(stored.clone());
+            replace(&head, &draft, &json(&wanted))?;
+            File::open(spool)?.sync_all()?;
+            Ok(stored)
+        })
+        .await?;
+        self.work.whole = Some(stored.clone());
+        Ok(stored)
+    }
+}
+
+fn json(wanted: &Wanted) -> Vec<u8> {
+    serde_json::to_vec(wanted).expect("texts, numbers and times are always JSON")
+}
+
+/// Never half of it; the caller syncs the directory.
+fn replace(path: &Path, draft: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(draft, path)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(work).await.unwrap_or_else(|_| Err(io::Error::other("the work panicked")))
+}
+
+#[cfg(test)]
+#[path = "uploads_tests.rs"]
+mod tests;

@@ -1,0 +1,231 @@
+//! Adding bytes to an upload: written and hashed at the same time, durable before they count, and
+//! all or nothing where a checksum was promised.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use sha2::{Digest, Sha256};
+use tokio::task::spawn_blocking;
+
+use super::super::blobs::{SNIFF_BYTES, Stored, sniffed};
+use super::{Error, Held, in_background, remove};
+
+/// What is gathered before it is written; bounds the memory of an upload.
+const PIECE_BYTES: usize = 1024 * 1024;
+
+/// A digest that the client promises of what it sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checksum {
+    pub algorithm: Algorithm,
+    pub digest: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Every server of tus must have it; it guards against accidents, not against people.
+    Sha1,
+    Sha256,
+}
+
+impl Algorithm {
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "sha1" => Some(Self::Sha1),
+            "sha256" => Some(Self::Sha256),
+            _ => None,
+        }
+    }
+
+    fn context(self) -> digest::Context {
+        digest::Context::new(match self {
+            Self::Sha1 => &SHA1_FOR_LEGACY_USE_ONLY,
+            Self::Sha256 => &SHA256,
+        })
+    }
+}
+
+/// How an append came to its end.
+#[derive(Debug)]
+pub enum Ended<E> {
+    /// The body was taken whole.
+    Whole,
+    /// The body broke off; without a checksum, what came of it counts.
+    BrokenOff(E),
+    /// Another request wants the upload; likewise.
+    Hurried,
+    /// The body was longer than the upload; nothing of it counts.
+    TooLong,
+    /// The checksum is another one; nothing of it counts.
+    Corrupted,
+}
+
+#[derive(Debug)]
+pub struct Appended<E> {
+    pub ended: Ended<E>,
+    /// How many bytes are durable now.
+    pub offset: u64,
+}
+
+impl Held {
+    /// Adds the body at the present offset. Must not be dropped half way: whoever calls it from a
+    /// request, which may be, gives it a task of its own.
+    ///
+    /// # Errors
+    /// The spool cannot be written; what was acknowledged before stands.
+    pub async fn append<E>(
+        &mut self,
+        body: impl Stream<Item = Result<Bytes, E>>,
+        checksum: Option<Checksum>,
+    ) -> Result<Appended<E>, Error> {
+        let (before, hasher) = (self.offset(), self.work.hasher.clone());
+        let mut file = self.opened(checksum.is_some()).await?;
+        let mut context = checksum.as_ref().map(|it| it.algorithm.context());
+        let mut ended = self.take_in(body, &mut file, &mut context).await?;
+        if let (Ended::Whole, Some(context), Some(promised)) = (&ended, context, &checksum)
+            && context.finish().as_ref() != promised.digest
+        {
+            ended = Ended::Corrupted;
+        }
+        let undone = match &ended {
+            Ended::Whole => false,
+            Ended::BrokenOff(_) | Ended::Hurried => checksum.is_some(),
+            Ended::TooLong | Ended::Corrupted => true,
+        };
+        if undone {
+            self.work.hasher = hasher;
+        }
+        let length = undone.then_some(before);
+        let mark =
+            checksum.is_some().then(|| self.uploads.path(self.upload.wanted.id, "unverified"));
+        let spool = self.uploads.spool.clone();
+        self.work.offset = in_background(move || {
+            if let Some(length) = length {
+                file.set_len(length)?;
+            }
+            file.sync_all()?;
+            if let Some(mark) = mark {
+                remove(&mark)?;
+                // Else a power cut could bring the mark back, and the bytes would be cut off.
+                File::open(spool)?.sync_all()?;
+            }
+            file.metadata().map(|it| it.len())
+        })
+        .await?;
+        Ok(Appended { ended, offset: self.work.offset })
+    }
+
+    /// The bytes' file, standing at the offset; what a failure left behind it is cut off.
+    async fn opened(&self, doubtful: bool) -> Result<File, Error> {
+        let (id, offset) = (self.upload.wanted.id, self.offset());
+        let (part, mark) = (self.uploads.path(id, "part"), self.uploads.path(id, "unverified"));
+        let spool = self.uploads.spool.clone();
+        Ok(in_background(move || {
+            if doubtful {
+                let mut mark = File::create(mark)?;
+                mark.write_all(offset.to_string().as_bytes())?;
+                mark.sync_all()?;
+                File::open(spool)?.sync_all()?;
+            }
+            let mut file = File::options().write(true).open(part)?;
+            file.set_len(offset)?;
+            file.seek(SeekFrom::Start(offset))?;
+            Ok(file)
+        })
+        .await?)
+    }
+
+    async fn take_in<E>(
+        &mut self,
+        body: impl Stream<Item = Result<Bytes, E>>,
+        file: &mut File,
+        context: &mut Option<digest::Context>,
+    ) -> Result<Ended<E>, Error> {
+        let upload = Arc::clone(&self.upload);
+        let mut body = std::pin::pin!(body);
+        let mut left = upload.wanted.length - self.offset();
+        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let ended = loop {
+            let mut hurry = std::pin::pin!(upload.hurry.notified());
+            hurry.as_mut().enable();
+            if upload.waiting.load(Ordering::SeqCst) > 0 {
+                break Ended::Hurried;
+            }
+            let chunk = tokio::select! {
+                chunk = body.next() => chunk,
+                () = hurry => continue,
+            };
+            match chunk {
+                None => break Ended::Whole,
+                Some(Err(error)) => break Ended::BrokenOff(error),
+                Some(Ok(chunk)) if chunk.len() as u64 > left => break Ended::TooLong,
+                Some(Ok(chunk)) => {
+                    left -= chunk.len() as u64;
+                    piece.extend_from_slice(&chunk);
+                }
+            }
+            if piece.len() >= PIECE_BYTES {
+                self.write(file, piece.split().freeze(), context).await?;
+                piece.reserve(PIECE_BYTES);
+            }
+        };
+        self.write(file, piece.freeze(), context).await?;
+        Ok(ended)
+    }
+
+    /// Both on threads for blocking work: at 2 GiB either would hold up other requests.
+    async fn write(
+        &mut self,
+        file: &mut File,
+        piece: Bytes,
+        context: &mut Option<digest::Context>,
+    ) -> Result<(), Error> {
+        let (mut file, bytes) = (file.try_clone()?, piece.clone());
+        let writing = spawn_blocking(move || file.write_all(&bytes));
+        // Absent until it is put back: after a failure the digest is made anew from the file.
+        let (mut hasher, mut promised) = (self.work.hasher.take(), context.take());
+        let hashing = spawn_blocking(move || {
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&piece);
+            }
+            if let Some(promised) = &mut promised {
+                promised.update(&piece);
+            }
+            (hasher, promised)
+        });
+        let (written, hashed) = tokio::join!(writing, hashing);
+        written.map_err(io::Error::other)??;
+        (self.work.hasher, *context) = hashed.map_err(io::Error::other)?;
+        Ok(())
+    }
+}
+
+/// Digest, size and type of a file; the digest is taken as it is if it is known. Blocking.
+pub(super) fn examined(path: &Path, known: Option<Sha256>) -> io::Result<Stored> {
+    let mut file = File::open(path)?;
+    let mut first = Vec::with_capacity(SNIFF_BYTES);
+    (&mut file).take(SNIFF_BYTES as u64).read_to_end(&mut first)?;
+    let hasher = match known {
+        Some(hasher) => hasher,
+        None => {
+            file.seek(SeekFrom::Start(0))?;
+            let (mut hasher, mut piece) = (Sha256::new(), vec![0; PIECE_BYTES]);
+            loop {
+                match file.read(&mut piece)? {
+                    0 => break hasher,
+                    read => hasher.update(&piece[..read]),
+                }
+            }
+        }
+    };
+    Ok(Stored {
+        sha256: hex::encode(hasher.finalize()),
+        size: file.metadata()?.len(),
+        sniffed: sniffed(&first),
+    })
+}

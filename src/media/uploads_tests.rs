@@ -1,0 +1,187 @@
+//! What is durable, what is doubted, and what is left after an end.
+
+use std::convert::Infallible;
+
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use chrono::TimeDelta;
+use futures_util::stream;
+use sha2::Digest;
+
+use super::*;
+use crate::config::BlobStore;
+
+struct Place {
+    dir: tempfile::TempDir,
+    reservations: Reservations,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), reservations: Reservations::default() }
+    }
+
+    /// As after a start.
+    fn uploads(&self) -> Arc<Uploads> {
+        let blobs = Blobs::open(&BlobStore::File, self.dir.path()).unwrap();
+        Arc::new(Uploads::open(&blobs, &self.reservations).unwrap())
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(self.dir.path().join("blobs/uploads")).unwrap().count()
+    }
+}
+
+const ID: Uuid = Uuid::from_u128(7);
+
+fn ada() -> UserId {
+    UserId::try_from("ada".to_owned()).unwrap()
+}
+
+fn at(second: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::seconds(second)
+}
+
+async fn create(place: &Place, uploads: &Uploads, length: u64) {
+    let wanted = Wanted {
+        id: ID,
+        user_id: ada(),
+        length,
+        filename: "a.png".to_owned(),
+        declared_type: None,
+        metadata: Map::new(),
+        described: String::new(),
+        expires_at: at(100),
+        whole: None,
+    };
+    let room = place.reservations.reserve(&ada(), length, |_| Ok::<_, Infallible>(()));
+    let Ok(room) = room;
+    uploads.create(wanted, room).await.unwrap();
+}
+
+async fn hold(uploads: &Arc<Uploads>) -> Held {
+    uploads.hold(uploads.find(ID, at(0)).unwrap()).await.unwrap()
+}
+
+/// Chunks; a number breaks the body off.
+async fn append(held: &mut Held, body: &[&'static str], sum: Option<&[u8]>) -> (String, u64) {
+    let chunk = |text: &&'static str| match *text {
+        "cut" => Err("broken"),
+        text => Ok(Bytes::from_static(text.as_bytes())),
+    };
+    let checksum = sum.map(|sum| Checksum { algorithm: Algorithm::Sha1, digest: sum.to_vec() });
+    let body = stream::iter(body.iter().map(chunk).collect::<Vec<_>>());
+    let appended = held.append(body, checksum).await.unwrap();
+    (format!("{:?}", appended.ended), appended.offset)
+}
+
+fn sha1(text: &str) -> Vec<u8> {
+    digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()).as_ref().to_vec()
+}
+
+#[tokio::test]
+async fn what_was_broken_off_goes_on_after_a_restart_and_becomes_a_blob() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 11).await;
+    let mut held = hold(&uploads).await;
+    let broken = append(&mut held, &["hel", "lo", "cut"], None).await;
+    assert_eq!(broken, ("BrokenOff(\"broken\")".to_owned(), 5));
+    drop((held, uploads));
+    assert_eq!(place.reservations.of(&ada()), 0);
+
+    let uploads = place.uploads();
+    assert_eq!(place.reservations.of(&ada()), 11);
+    let mut held = hold(&uploads).await;
+    assert_eq!((held.offset(), held.is_full()), (5, false));
+    assert_eq!(append(&mut held, &[" wor", "ld"], None).await, ("Whole".to_owned(), 11));
+    let stored = held.store().await.unwrap();
+    assert_eq!(stored.sha256, hex::encode(Sha256::digest("hello world")));
+    drop((held, uploads));
+
+    // The event was not recorded before the crash: it is all there to do it again.
+    let uploads = place.uploads();
+    let mut held = hold(&uploads).await;
+    assert!(held.is_full());
+    assert_eq!(held.store().await.unwrap(), stored);
+    held.end().await.unwrap();
+    assert!(uploads.find(ID, at(0)).is_none());
+    assert_eq!((place.files(), place.reservations.of(&ada())), (0, 0));
+}
+
+#[tokio::test]
+async fn bytes_whose_checksum_is_wrong_or_that_are_too_many_change_nothing() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 10).await;
+    let mut held = hold(&uploads).await;
+    let good = sha1("hello");
+    assert_eq!(append(&mut held, &["hel", "la"], Some(&good)).await, ("Corrupted".to_owned(), 0));
+    assert_eq!(append(&mut held, &["hel", "lo"], Some(&good)).await, ("Whole".to_owned(), 5));
+    let cut = append(&mut held, &["hello", "cut"], Some(&good)).await;
+    assert_eq!(cut, ("BrokenOff(\"broken\")".to_owned(), 5));
+    assert_eq!(append(&mut held, &["hello", "!"], None).await, ("TooLong".to_owned(), 5));
+    assert_eq!(append(&mut held, &["hello"], None).await, ("Whole".to_owned(), 10));
+    let stored = held.store().await.unwrap();
+    assert_eq!(stored.sha256, hex::encode(Sha256::digest("hellohello")));
+}
+
+#[tokio::test]
+async fn bytes_that_were_not_verified_before_a_crash_are_cut_off() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 10).await;
+    append(&mut hold(&uploads).await, &["hello"], None).await;
+    // What a kill in the midst of an append with a checksum leaves.
+    fs::write(uploads.path(ID, "part"), "helloBAD").unwrap();
+    fs::write(uploads.path(ID, "unverified"), "5").unwrap();
+    drop(uploads);
+    assert_eq!(hold(&place.uploads()).await.offset(), 5);
+    assert_eq!(place.files(), 2);
+}
+
+#[tokio::test]
+async fn an_upload_that_is_over_leaves_nothing() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 10).await;
+    append(&mut hold(&uploads).await, &["hello"], None).await;
+    assert_eq!(uploads.sweep(at(99)).await, 0);
+    assert!(uploads.find(ID, at(100)).is_none());
+    let held = hold(&uploads).await;
+    assert_eq!(uploads.sweep(at(100)).await, 0, "it is in use");
+    drop(held);
+    assert_eq!(uploads.sweep(at(100)).await, 1);
+    assert_eq!((place.files(), place.reservations.of(&ada())), (0, 0));
+}
+
+#[tokio::test]
+async fn who_comes_again_takes_the_turn_from_a_connection_that_hangs() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 10).await;
+    let mut held = hold(&uploads).await;
+    let body = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"hello"))]);
+    let hanging = tokio::spawn(async move {
+        held.append(futures_util::StreamExt::chain(body, stream::pending()), None).await.unwrap()
+    });
+    tokio::task::yield_now().await;
+    let second = hold(&uploads).await;
+    let appended = hanging.await.unwrap();
+    assert!(matches!(appended.ended, Ended::Hurried));
+    assert_eq!(second.offset(), appended.offset);
+}
+
+#[tokio::test]
+async fn what_nobody_acknowledged_is_swept_at_the_start() {
+    let place = Place::new();
+    drop(place.uploads());
+    let spool = place.dir.path().join("blobs/uploads");
+    fs::write(spool.join(format!("{ID}.part")), "x").unwrap();
+    fs::write(spool.join(format!("{ID}.draft")), "{").unwrap();
+    place.uploads();
+    assert_eq!(place.files(), 0);
+    fs::write(spool.join(format!("{ID}.json")), "{").unwrap();
+    assert!(place.uploads().find(ID, at(0)).is_none());
+    assert_eq!(place.files(), 0);
+}
