@@ -97,9 +97,11 @@ async fn throughput() {
 async fn identity() {
     let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
     let open = Server::start(&mut t2m(directories[0].path(), "none"));
-    let token = token(directories[1].path());
     let mut closed = t2m(directories[1].path(), "none");
-    let closed = Server::start(closed.env("DEV_MODE", "false")).with_bearer(&token);
+    let closed = Server::start(closed.env("DEV_MODE", "false"));
+    // The server has made the key that signs it.
+    let token = token(directories[1].path());
+    let closed = closed.with_bearer(&token);
     let body = json!({ "prompt": "A lighthouse in the storm" });
     let nobody = get(&format!("/api/jobs/{}", generate(&open, body.clone()).await));
     let path = format!("/api/jobs/{}", generate(&closed, body).await);

@@ -153,8 +153,12 @@ async fn found(letters: &DeadLetters, id: &str) -> anyhow::Result<Letter> {
 }
 
 async fn list(place: &Place) -> anyhow::Result<()> {
+    let letters = all(&place.open()?).await?;
+    if letters.is_empty() {
+        eprintln!("no dead letters in {}", place.data_dir.display());
+    }
     let mut out = std::io::stdout().lock();
-    for heading in all(&place.open()?).await? {
+    for heading in letters {
         if place.json {
             writeln!(out, "{}", serde_json::to_string(&heading)?)?;
         } else {

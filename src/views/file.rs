@@ -52,7 +52,7 @@ pub(super) fn reader(path: &Path) -> Result<Connection, Error> {
     Ok(connection)
 }
 
-/// The file that `base` stands for now.
+/// The file that `base` names at present.
 pub(super) fn current(base: &Path) -> io::Result<PathBuf> {
     match fs::read_to_string(pointer(base)) {
         Ok(name) => Ok(numbered(base, name.trim().parse().unwrap_or(0))),
