@@ -104,6 +104,14 @@ pub struct Options {
     /// How many jobs of one user may run at once, in each class
     #[arg(long, env = "T2M_RUNNING_PER_USER", default_value = "premium=4,standard=2,batch=2")]
     pub running_per_user: String,
+    /// Event streams one user may have open at once
+    #[arg(long, env = "T2M_STREAMS_PER_USER", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams_per_user: u32,
+    /// Seconds after which a client that takes nothing of its answer is cut off
+    #[arg(long, env = "T2M_STALLED_S", default_value_t = 120,
+          value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub stalled_s: u32,
     /// Built-in renderer `storyboard`, or `none`
     #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
     pub engine: String,
@@ -291,6 +299,8 @@ pub struct Settings {
     pub trusted_proxies: String,
     pub worker_tokens: Vec<Secret>,
     pub running_per_user: String,
+    pub streams_per_user: u32,
+    pub stalled_s: u32,
     pub engine: Engine,
     pub require_onboarding: bool,
 }
@@ -426,6 +436,8 @@ impl Options {
             trusted_proxies: self.trusted_proxies,
             worker_tokens: worker_tokens.into_iter().map(Secret).collect(),
             running_per_user: self.running_per_user,
+            streams_per_user: self.streams_per_user,
+            stalled_s: self.stalled_s,
             engine,
             require_onboarding: self.require_onboarding,
         };

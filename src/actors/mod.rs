@@ -8,6 +8,7 @@ pub mod dispatcher;
 pub mod entity;
 pub mod leasing;
 pub mod metadata_sync;
+pub mod news;
 pub mod outputs;
 pub mod projector;
 pub mod storekeeper;
@@ -22,6 +23,7 @@ use crate::log::EventLog;
 use crate::views::Views;
 
 use directory::Directory;
+use news::News;
 use projector::{Progress, Projector};
 
 /// The longest that a command waits for its own effect to be readable.
@@ -38,13 +40,17 @@ pub struct System {
     pub jobs: Directory<Job>,
     /// How far the read model is.
     pub progress: Progress,
+    /// Whose part of it has moved.
+    pub news: News,
 }
 
 impl System {
     /// Starts the entities' arbiters and the projector; needs a running actix system.
     pub fn start(clock: Clock, log: Arc<dyn EventLog>, views: Views) -> Arc<Self> {
         let arbiters = directory::Arbiters::new(2);
-        let progress = Projector::new(Arc::clone(&log), views.clone()).start();
+        let projector = Projector::new(Arc::clone(&log), views.clone());
+        let news = projector.news();
+        let progress = projector.start();
         Arc::new(Self {
             users: Directory::new(&arbiters, &log, &clock),
             sessions: Directory::new(&arbiters, &log, &clock),
@@ -54,6 +60,7 @@ impl System {
             log,
             views,
             progress,
+            news,
         })
     }
 

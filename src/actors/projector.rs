@@ -7,6 +7,7 @@ use actix::Arbiter;
 use tokio::sync::watch;
 
 use super::codec::{self, AnyEvent};
+use super::news::News;
 use crate::log::{self, EventLog, Recorded};
 use crate::views::{self, Entity, Happened, Views};
 
@@ -82,16 +83,22 @@ pub struct Projector {
     log: Arc<dyn EventLog>,
     views: Views,
     reached: watch::Sender<Reached>,
+    news: News,
 }
 
 impl Projector {
     pub fn new(log: Arc<dyn EventLog>, views: Views) -> Self {
         let (reached, _) = watch::channel(Reached { position: views.checkpoint(), parked: None });
-        Self { log, views, reached }
+        Self { log, views, reached, news: News::default() }
     }
 
     pub fn progress(&self) -> Progress {
         Progress(self.reached.subscribe())
+    }
+
+    /// Whose part of the read model has moved.
+    pub fn news(&self) -> News {
+        self.news.clone()
     }
 
     /// Follows the log on a thread of its own.
@@ -122,9 +129,10 @@ impl Projector {
             }
         }
         if !happened.is_empty() {
-            self.views.apply(&happened)?;
+            let touched = self.views.apply(&happened)?;
             let position = self.views.checkpoint();
             self.reached.send_modify(|at| at.position = position);
+            self.news.tell(&touched);
         }
         poison.map_or(Ok(happened.len()), Err)
     }

@@ -160,13 +160,15 @@ async fn nothing_is_removed_while_the_read_model_is_behind_the_log() {
     let empty = Views::open(&dir.path().join("views.sqlite")).unwrap();
     let (log, arbiters) = (Arc::clone(&house.keeper.system.log), Arbiters::new(1));
     // A read model that is being built anew and stands at the beginning.
+    let projector = Projector::new(Arc::clone(&log), empty.clone());
     let behind = System {
         users: Directory::new(&arbiters, &log, &house.clock),
         sessions: Directory::new(&arbiters, &log, &house.clock),
         files: Directory::new(&arbiters, &log, &house.clock),
         jobs: Directory::new(&arbiters, &log, &house.clock),
         clock: house.clock.clone(),
-        progress: Projector::new(Arc::clone(&log), empty.clone()).progress(),
+        progress: projector.progress(),
+        news: projector.news(),
         log,
         views: empty,
     };

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::dev::Server;
 use anyhow::Context;
@@ -213,6 +214,8 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         public_url,
         allowed_origins,
         max_upload_bytes: settings.max_upload_bytes,
+        streams_per_user: usize::try_from(settings.streams_per_user).unwrap_or(usize::MAX),
+        stalled_after: Duration::from_secs(u64::from(settings.stalled_s)),
         dev_mode: settings.dev_mode,
         require_onboarding: settings.require_onboarding,
         production: settings.environment == Environment::Production,

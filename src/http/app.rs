@@ -1,7 +1,9 @@
 //! What every handler can reach, and how the server is put together.
 
+use std::any::Any;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_cors::Cors;
 use actix_web::http::{Method, header};
@@ -61,6 +63,10 @@ pub struct App {
     pub public_url: String,
     pub allowed_origins: Vec<String>,
     pub max_upload_bytes: u64,
+    /// Event streams that one user may have open at once.
+    pub streams_per_user: usize,
+    /// After how long a client that takes nothing of its answer is cut off.
+    pub stalled_after: Duration,
     pub dev_mode: bool,
     pub production: bool,
     /// Users who have not finished onboarding are sent to finish it.
@@ -74,6 +80,7 @@ pub struct App {
 /// # Errors
 /// The listener cannot be used.
 pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
+    let stalled_after = app.stalled_after;
     let data = web::Data::from(app);
     let table = web::Data::new(Routes::new(routes::all_paths()));
     let server = HttpServer::new(move || {
@@ -94,8 +101,27 @@ pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
         .workers(std::thread::available_parallelism().map_or(2, usize::from))
         .shutdown_timeout(DRAIN_S)
         .disable_signals()
+        // Who hangs up is gone: else a stream would be kept for nobody until it has something to
+        // write, and count against its user.
+        .h1_allow_half_closed(false)
+        .on_connect(move |connection, _| cut_when_stalled(connection, stalled_after))
         .listen(listener)?;
     Ok(server.run())
+}
+
+/// Lets the kernel end the connection once its client has taken none of what waits to be sent for
+/// `after`. Until then no more is buffered for it than fits the socket and one buffer of actix's,
+/// which asks a body for its next bytes only when there is room.
+fn cut_when_stalled(connection: &dyn Any, after: Duration) {
+    #[cfg(target_os = "linux")]
+    if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
+        let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
+        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, after_ms) {
+            tracing::warn!(%error, "a connection has no limit for a client that reads nothing");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (connection, after);
 }
 
 /// Preflights are answered before anyone is authenticated, and refusals carry the headers too, so

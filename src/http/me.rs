@@ -3,6 +3,7 @@
 use actix_web::{HttpResponse, web};
 use serde_json::{Value, json};
 
+use super::analytics;
 use super::answer;
 use super::app::App;
 use super::caller::Caller;
@@ -18,7 +19,7 @@ const DEFAULT_STEPS: u32 = 8;
 pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
     let views = &app.system.views;
     let user = views.user(&caller.user_id)?.ok_or_else(|| Problem::new(Code::NotFound))?;
-    let usage = views.usage(&caller.user_id)?;
+    let usage = views.usage(&caller.user_id, app.system.clock.now())?;
     let session = match &caller.session_id {
         Some(id) => views.session(id)?,
         None => None,
@@ -41,7 +42,13 @@ pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Pro
         "organizations": user.organizations,
         "feature_flags": user.feature_flags,
         "onboarding": onboarding(user.onboarding.as_ref()),
-        "usage": usage,
+        "usage": {
+            "jobs": usage.jobs,
+            "files": usage.files,
+            "bytes_stored": usage.bytes_stored,
+            "seconds_rendered": usage.seconds_rendered,
+            "months": analytics::months(usage.months),
+        },
     })))
 }
 

@@ -22,6 +22,7 @@ pub mod webhooks;
 pub mod worker;
 
 pub mod address;
+pub mod analytics;
 pub mod answer;
 pub mod body;
 pub mod edges;

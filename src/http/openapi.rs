@@ -19,6 +19,7 @@ use utoipa::{OpenApi as _, ToSchema};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::admin::{AccessRequest, FlagsRequest, OrganizationRequest};
+use super::analytics::AnalyticsAnswer;
 use super::app::PREFIXES;
 use super::batch::{BatchAnswer, BatchRequest};
 use super::files::{FileAnswer, UploadAnswer};
@@ -41,6 +42,7 @@ use super::worker::{
     ),
     components(schemas(
         AccessRequest,
+        AnalyticsAnswer,
         BatchAnswer,
         BatchRequest,
         CompleteRequest,

@@ -59,6 +59,7 @@ pub enum Code {
     UploadBusy,
     RateLimited,
     ChecksumMismatch,
+    TooManyStreams,
     InternalError,
     LogUnavailable,
     StorageUnavailable,
@@ -145,6 +146,9 @@ impl Code {
                 ("checksum_mismatch", 460, "The bytes are not those that the checksum is of")
             }
             Code::RateLimited => ("rate_limited", 429, "Too many requests"),
+            Code::TooManyStreams => {
+                ("too_many_streams", 429, "This user has too many event streams open")
+            }
             Code::InternalError => ("internal_error", 500, "Something went wrong on our side"),
             Code::LogUnavailable => {
                 ("log_unavailable", 503, "Nothing can be recorded at the moment")

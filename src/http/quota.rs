@@ -52,7 +52,7 @@ impl Allowance {
         let (limit, stored) = (self.limit, &self.stored);
         self.room.grow_to(bytes, |reserved| {
             let used = match stored {
-                Some((views, user_id)) => views.usage(user_id)?.bytes_stored,
+                Some((views, user_id)) => views.bytes_stored(user_id)?,
                 None => 0,
             };
             match used.saturating_add(reserved).saturating_add(bytes) <= limit {

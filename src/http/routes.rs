@@ -9,8 +9,8 @@ use actix_web::web::{self, ServiceConfig};
 use super::app::PREFIXES;
 use super::edges::unmatched;
 use super::{
-    admin, batch, caller, dead_letters, files, gate, health, jobs, links, me, openapi, sessions,
-    streams, tus, webhooks, worker,
+    admin, analytics, batch, caller, dead_letters, files, gate, health, jobs, links, me, openapi,
+    sessions, streams, tus, webhooks, worker,
 };
 
 /// Who may use a route.
@@ -169,6 +169,7 @@ pub fn table() -> Vec<Route> {
         route(PUT, "/admin/users/{id}/organization", Admin, "Type and organization of a user", || web::put().to(admin::set_organization)).takes("OrganizationRequest"),
         route(GET, "/admin/users/{id}/sessions", Admin, "A user's devices", || web::get().to(sessions::list_of_user)),
         route(DELETE, "/admin/users/{id}/sessions/{session_id}", Admin, "End a session of a user", || web::delete().to(sessions::revoke_of_user)),
+        route(GET, "/admin/analytics", Admin, "How much is used, by how many", || web::get().to(analytics::analytics)).gives("AnalyticsAnswer"),
         route(GET, "/admin/webhooks/dead", Admin, "Deliveries that could not be used", || web::get().to(dead_letters::list)),
         route(POST, "/admin/webhooks/dead/{id}/retry", Admin, "Use such a delivery now", || web::post().to(dead_letters::retry)),
         route(DELETE, "/admin/webhooks/dead/{id}", Admin, "Forget such a delivery", || web::delete().to(dead_letters::discard)),

@@ -8,16 +8,19 @@ use std::time::Duration;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
+use serde_json::json;
+use tokio::time::Instant;
 
 use super::app::App;
 use super::caller::Caller;
 use super::jobs;
 use super::problem::{Code, Problem};
-use crate::actors::projector::Progress;
+use crate::actors::news::Subscription;
 use crate::domain::ids::{JobId, SessionId, UserId};
 use crate::views::{FeedItem, SessionStanding};
 
-/// A comment this often keeps proxies from closing a silent stream.
+/// A comment this often keeps proxies from closing a silent stream; also how long news that was
+/// missed can stay so.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Items read at once.
 const PAGE: usize = 256;
@@ -31,7 +34,7 @@ pub async fn of_job(
 ) -> Result<HttpResponse, Problem> {
     let job = jobs::owned(&app, &caller, jobs::parse_id(&id)?)?;
     let after = resume_after(&request)?.unwrap_or(0);
-    Ok(respond(Stream::new(app.into_inner(), &caller, Some(job.job_id), after)))
+    Ok(respond(Stream::new(app.into_inner(), &caller, Some(job.job_id), after)?))
 }
 
 /// `GET events`: everything of the caller's from now on, or from where it left off.
@@ -44,7 +47,7 @@ pub async fn of_user(
         Some(position) => position,
         None => app.system.progress.now().position,
     };
-    Ok(respond(Stream::new(app.into_inner(), &caller, None, after)))
+    Ok(respond(Stream::new(app.into_inner(), &caller, None, after)?))
 }
 
 /// The position after which to go on; a browser's `EventSource` sends the last `id:` it saw.
@@ -72,23 +75,40 @@ struct Stream {
     /// The last position handed to the client.
     after: u64,
     ready: VecDeque<FeedItem>,
-    progress: Progress,
+    subscription: Subscription,
+    /// When the client is to hear something again.
+    heartbeat: Instant,
     greeted: bool,
 }
 
 impl Stream {
-    fn new(app: Arc<App>, caller: &Caller, job_id: Option<JobId>, after: u64) -> Self {
-        let progress = app.system.progress.clone();
-        Self {
+    /// Follows the caller from now on, so that nothing slips in between a look and the wait.
+    ///
+    /// # Errors
+    /// 429 when the caller has too many streams open.
+    fn new(
+        app: Arc<App>,
+        caller: &Caller,
+        job_id: Option<JobId>,
+        after: u64,
+    ) -> Result<Self, Problem> {
+        let most = app.streams_per_user;
+        let subscription = app.system.news.follow(&caller.user_id, most).map_err(|_| {
+            Problem::new(Code::TooManyStreams)
+                .retry_after(HEARTBEAT.as_secs())
+                .with_detail(json!({ "limit": most }))
+        })?;
+        Ok(Self {
             app,
             user_id: caller.user_id.clone(),
             session_id: caller.session_id.clone(),
             job_id,
             after,
             ready: VecDeque::new(),
-            progress,
+            subscription,
+            heartbeat: Instant::now() + HEARTBEAT,
             greeted: false,
-        }
+        })
     }
 
     /// The next bytes, and the stream after them; none when the session or the server ends.
@@ -111,12 +131,16 @@ impl Stream {
             }
             if let Some(item) = self.ready.pop_front() {
                 self.after = item.position;
+                self.heartbeat = Instant::now() + HEARTBEAT;
                 return Some((Ok(frame(&item)), self));
             }
+            // Room for a page of items is not kept through a long silence.
+            self.ready = VecDeque::new();
             tokio::select! {
-                () = self.progress.moved() => {}
+                () = self.subscription.news() => {}
                 _ = stopping.changed() => {}
-                () = tokio::time::sleep(HEARTBEAT) => {
+                () = tokio::time::sleep_until(self.heartbeat) => {
+                    self.heartbeat = Instant::now() + HEARTBEAT;
                     return Some((Ok(Bytes::from_static(b": heartbeat\n\n")), self));
                 }
             }

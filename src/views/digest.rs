@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::column::unsigned;
 
 /// Each table with its key. The checkpoint is left out: it says how far, not what.
-const TABLES: [(&str, &str); 7] = [
+const TABLES: [(&str, &str); 8] = [
     ("users", "user_id"),
     ("sessions", "session_id"),
     ("files", "position"),
@@ -15,6 +15,7 @@ const TABLES: [(&str, &str); 7] = [
     ("feed", "position"),
     ("turns", "kind, class, user_id"),
     ("shares", "kind, class"),
+    ("tallies", "user_id, period, item"),
 ];
 
 /// Name, number of rows and SHA-256 of each table, all as of one moment.

@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{Error, feed, files, jobs, queue, sessions, users};
+use super::{Error, feed, files, jobs, queue, sessions, tallies, users};
 
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 /// More statements than the views have, so that each is prepared once a connection.
-const STATEMENTS: usize = 64;
+const STATEMENTS: usize = 80;
 
 const CHECKPOINT: &str = "
 CREATE TABLE checkpoint (position INTEGER NOT NULL);
@@ -152,6 +152,7 @@ fn create(path: &Path) -> Result<(), Error> {
         jobs::SCHEMA,
         queue::SCHEMA,
         feed::SCHEMA,
+        tallies::SCHEMA,
     ]
     .concat();
     connection.execute_batch(&format!(

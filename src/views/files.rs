@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::column::{Id, Json, Text, Time, int, unsigned};
 use super::feed::{self, FileItem};
 use super::page::{Cursor, Page, before, one_more};
-use super::{Error, Views};
+use super::{Error, Views, tallies};
 use crate::config::Retention;
 use crate::domain::file::{Event, Stored};
 use crate::domain::ids::{FileId, JobId, UserId};
@@ -153,7 +153,13 @@ pub(super) fn apply(
             feed::add(sql, position, stored.user_id.as_str(), None, item.event, &item)
         }
         Event::Deleted { user_id, .. } => {
-            sql.prepare_cached("DELETE FROM files WHERE file_id = ?1")?.execute([Id(file_id.0)])?;
+            let size: Option<i64> = sql
+                .prepare_cached("DELETE FROM files WHERE file_id = ?1 RETURNING size")?
+                .query_row([Id(file_id.0)], |row| row.get(0))
+                .optional()?;
+            if let Some(size) = size {
+                tallies::there(sql, tallies::FILES, -1, -(size as f64))?;
+            }
             let item = FileItem { file_id, event: "file.deleted", time };
             feed::add(sql, position, user_id.as_str(), None, item.event, &item)
         }
@@ -174,26 +180,30 @@ fn store(
     file_id: FileId,
     stored: &Stored,
 ) -> rusqlite::Result<()> {
-    sql.prepare_cached(&format!(
-        "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+    let new = sql
+        .prepare_cached(&format!(
+            "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
          ON CONFLICT (file_id) DO NOTHING"
-    ))?
-    .execute(params![
-        int(position),
-        Id(file_id.0),
-        stored.user_id.as_str(),
-        stored.filename.0,
-        stored.content_type,
-        int(stored.size),
-        stored.sha256,
-        Json(&stored.metadata.0),
-        stored.job_id.map(|id| Id(id.0)),
-        Time(time),
-        match stored.job_id {
-            Some(_) => Some(tier_of(sql, &stored.user_id)?.as_str()),
-            None => None,
-        },
-    ])?;
+        ))?
+        .execute(params![
+            int(position),
+            Id(file_id.0),
+            stored.user_id.as_str(),
+            stored.filename.0,
+            stored.content_type,
+            int(stored.size),
+            stored.sha256,
+            Json(&stored.metadata.0),
+            stored.job_id.map(|id| Id(id.0)),
+            Time(time),
+            match stored.job_id {
+                Some(_) => Some(tier_of(sql, &stored.user_id)?.as_str()),
+                None => None,
+            },
+        ])?;
+    if new > 0 {
+        tallies::there(sql, tallies::FILES, 1, stored.size as f64)?;
+    }
     Ok(())
 }
 

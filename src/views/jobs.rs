@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::column::{Id, Json, Text, Time, Word, int, unsigned};
 use super::feed::{self, JobItem};
 use super::page::{Cursor, Page, before, one_more};
-use super::{Error, Views, queue};
+use super::{Error, Views, queue, tallies};
 use crate::domain::ids::{JobId, LeaseId, UserId};
 use crate::domain::job::{Event, Kind, Output, Request, VideoOptions};
 use crate::domain::tier::{Caps, Class, Tier};
@@ -110,6 +110,9 @@ pub struct JobFilter {
     pub state: Option<String>,
     pub kind: Option<String>,
 }
+
+/// What is shown of an attempt whose worker was not heard of any more.
+const LEASE_RAN_OUT: &str = "the worker's lease ran out";
 
 /// Rows kept in each part of the memory, of which there are 64.
 const KEPT: usize = 256;
@@ -234,23 +237,30 @@ fn status(state: &str) -> &'static str {
     }
 }
 
+/// Gives the job's user.
 pub(super) fn apply(
     sql: &Connection,
     position: u64,
     time: DateTime<Utc>,
     job_id: JobId,
     event: &Event,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<Option<UserId>> {
     let known = find(sql, job_id)?;
     let job = match (known, event) {
         (None, Event::Requested(request)) => {
             insert(sql, position, time, job_id, request)?;
+            tallies::requested(sql, request.user_id.as_str(), time)?;
             Progress::requested(position, time, request)
         }
         // Requested twice, or never: no rule of the domain makes it, and nothing can be shown.
-        (Some(_), Event::Requested(_)) | (None, _) => return Ok(()),
+        (Some(_), Event::Requested(_)) | (None, _) => return Ok(None),
         (Some(mut job), event) => {
+            let before = job.state.clone();
+            let lease_ran_out = job.error.as_deref() == Some(LEASE_RAN_OUT);
             job.take_in(position, time, event);
+            let (user_id, after) = (job.user_id.as_str(), job.state.as_str());
+            let moved = tallies::Moved { user_id, before: &before, after, event, lease_ran_out };
+            tallies::moved(sql, &moved, time)?;
             if matches!(event, Event::Leased { .. }) {
                 queue::serve(sql, position, &job.kind, job.class, &job.user_id)?;
             }
@@ -274,7 +284,8 @@ pub(super) fn apply(
         error: job.error.as_deref(),
         time,
     };
-    feed::add(sql, position, &job.user_id, Some(job_id), event, &item)
+    feed::add(sql, position, &job.user_id, Some(job_id), event, &item)?;
+    Ok(UserId::try_from(job.user_id).ok())
 }
 
 /// What of a user's jobs was personal is gone with the user.
@@ -344,7 +355,7 @@ impl Progress {
             Event::LeaseExpired { .. } => {
                 self.become_free("queued");
                 self.available_at = Some(Time(time));
-                self.error = Some("the worker's lease ran out".to_owned());
+                self.error = Some(LEASE_RAN_OUT.to_owned());
             }
             Event::AttemptFailed { error, retry_at: Some(until), .. } => {
                 self.become_free("retry_wait");

@@ -5,6 +5,7 @@
 //! mode with `synchronous=NORMAL`: a crash of the machine may cost the last transactions, but
 //! leaves the file sound, and what is missing is applied again from the log.
 
+mod analytics;
 mod column;
 mod digest;
 mod feed;
@@ -15,11 +16,13 @@ mod page;
 mod queue;
 mod sessions;
 mod shards;
+mod tallies;
 #[cfg(test)]
 mod tests;
 mod usage;
 mod users;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -33,11 +36,13 @@ use column::{int, unsigned};
 use queue::{Place, Queue};
 use shards::Shards;
 
+pub use analytics::{Analytics, DAYS, MONTHS};
 pub use feed::FeedItem;
 pub use files::FileRow;
 pub use jobs::{JobFilter, JobRow};
 pub use page::{Cursor, Page};
 pub use sessions::{SessionRow, SessionStanding};
+pub use tallies::Period;
 pub use usage::Usage;
 pub use users::{UserAccess, UserRow};
 
@@ -108,6 +113,8 @@ enum Change {
     Job(JobId, Option<Place>),
     /// Rows of any number of jobs are others now.
     AllJobs,
+    /// Whoever follows this user has something to look at.
+    Touched(UserId),
 }
 
 /// Idle connections kept for the next reader.
@@ -132,10 +139,11 @@ impl Views {
     }
 
     /// Takes in a batch, all of it or nothing. Events at or below the checkpoint are skipped.
+    /// Gives the users who have something new in the feed, or who stand otherwise than before.
     ///
     /// # Errors
     /// Only what the file itself does; an event that fits no row is not an error.
-    pub fn apply(&self, batch: &[Happened]) -> Result<(), Error> {
+    pub fn apply(&self, batch: &[Happened]) -> Result<HashSet<UserId>, Error> {
         // Held throughout: a replacement waits, so that no batch goes into a file that is left.
         let content = self.0.read().unwrap_or_else(PoisonError::into_inner);
         content.apply(batch)
@@ -235,7 +243,7 @@ impl Content {
         Ok(content)
     }
 
-    fn apply(&self, batch: &[Happened]) -> Result<(), Error> {
+    fn apply(&self, batch: &[Happened]) -> Result<HashSet<UserId>, Error> {
         let mut writer = locked(&self.writer);
         let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let before = checkpoint(&transaction)?;
@@ -246,8 +254,9 @@ impl Content {
                 position = happened.position;
             }
         }
+        let mut touched = HashSet::new();
         if position == before {
-            return Ok(());
+            return Ok(touched);
         }
         transaction
             .prepare_cached("UPDATE checkpoint SET position = ?1")?
@@ -257,9 +266,13 @@ impl Content {
         // is undone by what follows.
         self.checkpoint.store(position, Ordering::Release);
         for change in changes {
-            self.remember(change);
+            if let Change::Touched(user_id) = change {
+                touched.insert(user_id);
+            } else {
+                self.remember(change);
+            }
         }
-        Ok(())
+        Ok(touched)
     }
 
     fn remember(&self, change: Change) {
@@ -274,6 +287,8 @@ impl Content {
                 self.jobs.remove(&id);
             }
             Change::AllJobs => self.jobs.clear(),
+            // For those outside.
+            Change::Touched(_) => {}
         }
     }
 }
@@ -301,12 +316,19 @@ fn apply_one(
             if matches!(event, user::Event::Deleted {}) {
                 changes.push(Change::AllJobs);
             }
+            changes.push(Change::Touched(id.clone()));
             users::apply(sql, *position, *time, id, event, changes)
         }
         Entity::Session(id, event) => sessions::apply(sql, id, event, changes),
-        Entity::File(id, event) => files::apply(sql, *position, *time, *id, event),
+        Entity::File(id, event) => {
+            let (file_domain::Event::Stored(file_domain::Stored { user_id, .. })
+            | file_domain::Event::Deleted { user_id, .. }) = event;
+            changes.push(Change::Touched(user_id.clone()));
+            files::apply(sql, *position, *time, *id, event)
+        }
         Entity::Job(id, event) => {
-            jobs::apply(sql, *position, *time, *id, event)?;
+            let owner = jobs::apply(sql, *position, *time, *id, event)?;
+            changes.extend(owner.map(Change::Touched));
             let moves = !matches!(event, job::Event::Progressed { .. });
             let leased = matches!(event, job::Event::Leased { .. });
             let place = if moves { queue::place(sql, *id, leased)? } else { None };

@@ -27,6 +27,8 @@ CREATE TABLE sessions (
     doomed TEXT
 ) WITHOUT ROWID;
 CREATE INDEX sessions_of_user ON sessions (user_id, ended_at, started_at);
+-- With the user, so that the active ones are counted without touching the rows.
+CREATE INDEX sessions_active ON sessions (last_active_at, user_id);
 CREATE INDEX sessions_due ON sessions (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX sessions_doomed ON sessions (doomed) WHERE doomed IS NOT NULL;
 ";
@@ -214,6 +216,7 @@ pub(super) fn apply(
                 reason.as_str(),
                 Time(*at)
             ])?;
+            changes.extend(user_id.clone().map(Change::Touched));
         }
     }
     changes.push(Change::Session(session_id.clone(), live(sql, id)?));

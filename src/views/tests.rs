@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+mod analytics;
+
 use super::*;
 use crate::domain::file::{Event as FileEvent, Stored};
 use crate::domain::ids::LeaseId;
@@ -456,7 +458,7 @@ fn a_deleted_file_is_gone_and_its_blob_loses_a_referrer() {
     assert_eq!(views.blob_referrers("b").unwrap(), 1);
     assert!(views.file(&file_id(1)).unwrap().is_none());
     assert_eq!(views.file(&file_id(2)).unwrap().unwrap().filename, "2.png");
-    assert_eq!(views.usage(&user_id("ada")).unwrap(), Usage::default());
+    assert_eq!(views.usage(&user_id("ada"), at(0)).unwrap(), Usage::default());
 }
 
 #[test]
@@ -571,10 +573,21 @@ fn the_feed_shows_each_event_with_the_state_after_it() {
 
 #[test]
 fn usage_counts_jobs_by_state_files_bytes_and_seconds() {
-    let usage = after(history()).usage(&user_id("ada")).unwrap();
+    let usage = after(history()).usage(&user_id("ada"), at(0)).unwrap();
     let jobs = BTreeMap::from([("completed".to_owned(), 1), ("queued".to_owned(), 1)]);
-    assert_eq!(usage, Usage { jobs, files: 0, bytes_stored: 0, seconds_rendered: 10.5 });
-    let bob = after(history()).usage(&user_id("bob")).unwrap();
+    let month = Period {
+        name: "1970-01".to_owned(),
+        requested: 2,
+        completed: 1,
+        // It was tried again.
+        failed: 1,
+        seconds_rendered: 10.5,
+        ..Period::default()
+    };
+    let expected =
+        Usage { jobs, files: 0, bytes_stored: 0, seconds_rendered: 10.5, months: vec![month] };
+    assert_eq!(usage, expected);
+    let bob = after(history()).usage(&user_id("bob"), at(0)).unwrap();
     assert_eq!((bob.files, bob.bytes_stored), (1, 10));
 }
 
@@ -772,6 +785,7 @@ fn the_questions_of_the_background_are_answered_from_indexes() {
         "SELECT position FROM feed WHERE job_id = x'00' AND position > 1 ORDER BY position LIMIT 9",
         "SELECT * FROM jobs WHERE user_id = 'a' AND position < 9 ORDER BY position DESC LIMIT 9",
         "SELECT * FROM sessions WHERE user_id = 'a' AND ended_at IS NULL ORDER BY started_at DESC",
+        "SELECT count(DISTINCT user_id) FROM sessions WHERE last_active_at >= 9",
     ] {
         let plan: Vec<String> = views
             .read(|sql| {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::column::{Json, Text, Time, int, unsigned};
 use super::page::{Cursor, Page, before, one_more};
-use super::{Change, Error, Views, files, jobs, sessions};
+use super::{Change, Error, Views, files, jobs, sessions, tallies};
 use crate::domain::ids::UserId;
 use crate::domain::text::Personal;
 use crate::domain::user::{Access, Event, Membership, Onboarding, Profile};
@@ -139,8 +139,13 @@ pub(super) fn apply(
         // For ever, whatever comes late.
         return Ok(());
     }
+    let before = user.is_there();
     user.take_in(position, time, event);
     save(sql, &user)?;
+    let change = i64::from(user.is_there()) - i64::from(before);
+    if change != 0 {
+        tallies::there(sql, tallies::USERS, change, 0.0)?;
+    }
     match event {
         Event::Deleted {} => {
             sessions::erase(sql, user_id)?;
@@ -202,6 +207,11 @@ impl User {
             updated_at: time,
         };
         Self { row, position: None, access_position: 0, access_changed_at: None }
+    }
+
+    /// Registered, and not deleted.
+    fn is_there(&self) -> bool {
+        self.position.is_some() && !self.row.deleted
     }
 
     fn take_in(&mut self, position: u64, time: DateTime<Utc>, event: &Event) {

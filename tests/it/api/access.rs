@@ -73,6 +73,7 @@ const EXPECTED: &[(&str, &str, Class)] = &[
     ("PUT", "/admin/users/{id}/organization", Admin),
     ("GET", "/admin/users/{id}/sessions", Admin),
     ("DELETE", "/admin/users/{id}/sessions/{session_id}", Admin),
+    ("GET", "/admin/analytics", Admin),
     ("GET", "/admin/webhooks/dead", Admin),
     ("POST", "/admin/webhooks/dead/{id}/retry", Admin),
     ("DELETE", "/admin/webhooks/dead/{id}", Admin),

@@ -132,3 +132,37 @@ async fn access_that_is_taken_away_is_gone_for_tokens_that_still_claim_it() {
     refused.assert_refused(403, "premium_required");
     assert_eq!(refused.body["detail"]["subscription_tier"], "standard");
 }
+
+#[tokio::test]
+async fn what_is_used_is_told_to_administrators_of_all_and_to_users_of_themselves() {
+    let server = Server::start(Setup::clerk());
+    let job = server.generate(ADA, "a lighthouse").await;
+    server.generate(ADA, "a pier").await;
+    server.generate("user_bob", "a boat").await;
+    server.upload(ADA, "notes.txt", "hello").await;
+    server.post(ADA, &format!("jobs/{job}/cancel"), &json!({})).await.data(200);
+
+    let told = as_admin(&server, Method::GET, "admin/analytics", None).await.data(200);
+    let users = json!({ "total": 3, "active_1d": 3, "active_7d": 3, "active_30d": 3 });
+    assert_eq!(told["users"], users, "ada, bob and the administrator");
+    let jobs = json!({ "by_state": { "cancelled": 1, "queued": 2 }, "failures": {} });
+    assert_eq!(told["jobs"], jobs);
+    assert_eq!((&told["files"], &told["bytes_stored"]), (&json!(1), &json!(5)));
+    let (days, months) = (told["days"].as_array().unwrap(), told["months"].as_array().unwrap());
+    assert_eq!((days.len(), months.len()), (30, 12));
+    // Midnight may have passed since the first job.
+    let of_days: u64 = days.iter().map(|day| day["jobs"].as_u64().unwrap()).sum();
+    let of_months: u64 = months.iter().map(|month| month["jobs"].as_u64().unwrap()).sum();
+    assert_eq!((of_days, of_months), (3, 3));
+    let as_of = told["as_of"].as_str().unwrap();
+    let last = (days[29]["day"].as_str().unwrap(), months[11]["month"].as_str().unwrap());
+    assert_eq!(last, (&as_of[..10], &as_of[..7]));
+
+    let usage = &server.get(ADA, "me").await.data(200)["usage"];
+    assert_eq!(usage["jobs"], json!({ "cancelled": 1, "queued": 1 }));
+    assert_eq!((&usage["files"], &usage["bytes_stored"]), (&json!(1), &json!(5)));
+    let months = usage["months"].as_array().unwrap();
+    assert_eq!(months.iter().map(|month| month["jobs"].as_u64().unwrap()).sum::<u64>(), 2);
+    assert_eq!(months.iter().map(|month| month["cancelled"].as_u64().unwrap()).sum::<u64>(), 1);
+    assert!(server.get(ADA, "me").await.data(200)["usage"]["seconds_rendered"] == 0.0);
+}
