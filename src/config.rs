@@ -170,7 +170,7 @@ impl BackendOptions {
         if key.as_ref().is_some_and(|key| !key.0.starts_with("sk_") || !plain(&key.0)) {
             faults.push("CLERK_SECRET_KEY: not a secret key of Clerk's (`sk_…`)".to_owned());
         }
-        let url = Url::parse(&self.clerk_api_url).ok().filter(may_be_told_the_key);
+        let url = Url::parse(&self.clerk_api_url).ok().filter(is_encrypted_or_local);
         if url.is_none() {
             let fault = "CLERK_API_URL: not an https URL (http is for this machine alone)";
             faults.push(fault.to_owned());
@@ -185,7 +185,7 @@ impl BackendOptions {
 }
 
 /// The key travels in every request, so that it goes in clear to no other machine.
-fn may_be_told_the_key(url: &Url) -> bool {
+fn is_encrypted_or_local(url: &Url) -> bool {
     let loopback = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -322,11 +322,9 @@ impl Options {
         let webhook_secrets = present(self.clerk_webhook_secret)
             .or_else(|| present(std::env::var("CLERK_WEBHOOK_SIGNING_SECRET").ok()));
         let signing_secrets = present(self.file_signing_secret);
-        let token_keys = token_keys(
-            present(self.clerk_jwt_key),
-            present(self.clerk_jwks_url),
-            issuer.as_deref(),
-        );
+        let jwks_url = present(self.clerk_jwks_url);
+        let token_keys =
+            token_keys(present(self.clerk_jwt_key), jwks_url.clone(), issuer.as_deref());
 
         if production && self.dev_mode {
             faults.push("DEV_MODE: refused with ENVIRONMENT=production".to_owned());
@@ -340,10 +338,28 @@ impl Options {
         if production && signing_secrets.is_none() {
             faults.push("FILE_SIGNING_SECRET: required with ENVIRONMENT=production".to_owned());
         }
-        for (variable, url) in [("CLERK_ISSUER", &issuer), ("PUBLIC_URL", &public_url)] {
+        for (variable, url) in
+            [("CLERK_ISSUER", &issuer), ("CLERK_JWKS_URL", &jwks_url), ("PUBLIC_URL", &public_url)]
+        {
             if url.as_deref().is_some_and(|url| !is_http_url(url)) {
                 faults.push(format!("{variable}: not an http or https URL"));
             }
+        }
+        for (variable, url) in [("CLERK_ISSUER", &issuer), ("CLERK_JWKS_URL", &jwks_url)] {
+            let url = url.as_deref().and_then(|url| Url::parse(url).ok());
+            if production && url.is_some_and(|url| !is_encrypted_or_local(&url)) {
+                faults.push(format!(
+                    "{variable}: keys are not fetched in clear with ENVIRONMENT=production"
+                ));
+            }
+        }
+        let parties = present(self.clerk_authorized_parties).map(|list| comma_list(&list));
+        let authorized_parties = parties.unwrap_or_default();
+        if !authorized_parties.iter().all(|party| is_origin(party)) {
+            faults.push(
+                "CLERK_AUTHORIZED_PARTIES: origins such as https://app.example.com, comma separated"
+                    .to_owned(),
+            );
         }
         let backend = self.backend.check().unwrap_or_else(|found| {
             faults.extend(found);
@@ -415,9 +431,7 @@ impl Options {
             },
             token_keys,
             audience: present(Some(self.clerk_audience)),
-            authorized_parties: present(self.clerk_authorized_parties)
-                .map(|list| comma_list(&list))
-                .unwrap_or_default(),
+            authorized_parties,
             webhook_secrets,
             backend,
             signing_secrets,
@@ -472,9 +486,15 @@ fn comma_list(list: &str) -> Vec<String> {
     list.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
 }
 
+/// Neither a user nor a fragment: nobody means them in a setting.
 fn is_http_url(text: &str) -> bool {
-    url::Url::parse(text)
-        .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+    url::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.host().is_some()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.fragment().is_none()
+    })
 }
 
 /// Spelled as browsers spell it, so that an exact comparison can succeed: no path, no user, lower

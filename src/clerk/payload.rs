@@ -286,7 +286,10 @@ impl Envelope {
     }
 
     fn session_ended(&self, reason: SessionEnd) -> Result<Delivery, Unusable> {
-        Ok(Delivery::SessionEnded { session: self.session()?, reason })
+        // Whose it was, its start has said.
+        let session: Session = self.data()?;
+        self.need(&session.id, "session")?;
+        Ok(Delivery::SessionEnded { session, reason })
     }
 
     fn session(&self) -> Result<Session, Unusable> {

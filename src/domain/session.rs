@@ -152,13 +152,18 @@ impl Aggregate for Session {
                 Command::Start { user_id, started_at, expires_at, ip_address, user_agent },
             ) => {
                 let ours = *started_at + LIFETIME;
-                Ok(vec![Event::Started {
+                let started = Event::Started {
                     user_id: user_id.clone(),
                     started_at: *started_at,
                     expires_at: expires_at.map_or(ours, |theirs| theirs.min(ours)),
                     ip_address: ip_address.clone().map(Personal),
                     user_agent: user_agent.clone().map(Personal),
-                }])
+                };
+                // A start that comes late says nothing of what happened since: inactivity counts
+                // from now.
+                let late = now - *started_at >= ACTIVITY_GRAIN;
+                let active = late.then(|| Event::Active { user_id: user_id.clone(), at: now });
+                Ok([Some(started), active].into_iter().flatten().collect())
             }
             // The end overtook the start: remember the end, so that the start finds it.
             (Self::Unknown, Command::End { reason }) => {

@@ -272,7 +272,9 @@ pub struct User {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Decided {
-    pub access: Option<DateTime<Utc>>,
+    pub role: Option<DateTime<Utc>>,
+    pub permissions: Option<DateTime<Utc>>,
+    pub subscription_tier: Option<DateTime<Utc>>,
     pub user_type: Option<DateTime<Utc>>,
     pub flags: Option<DateTime<Utc>>,
 }
@@ -314,7 +316,9 @@ impl Aggregate for User {
                 Ok(self.leave(membership_id, organization_id))
             }
             Command::SetAccess(access) => {
-                self.known().map(|()| self.access_to(access.clone(), Some(now)))
+                // Recorded even when equal: it overrules tokens from before.
+                let (access, decided_at) = (access.clone(), Some(now));
+                self.known().map(|()| vec![Event::AccessChanged { access, decided_at }])
             }
             Command::SetFlags(flags) => self.known().map(|()| self.flags_to(flags, Some(now))),
             Command::Place(placement) => self.known().map(|()| self.place(placement, now)),
@@ -338,8 +342,17 @@ impl Aggregate for User {
                 self.synced_at = Some(*source_updated_at);
             }
             Event::AccessChanged { access, decided_at } => {
+                // A decision on one of them is none on the others.
+                if access.role != self.access.role {
+                    self.decided.role = *decided_at;
+                }
+                if access.permissions != self.access.permissions {
+                    self.decided.permissions = *decided_at;
+                }
+                if access.subscription_tier != self.access.subscription_tier {
+                    self.decided.subscription_tier = *decided_at;
+                }
                 self.access = access.clone();
-                self.decided.access = decided_at.or(self.decided.access);
             }
             Event::AttributesChanged { user_type, decided_at } => {
                 self.user_type = user_type.clone();
@@ -424,7 +437,10 @@ impl User {
 
     fn sync(&self, snapshot: &Snapshot, source_updated_at: DateTime<Utc>) -> Vec<Event> {
         if self.synced_at.is_some_and(|known| source_updated_at <= known) {
-            return vec![];
+            // Of two words of the same time, the one that bans holds, whichever comes first.
+            let tie = self.synced_at == Some(source_updated_at);
+            let ban = tie && snapshot.banned && !self.banned;
+            return if ban { vec![Event::Banned {}] } else { vec![] };
         }
         let profile = snapshot.profile.clone();
         let mut events = vec![];
@@ -448,25 +464,20 @@ impl User {
     fn differences(&self, now: &Told, as_of: Option<DateTime<Utc>>) -> Vec<Event> {
         let (before, known, none) = (&self.told, &self.access, Access::default());
         let newer = |decided_at: Option<DateTime<Utc>>| decided_at.is_none() || decided_at < as_of;
-        let mut events = vec![];
-        if newer(self.decided.access) {
-            let access = Access {
-                role: told(&before.role, &now.role, &known.role, none.role),
-                permissions: told(
-                    &before.permissions,
-                    &now.permissions,
-                    &known.permissions,
-                    none.permissions,
-                ),
-                subscription_tier: told(
-                    &before.subscription_tier,
-                    &now.subscription_tier,
-                    &known.subscription_tier,
-                    none.subscription_tier,
-                ),
-            };
-            events.extend(self.access_to(access, None));
+        let mut access = known.clone();
+        if newer(self.decided.role) {
+            access.role = told(&before.role, &now.role, &known.role, none.role);
         }
+        if newer(self.decided.permissions) {
+            let (before, now) = (&before.permissions, &now.permissions);
+            access.permissions = told(before, now, &known.permissions, none.permissions);
+        }
+        if newer(self.decided.subscription_tier) {
+            let (before, now) = (&before.subscription_tier, &now.subscription_tier);
+            access.subscription_tier =
+                told(before, now, &known.subscription_tier, none.subscription_tier);
+        }
+        let mut events = self.access_to(access);
         if before.user_type != now.user_type && newer(self.decided.user_type) {
             events.extend(self.user_type_to(now.user_type.as_ref(), None));
         }
@@ -478,11 +489,11 @@ impl User {
         events
     }
 
-    fn access_to(&self, access: Access, decided_at: Option<DateTime<Utc>>) -> Vec<Event> {
+    fn access_to(&self, access: Access) -> Vec<Event> {
         if access == self.access {
             return vec![];
         }
-        vec![Event::AccessChanged { access, decided_at }]
+        vec![Event::AccessChanged { access, decided_at: None }]
     }
 
     fn user_type_to(

@@ -14,7 +14,7 @@ use super::caller::Caller;
 use super::edges::RequestId;
 use super::problem::{Code, Problem};
 use crate::actors::codec::{Metadata, Source};
-use crate::clerk::jwt::{Rejected, Verified};
+use crate::clerk::jwt::{CLOCK_SKEW_S, Rejected, Verified};
 use crate::clerk::translate::claims_snapshot;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
@@ -207,7 +207,11 @@ async fn live_session(
     let done = app.system.sessions.execute(session_id, command, origin).await?;
     app.system.visible(done.position).await?;
     match done.state {
-        session::Session::Live(live) if live.user_id == *user_id => Ok(()),
+        session::Session::Live(live) if live.user_id == *user_id => match live.lapsed(now) {
+            // The token is older than any session may be.
+            Some(reason) => Err(session_ended(reason)),
+            None => Ok(()),
+        },
         session::Session::Ended(reason) => Err(session_ended(reason)),
         session::Session::Live(_) | session::Session::Unknown => {
             Err(Problem::new(Code::TokenInvalid).caused_by("the session is another user's"))
@@ -247,13 +251,18 @@ fn session_ended(reason: EndReason) -> Problem {
 }
 
 /// The read model overrules a token that is older than its last change; a newer token has heard
-/// of a change whose webhook is still on its way.
+/// of a change whose webhook is still on its way. What was decided here no token overrules: Clerk
+/// may not have heard of it.
 fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>, String) {
-    let newer = access.access_changed_at.is_none_or(|at| token.issued_at > at.timestamp());
-    let role = token.role.clone().filter(|_| newer).unwrap_or_else(|| access.role.clone());
-    let tier = token.tier.clone().filter(|_| newer);
+    // The issuer's clock may run ahead of whoever told us of the change.
+    let newer = |at: DateTime<Utc>| token.issued_at > at.timestamp() + CLOCK_SKEW_S;
+    let newer = access.access_changed_at.is_none_or(newer);
+    let here = access.decided_here;
+    let role = token.role.clone().filter(|_| newer && !here.role);
+    let role = role.unwrap_or_else(|| access.role.clone());
+    let tier = token.tier.clone().filter(|_| newer && !here.subscription_tier);
     let tier = tier.unwrap_or_else(|| access.subscription_tier.clone());
-    let permissions = if newer && !token.permissions.is_empty() {
+    let permissions = if newer && !here.permissions && !token.permissions.is_empty() {
         token.permissions.iter().cloned().collect()
     } else {
         access.permissions.iter().cloned().collect()

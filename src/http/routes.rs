@@ -213,8 +213,3 @@ pub fn all_paths() -> Vec<(String, Method)> {
 pub fn without_prefix(path: &str) -> Option<&str> {
     PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix))
 }
-
-/// Whether a path lies under one of our prefixes.
-pub fn is_ours(path: &str) -> bool {
-    PREFIXES.iter().any(|prefix| path.starts_with(prefix))
-}

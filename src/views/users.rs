@@ -38,7 +38,8 @@ CREATE TABLE users (
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
     access_position INTEGER NOT NULL,
-    access_changed_at INTEGER
+    access_changed_at INTEGER,
+    decided_here INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX users_by_age ON users (position) WHERE position IS NOT NULL;
 ";
@@ -46,7 +47,7 @@ CREATE INDEX users_by_age ON users (position) WHERE position IS NOT NULL;
 const COLUMNS: &str = "user_id, position, email, first_name, last_name, username, image_url, role, \
                        permissions, subscription_tier, user_type, feature_flags, onboarding, \
                        banned, deleted, provisional, organizations, created_at, updated_at, \
-                       access_position, access_changed_at";
+                       access_position, access_changed_at, decided_here";
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UserRow {
@@ -88,6 +89,28 @@ pub struct UserAccess {
     /// When that was, or up to when Clerk's word is known if that is later: a token issued earlier
     /// does not know of it.
     pub access_changed_at: Option<DateTime<Utc>>,
+    pub decided_here: DecidedHere,
+}
+
+/// Which rights were last set by an administrator here, and not told by Clerk since: no token
+/// knows better.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DecidedHere {
+    pub role: bool,
+    pub permissions: bool,
+    pub subscription_tier: bool,
+}
+
+impl DecidedHere {
+    fn bits(self) -> i64 {
+        i64::from(self.role)
+            | i64::from(self.permissions) << 1
+            | i64::from(self.subscription_tier) << 2
+    }
+
+    fn of_bits(bits: i64) -> Self {
+        Self { role: bits & 1 != 0, permissions: bits & 2 != 0, subscription_tier: bits & 4 != 0 }
+    }
 }
 
 impl Views {
@@ -124,6 +147,7 @@ struct User {
     position: Option<u64>,
     access_position: u64,
     access_changed_at: Option<DateTime<Utc>>,
+    decided_here: DecidedHere,
 }
 
 pub(super) fn apply(
@@ -206,7 +230,13 @@ impl User {
             created_at: time,
             updated_at: time,
         };
-        Self { row, position: None, access_position: 0, access_changed_at: None }
+        Self {
+            row,
+            position: None,
+            access_position: 0,
+            access_changed_at: None,
+            decided_here: DecidedHere::default(),
+        }
     }
 
     /// Registered, and not deleted.
@@ -231,7 +261,25 @@ impl User {
                 // before, in a delivery that never came or comes late.
                 self.access_changed_at = self.access_changed_at.max(Some(*source_updated_at));
             }
-            Event::AccessChanged { access, .. } => {
+            Event::AccessChanged { access, decided_at } => {
+                let here = decided_at.is_some();
+                let changed = DecidedHere {
+                    role: row.role != access.role,
+                    permissions: row.permissions != access.permissions,
+                    subscription_tier: row.subscription_tier != access.subscription_tier,
+                };
+                // One that changes nothing confirms them all.
+                let all = here && changed == DecidedHere::default();
+                let decided = &mut self.decided_here;
+                for (field, changed) in [
+                    (&mut decided.role, changed.role),
+                    (&mut decided.permissions, changed.permissions),
+                    (&mut decided.subscription_tier, changed.subscription_tier),
+                ] {
+                    if changed || all {
+                        *field = here;
+                    }
+                }
                 row.role.clone_from(&access.role);
                 row.permissions.clone_from(&access.permissions);
                 row.subscription_tier.clone_from(&access.subscription_tier);
@@ -275,6 +323,8 @@ impl User {
         }
     }
 
+    /// As new as our hearing of it, even where Clerk's word is older: whoever is told that a change
+    /// was taken in may rely on it against every token from before.
     fn access_is_of(&mut self, position: u64, time: DateTime<Utc>) {
         self.access_position = position;
         self.access_changed_at = self.access_changed_at.max(Some(time));
@@ -301,6 +351,7 @@ impl User {
             feature_flags: row.feature_flags.clone(),
             access_position: self.access_position,
             access_changed_at: self.access_changed_at,
+            decided_here: self.decided_here,
         }
     }
 }
@@ -326,7 +377,7 @@ fn save(sql: &Connection, user: &User) -> rusqlite::Result<()> {
     let row = &user.row;
     sql.prepare_cached(&format!(
         "INSERT OR REPLACE INTO users ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10,
-             ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
+             ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"
     ))?
     .execute(params![
         row.user_id.as_str(),
@@ -350,6 +401,7 @@ fn save(sql: &Connection, user: &User) -> rusqlite::Result<()> {
         Time(row.updated_at),
         int(user.access_position),
         user.access_changed_at.map(Time),
+        user.decided_here.bits(),
     ])?;
     Ok(())
 }
@@ -379,5 +431,6 @@ fn user(row: &Row<'_>) -> rusqlite::Result<User> {
         position: row.get::<_, Option<i64>>(1)?.map(unsigned),
         access_position: unsigned(row.get(19)?),
         access_changed_at: row.get::<_, Option<Time>>(20)?.map(|at| at.0),
+        decided_here: DecidedHere::of_bits(row.get(21)?),
     })
 }

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::clerk_user;
-use crate::server::{Answer, Server, Setup, ask, claims, session_of, signed};
+use crate::server::{Answer, Server, Setup, ask, claims, now, session_of, signed};
 
 const ADA: &str = "user_ada";
 const NOBODY: &str = "user_nobody";
@@ -131,6 +131,14 @@ async fn access_that_is_taken_away_is_gone_for_tokens_that_still_claim_it() {
     let refused = server.post(ADA, "videos/batch", &batch).await;
     refused.assert_refused(403, "premium_required");
     assert_eq!(refused.body["detail"]["subscription_tier"], "standard");
+
+    // Clerk has not heard of it, so that its next token claims it still.
+    let mut claims = claims(ADA);
+    claims["subscription_tier"] = json!("premium");
+    claims["role"] = json!("admin");
+    claims["iat"] = json!(now() + 4);
+    let request = server.request(Method::POST, "videos/batch").bearer_auth(signed(&claims));
+    ask(request.json(&batch)).await.assert_refused(403, "premium_required");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use reqwest::Method;
 use reqwest::header::HeaderValue;
 use serde_json::json;
 
-use crate::server::{Answer, Server, Setup, ask};
+use crate::server::{Answer, Server, Setup, ask, claims, signed};
 
 const ADA: &str = "user_ada";
 const APP: &str = "https://app.example.com";
@@ -73,6 +73,17 @@ async fn preflight(server: &Server, origin: HeaderValue) -> Answer {
     let request = server.request(Method::OPTIONS, "videos/generate").header("origin", origin);
     let request = request.header("access-control-request-method", "POST");
     ask(request.header("access-control-request-headers", "authorization,content-type")).await
+}
+
+#[tokio::test]
+async fn a_path_that_is_spelled_otherwise_is_guarded_alike() {
+    let server = Server::start(setup());
+    for path in ["/%61pi/v1/onboarding", "/api/v%31/onboarding", "/%61pi/onboarding"] {
+        let url = format!("{}{path}", server.address);
+        let request = reqwest::Client::new().post(url).header("origin", "https://evil.test");
+        let request = request.bearer_auth(signed(&claims(ADA))).json(&json!({ "step": 1 }));
+        ask(request).await.assert_refused(403, "invalid_origin");
+    }
 }
 
 #[tokio::test]
