@@ -10,7 +10,7 @@ use t2m::actors::codec::{Metadata, Source};
 use t2m::actors::leasing::Leasing;
 use t2m::clock::Clock;
 use t2m::domain::ids::{JobId, UserId};
-use t2m::domain::job::{AspectRatio, Command, Kind, Quality, Request, VideoOptions};
+use t2m::domain::job::{AspectRatio, Command, Kind, Options, Quality, Request, VideoOptions};
 use t2m::domain::text::{Personal, Prompt};
 use t2m::domain::tier::{Caps, Tier};
 use t2m::log;
@@ -85,7 +85,7 @@ fn request(number: usize) -> Request {
         user_id: UserId::try_from(user).expect("an id"),
         kind: Kind::Video,
         prompt: Personal(Prompt::parse("a lighthouse").expect("a prompt")),
-        options: VideoOptions {
+        options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,
             aspect_ratio: AspectRatio::Landscape,
@@ -93,7 +93,7 @@ fn request(number: usize) -> Request {
             seed: 1,
             engine: None,
             source_file_id: None,
-        },
+        }),
         tier: if number.is_multiple_of(3) { Tier::Premium } else { Tier::Standard },
         batch: number.is_multiple_of(5),
         fingerprint: None,

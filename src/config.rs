@@ -3,10 +3,15 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use clap::{ArgAction, Args, ValueEnum};
 use url::{Host, Url};
+
+mod engine;
+
+pub use engine::{Engine, EngineLimits, LimitOptions};
 
 const GIB: u64 = 1024 * 1024 * 1024;
 
@@ -112,9 +117,17 @@ pub struct Options {
     #[arg(long, env = "T2M_STALLED_S", default_value_t = 120,
           value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub stalled_s: u32,
-    /// Built-in renderer `storyboard`, or `none`
+    /// What makes videos: `storyboard`, `command:PROGRAM ARGS…` or `none` (remote workers only)
     #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
     pub engine: String,
+    /// What translates: `command:PROGRAM ARGS…` or `none`
+    #[arg(long, env = "T2M_TRANSLATION_ENGINE", default_value = "none")]
+    pub translation_engine: String,
+    #[command(flatten)]
+    pub engine_limits: LimitOptions,
+    /// 32 bytes, base64: seals secrets [default: made and kept in the data directory]
+    #[arg(long, env = "T2M_MASTER_KEY", hide_env_values = true)]
+    pub master_key: Option<Secret>,
 }
 
 /// Where and as whom Clerk's Backend API is called.
@@ -262,12 +275,6 @@ impl BlobStore {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    Storyboard,
-    None,
-}
-
 /// Checked settings.
 #[derive(Clone)]
 pub struct Settings {
@@ -302,6 +309,10 @@ pub struct Settings {
     pub streams_per_user: u32,
     pub stalled_s: u32,
     pub engine: Engine,
+    pub translation_engine: Engine,
+    pub engine_limits: EngineLimits,
+    /// The base64 of a key.
+    pub master_key: Option<Secret>,
     pub require_onboarding: bool,
 }
 
@@ -409,14 +420,21 @@ impl Options {
             standard: kept("RETENTION_STANDARD", &self.retention_standard),
             premium: kept("RETENTION_PREMIUM", &self.retention_premium),
         };
-        let engine = match self.engine.as_str() {
-            "storyboard" => Engine::Storyboard,
-            "none" => Engine::None,
-            _ => {
-                faults.push("T2M_ENGINE: this version has `storyboard` and `none` only".to_owned());
+        let mut engine = |variable: &str, text: &str| {
+            Engine::parse(text).unwrap_or_else(|fault| {
+                faults.push(format!("{variable}: {fault}"));
                 Engine::None
-            }
+            })
         };
+        let video = engine("T2M_ENGINE", &self.engine);
+        let translation_engine = engine("T2M_TRANSLATION_ENGINE", &self.translation_engine);
+        if translation_engine == Engine::Storyboard {
+            faults.push("T2M_TRANSLATION_ENGINE: the storyboard makes videos only".to_owned());
+        }
+        let engine_limits = self.engine_limits.check().unwrap_or_else(|found| {
+            faults.extend(found);
+            EngineLimits { time: Duration::ZERO, memory_bytes: 0, output_bytes: 0 }
+        });
         let settings = Settings {
             listen: self.listen,
             data_dir: self.data_dir,
@@ -452,7 +470,10 @@ impl Options {
             running_per_user: self.running_per_user,
             streams_per_user: self.streams_per_user,
             stalled_s: self.stalled_s,
-            engine,
+            engine: video,
+            translation_engine,
+            engine_limits,
+            master_key: self.master_key.filter(|key| !key.0.trim().is_empty()),
             require_onboarding: self.require_onboarding,
         };
         (settings, faults)

@@ -1,51 +1,63 @@
-//! Brings queued jobs and the built-in renderer together.
+//! Brings queued jobs and this machine's engines together.
 //!
-//! It looks at which jobs wait and how many renders run, and acts on the difference; the read
-//! model's movement only makes it look sooner. A render has its own low-priority thread, so the
-//! front end stays responsive; the job's lease is renewed while it runs, and whatever it writes
-//! is fenced by that lease.
+//! It looks at which jobs wait and how many are worked on, and acts on the difference; the read
+//! model's movement only makes it look sooner. The job's lease is renewed while an engine works,
+//! and whatever it writes is fenced by that lease.
 
 use std::collections::HashSet;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix::Arbiter;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
 use super::System;
 use super::entity::Failure;
 use super::leasing::{Error, Leased, Leasing, Shape};
 use super::outputs::{Handed, Slot, slots};
-use crate::domain::ids::JobId;
-use crate::domain::job::{Kind, Request};
+use super::secrets::Secrets;
+use crate::config::Secret;
+use crate::domain::ids::{FileId, JobId, UserId};
+use crate::domain::job::Kind;
 use crate::media::blobs::Blobs;
-use crate::media::renderer::{self, Rendered, Spec};
+use crate::media::renderer::{self, Engine, Made, MadeFile, Progress, Work};
 
-const WORKER: &str = "storyboard";
 /// How often a render without news says that it lives; a third of the lease.
 const HEARTBEAT: Duration = Duration::from_secs(20);
+/// How often progress is recorded at the most.
+const RECORD_EVERY: Duration = Duration::from_millis(250);
 /// The longest it sleeps: delays of failed attempts end without any event.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What the built-in renderer needs to run.
+/// What an engine of this machine needs to run.
 #[derive(Clone)]
 pub struct Rendering {
+    pub engine: Engine,
+    /// What it makes.
+    pub kind: Kind,
     pub leasing: Arc<Leasing>,
     pub blobs: Arc<Blobs>,
-    /// Where renders are written before their bytes go to the blob store: a directory a job, so
-    /// that an attempt finds what the one before it had finished.
+    pub secrets: Secrets,
+    /// Where results are written before their bytes go to the blob store: a directory a job, so
+    /// that an attempt finds what the one before it had finished. No other dispatcher's.
     pub scratch: PathBuf,
-    /// Renders at once.
+    /// Jobs at once.
     pub slots: usize,
-    /// Threads of one render.
-    pub threads: usize,
 }
 
-/// Starts leasing jobs to the built-in renderer, on a thread of its own.
+impl Rendering {
+    /// The storyboard draws from the prompt alone, and can go on where an attempt broke off. A
+    /// program may have left anything, even what looks like a result.
+    fn is_program(&self) -> bool {
+        matches!(self.engine, Engine::Command(_))
+    }
+}
+
+/// Starts leasing jobs of one kind to an engine, on a thread of its own.
 pub fn start(system: Arc<System>, rendering: Rendering) {
     Arbiter::new().spawn(run(system, rendering));
 }
@@ -84,7 +96,7 @@ async fn lease_next(rendering: &Rendering, busy: &Busy) -> Option<(Leased, Mine)
     // An attempt that lost its lease may still be stopping: the next one must not meet it in the
     // job's directory.
     let skip = |id| busy.jobs().contains(&id);
-    match rendering.leasing.lease(WORKER, &[Kind::Video], skip).await {
+    match rendering.leasing.lease(rendering.engine.name(), &[rendering.kind], skip).await {
         Ok(leased) => leased.map(|leased| {
             let mine = busy.take(leased.job_id);
             (leased, mine)
@@ -142,16 +154,32 @@ fn sweep(system: &System, scratch: &Path, busy: &Busy) {
 /// One attempt, from lease to outcome.
 async fn work(system: &System, rendering: &Rendering, leased: &Leased) {
     let directory = rendering.scratch.join(leased.job_id.to_string());
-    let (error, retryable) = match attempt(system, rendering, leased, &directory).await {
+    clear(rendering, &directory).await;
+    let outcome = attempt(system, rendering, leased, &directory).await;
+    clear(rendering, &directory).await;
+    let (error, retryable) = match outcome {
         Ok(()) | Err(Ended::LeaseLost) => return,
         Err(Ended::Cancelled) => ("cancelled".to_owned(), false),
         Err(Ended::Failed { error, retryable }) => (error, retryable),
     };
-    let leasing = &rendering.leasing;
+    let (leasing, worker_id) = (&rendering.leasing, rendering.engine.name());
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
-    if let Err(error) = leasing.fail(job_id, lease_id, WORKER, error, retryable).await {
+    if let Err(error) = leasing.fail(job_id, lease_id, worker_id, error, retryable).await {
         // The lease runs out by itself, and another attempt begins.
         tracing::warn!(%job_id, %error, "the end of an attempt was not recorded");
+    }
+}
+
+/// Each attempt of a program begins with nothing, and what it leaves may be secret.
+async fn clear(rendering: &Rendering, directory: &Path) {
+    if !rendering.is_program() {
+        return;
+    }
+    match tokio::fs::remove_dir_all(directory).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "what an attempt has left was not removed");
+        }
+        _ => {}
     }
 }
 
@@ -160,6 +188,20 @@ enum Ended {
     Cancelled,
     LeaseLost,
     Failed { error: String, retryable: bool },
+}
+
+impl From<renderer::Error> for Ended {
+    fn from(error: renderer::Error) -> Self {
+        match error {
+            renderer::Error::Cancelled => Self::Cancelled,
+            renderer::Error::Invalid(error) => Self::Failed { error, retryable: false },
+            renderer::Error::Failed(error) => Self::machine("rendering failed", error),
+            renderer::Error::Engine { words, retryable } => {
+                tracing::info!("the engine failed");
+                Self::Failed { error: words, retryable }
+            }
+        }
+    }
 }
 
 impl Ended {
@@ -175,19 +217,15 @@ async fn attempt(
     leased: &Leased,
     directory: &Path,
 ) -> Result<(), Ended> {
-    let spec = spec_of(&leased.request)?;
     tokio::fs::create_dir_all(directory)
         .await
         .map_err(|error| Ended::machine("the scratch directory could not be made", error))?;
-    let rendered = render(system, rendering, leased, spec, directory).await?;
-    let handed = hand_in(rendering, &rendered).await?;
-    let shape = Shape {
-        duration: rendered.duration_ms as f64 / 1000.0,
-        width: rendered.width,
-        height: rendered.height,
-    };
+    let made = make(system, rendering, leased, directory).await?;
+    let handed = hand_in(rendering, &made).await?;
+    let shape = Shape { duration: made.duration, width: made.width, height: made.height };
     let (job_id, lease_id, request) = (leased.job_id, leased.lease_id, &leased.request);
-    let finish = rendering.leasing.finish(job_id, lease_id, WORKER, request, &handed, shape);
+    let worker_id = rendering.engine.name();
+    let finish = rendering.leasing.finish(job_id, lease_id, worker_id, request, &handed, shape);
     match finish.await {
         Ok(_) => Ok(()),
         Err(Error::Job(Failure::Refused(_))) => Err(Ended::LeaseLost),
@@ -195,127 +233,126 @@ async fn attempt(
     }
 }
 
-fn spec_of(request: &Request) -> Result<Spec, Ended> {
-    let options = &request.options;
-    let unknown =
-        || Ended::Failed { error: "the picture size is unknown".into(), retryable: false };
-    let (width, height) =
-        renderer::dimensions(options.quality.as_str(), options.aspect_ratio.as_str())
-            .ok_or_else(unknown)?;
-    Ok(Spec {
-        prompt: request.prompt.0.as_str().to_owned(),
-        seed: options.seed,
-        duration_s: options.duration,
-        width,
-        height,
-        frames_per_second: renderer::FRAMES_PER_SECOND,
-        style: options.style.clone(),
-    })
-}
-
-/// Renders on a thread of its own, while this task turns its progress into events.
-async fn render(
+/// Lets the engine work, while this task turns its progress into events.
+async fn make(
     system: &System,
     rendering: &Rendering,
     leased: &Leased,
-    spec: Spec,
     directory: &Path,
-) -> Result<Rendered, Ended> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (progress_in, mut progress_out) = mpsc::unbounded_channel();
-    let mut finished = spawn_render(spec, directory, rendering.threads, &stop, progress_in)?;
+) -> Result<Made, Ended> {
+    let work = prepare(system, rendering, leased, directory).await?;
+    let (progress_in, mut progress_out) = watch::channel(Progress::default());
+    let (stop, stopped) = watch::channel(false);
+    let mut making = pin!(rendering.engine.make(&work, directory, &progress_in, stopped));
     let mut moved = system.progress.clone();
-    let mut heartbeat = std::pin::pin!(tokio::time::sleep(HEARTBEAT));
-    let mut percent = 0u8;
+    let mut due = tokio::time::interval(RECORD_EVERY);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ended = None;
+    let mut recorded_at = Instant::now();
     loop {
-        let mut news = true;
+        let mut may_record = false;
         tokio::select! {
             biased;
-            outcome = &mut finished => {
-                let outcome = outcome
-                    .unwrap_or_else(|_| Err(renderer::Error::Failed("the renderer died".into())));
+            outcome = &mut making => {
                 return match (outcome, ended) {
                     (_, Some(ended)) => Err(ended),
-                    (Ok(rendered), None) => Ok(rendered),
-                    (Err(renderer::Error::Cancelled), None) => Err(Ended::Cancelled),
-                    (Err(renderer::Error::Invalid(error)), None) => {
-                        Err(Ended::Failed { error, retryable: false })
-                    }
-                    (Err(renderer::Error::Failed(error)), None) => {
-                        Err(Ended::machine("rendering failed", error))
-                    }
+                    (Ok(made), None) => Ok(made),
+                    (Err(error), None) => Err(error.into()),
                 };
             }
-            Some(next) = progress_out.recv() => percent = next,
-            () = heartbeat.as_mut() => {}
-            // A user who cancels is not kept waiting for the next picture.
-            () = moved.moved() => {
-                news = is_cancelling(system, leased);
+            _ = due.tick() => may_record = true,
+            // A user who cancels is not kept waiting for the next progress.
+            () = moved.moved() => {}
+        }
+        let is_news = progress_out.has_changed().unwrap_or(false);
+        let is_due = may_record && (is_news || recorded_at.elapsed() >= HEARTBEAT);
+        if ended.is_none() && (is_due || seems_taken_away(system, leased)) {
+            let progress = progress_out.borrow_and_update().clone();
+            // The engine works on while this is being recorded.
+            let recording = pin!(record_progress(rendering, leased, progress));
+            tokio::select! {
+                biased;
+                outcome = &mut making => return outcome.map_err(Ended::from),
+                found = recording => ended = found,
             }
+            recorded_at = Instant::now();
         }
-        // Only the latest matters when several came while the last was being recorded.
-        while let Ok(next) = progress_out.try_recv() {
-            percent = next;
-        }
-        if news {
-            heartbeat.set(tokio::time::sleep(HEARTBEAT));
-        }
-        if news && ended.is_none() {
-            ended = record_progress(&rendering.leasing, leased, percent).await;
-            stop.store(ended.is_some(), Ordering::Relaxed);
+        if ended.is_some() {
+            stop.send_replace(true);
         }
     }
 }
 
-fn spawn_render(
-    spec: Spec,
-    directory: &Path,
-    threads: usize,
-    stop: &Arc<AtomicBool>,
-    progress: mpsc::UnboundedSender<u8>,
-) -> Result<oneshot::Receiver<Result<Rendered, renderer::Error>>, Ended> {
-    let (done, finished) = oneshot::channel();
-    let (directory, stop) = (directory.to_owned(), Arc::clone(stop));
-    let thread = std::thread::Builder::new().name("render".to_owned()).spawn(move || {
-        // On Linux this is the thread's own nice value, which the encoder threads inherit.
-        if let Err(error) = rustix::process::setpriority_process(None, 15) {
-            tracing::warn!(%error, "the renderer runs at normal priority");
-        }
-        let mut last = None;
-        let mut on_progress = |percent: f32| {
-            let percent = whole_percent(percent);
-            if last.replace(percent) != Some(percent) {
-                let _ = progress.send(percent);
-            }
-            if stop.load(Ordering::Relaxed) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        };
-        let _ = done.send(renderer::render(&spec, &directory, threads, &mut on_progress));
-    });
-    thread.map_err(|error| Ended::machine("no thread for the renderer", error))?;
-    Ok(finished)
-}
-
-/// 100 is said by the completion alone, once the bytes are stored.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn whole_percent(percent: f32) -> u8 {
-    percent.clamp(0.0, 99.0) as u8
-}
-
-fn is_cancelling(system: &System, leased: &Leased) -> bool {
+/// Whether the user cancelled or the lease went away, as the read model has it. It may be behind:
+/// the job itself is asked, by the next progress, before anything is stopped.
+fn seems_taken_away(system: &System, leased: &Leased) -> bool {
     let job = system.views.job(&leased.job_id);
     matches!(job, Ok(Some(job)) if job.state != "running" || job.lease_id != Some(leased.lease_id))
 }
 
+/// Brings together what the engine needs.
+async fn prepare(
+    system: &System,
+    rendering: &Rendering,
+    leased: &Leased,
+    directory: &Path,
+) -> Result<Work, Ended> {
+    let request = &leased.request;
+    let source = match request.options.source_file_id() {
+        Some(file_id) if rendering.is_program() => {
+            Some(fetch_source(system, rendering, &request.user_id, file_id, directory).await?)
+        }
+        _ => None,
+    };
+    let api_key = match request.options.needs_secret() {
+        true => Some(open_secret(rendering, leased.job_id).await?),
+        false => None,
+    };
+    Ok(Work {
+        job_id: leased.job_id,
+        attempt: leased.attempt,
+        prompt: request.prompt.0.as_str().to_owned(),
+        options: request.options.clone(),
+        source,
+        api_key,
+    })
+}
+
+async fn fetch_source(
+    system: &System,
+    rendering: &Rendering,
+    user_id: &UserId,
+    file_id: FileId,
+    directory: &Path,
+) -> Result<PathBuf, Ended> {
+    let unreadable = |error| Ended::machine("the source file could not be read", error);
+    let file = system.views.file(&file_id).map_err(|error| unreadable(error.to_string()))?;
+    let Some(file) = file.filter(|file| file.user_id == *user_id) else {
+        let error = "the source file was deleted".to_owned();
+        return Err(Ended::Failed { error, retryable: false });
+    };
+    let path = directory.join("source");
+    let copying = rendering.blobs.copy_to(&file.sha256, file.size, &path).await;
+    copying.map_err(|error| unreadable(error.to_string()))?;
+    Ok(path)
+}
+
+async fn open_secret(rendering: &Rendering, job_id: JobId) -> Result<Secret, Ended> {
+    let opened = rendering.secrets.of_job(job_id).await;
+    let opened = opened.map_err(|error| Ended::machine("the secret could not be opened", error))?;
+    let error = "the job's secret was destroyed".to_owned();
+    opened.ok_or(Ended::Failed { error, retryable: false })
+}
+
 /// Renews the lease; says why the render must stop, if it must.
-async fn record_progress(leasing: &Leasing, leased: &Leased, percent: u8) -> Option<Ended> {
-    let message = Some("rendering".to_owned());
-    let (job_id, lease_id) = (leased.job_id, leased.lease_id);
-    match leasing.progress(job_id, lease_id, WORKER, percent, message).await {
+async fn record_progress(
+    rendering: &Rendering,
+    leased: &Leased,
+    progress: Progress,
+) -> Option<Ended> {
+    let Progress { percent, message } = progress;
+    let (job_id, lease_id, worker_id) = (leased.job_id, leased.lease_id, rendering.engine.name());
+    match rendering.leasing.progress(job_id, lease_id, worker_id, percent, message).await {
         Ok(report) => report.cancelled.then_some(Ended::Cancelled),
         Err(Error::Job(Failure::Refused(_))) => Some(Ended::LeaseLost),
         Err(error) => {
@@ -325,29 +362,33 @@ async fn record_progress(leasing: &Leasing, leased: &Leased, percent: u8) -> Opt
     }
 }
 
-/// Moves the rendered files into the blob store.
+/// Moves what was made into the blob store; the main file first.
 async fn hand_in(
     rendering: &Rendering,
-    rendered: &Rendered,
+    made: &Made,
 ) -> Result<Vec<(&'static Slot, Handed)>, Ended> {
-    let files = [
-        ("video", &rendered.video, "video/mp4"),
-        ("poster", &rendered.poster, "image/jpeg"),
-        ("captions", &rendered.captions, "text/vtt"),
-    ];
-    let mut handed = Vec::with_capacity(files.len());
-    for slot in slots(Kind::Video) {
-        let Some((_, path, content_type)) = files.iter().find(|(name, ..)| *name == slot.name)
-        else {
-            continue;
+    let mut handed = Vec::new();
+    for (index, slot) in slots(rendering.kind).iter().enumerate() {
+        let file = match (index, slot.name) {
+            (0, _) => Some(&made.main),
+            (_, "poster") => made.poster.as_ref(),
+            (_, "captions") => made.captions.as_ref(),
+            _ => None,
         };
-        let stored = rendering
-            .blobs
-            .put_file(path)
-            .await
-            .map_err(|error| Ended::machine("the result could not be stored", error))?;
-        let content_type = (*content_type).to_owned();
-        handed.push((slot, Handed { content_type, size: stored.size, sha256: stored.sha256 }));
+        if let Some(file) = file {
+            handed.push((slot, store(rendering, slot, file).await?));
+        }
     }
     Ok(handed)
+}
+
+async fn store(rendering: &Rendering, slot: &Slot, file: &MadeFile) -> Result<Handed, Ended> {
+    if slot.filename(&file.content_type).is_none() {
+        let error = format!("the engine's {} must be of {}", slot.name, slot.types());
+        return Err(Ended::Failed { error, retryable: false });
+    }
+    let stored = rendering.blobs.put_file(&file.path).await;
+    let stored = stored.map_err(|error| Ended::machine("the result could not be stored", error))?;
+    let content_type = file.content_type.clone();
+    Ok(Handed { content_type, size: stored.size, sha256: stored.sha256 })
 }

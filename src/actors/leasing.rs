@@ -16,10 +16,11 @@ use super::entity::{Executed, Failure};
 use super::outputs::{Handed, Outputs, Slot, slots};
 use crate::domain::file::{self, Stored};
 use crate::domain::ids::{FileId, JobId, LeaseId, UserId, derived_id};
-use crate::domain::job::{self, Command, Job, Kind, Output, Phase, Request};
+use crate::domain::job::{self, Command, Job, Kind, Options, Output, Phase, Request};
 use crate::domain::text::Personal;
 use crate::domain::tier::Caps;
 use crate::media::blobs::{self, Blobs};
+use crate::media::renderer::output::translated_name;
 
 /// How often one look for a job is begun anew because another node took the one that was found.
 const TRIES: usize = 8;
@@ -56,12 +57,12 @@ pub struct Report {
 }
 
 /// What only the worker knows of what it made.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Shape {
-    /// Seconds.
-    pub duration: f64,
-    pub width: u32,
-    pub height: u32,
+    /// Seconds; absent for what has none.
+    pub duration: Option<f64>,
+    pub width: Option<u32>,
+    pub height: Option<u32>,
 }
 
 /// How a completion ended.
@@ -190,6 +191,8 @@ impl Leasing {
     ) -> Result<Report, Error> {
         let command = Command::Progress { lease_id, progress: percent, message };
         let done = self.execute(job_id, command, worker_id).await?;
+        // Who asks once this is answered must see it.
+        let _ = self.system.visible(done.position).await;
         let Job::Requested(job) = done.state else { return Err(Error::lost()) };
         match job.phase {
             Phase::Running(lease) => Ok(Report { cancelled: false, expires_at: lease.expires_at }),
@@ -352,7 +355,7 @@ impl Leasing {
     ) -> Result<(), Error> {
         let file = Stored {
             user_id: request.user_id.clone(),
-            filename: Personal(slot.filename(&handed.content_type).unwrap_or(slot.name).to_owned()),
+            filename: Personal(filename(request, slot, handed)),
             content_type: handed.content_type.clone(),
             size: handed.size,
             sha256: handed.sha256.clone(),
@@ -417,6 +420,14 @@ fn leased(job_id: JobId, state: Job) -> Option<Leased> {
 
 fn is_completed(job: &Job) -> bool {
     matches!(job, Job::Requested(job) if matches!(job.phase, Phase::Completed(_)))
+}
+
+/// A translation is called after its source.
+fn filename(request: &Request, slot: &Slot, handed: &Handed) -> String {
+    match &request.options {
+        Options::Video(_) => slot.filename(&handed.content_type).unwrap_or(slot.name).to_owned(),
+        Options::Translation(options) => translated_name(request.prompt.0.as_str(), options),
+    }
 }
 
 /// The same for each try to store it under the same lease.

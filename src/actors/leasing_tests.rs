@@ -13,8 +13,8 @@ use crate::domain::tier::Tier;
 use crate::log;
 use crate::views::Views;
 
-const ANY: [Kind; 1] = Kind::ALL;
-const SHAPE: Shape = Shape { duration: 1.0, width: 64, height: 64 };
+const ANY: [Kind; 2] = Kind::ALL;
+const SHAPE: Shape = Shape { duration: Some(1.0), width: Some(64), height: Some(64) };
 
 /// A server without its front end, whose time stands still.
 struct World {
@@ -43,7 +43,7 @@ impl World {
             user_id: self.user(user),
             kind: Kind::Video,
             prompt: Personal(Prompt::parse("a pier").unwrap()),
-            options: VideoOptions {
+            options: Options::Video(VideoOptions {
                 duration: 1,
                 quality: Quality::P480,
                 aspect_ratio: AspectRatio::Square,
@@ -51,7 +51,7 @@ impl World {
                 seed: 1,
                 engine: None,
                 source_file_id: None,
-            },
+            }),
             tier: Tier::Standard,
             batch: false,
             fingerprint: None,

@@ -11,6 +11,7 @@ pub mod metadata_sync;
 pub mod news;
 pub mod outputs;
 pub mod projector;
+pub mod secrets;
 pub mod storekeeper;
 pub mod timekeeper;
 

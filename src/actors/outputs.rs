@@ -20,7 +20,15 @@ pub struct Slot {
 }
 
 const VIDEO: [Slot; 3] = [
-    Slot { name: "video", types: &[("video/mp4", "video.mp4"), ("video/webm", "video.webm")] },
+    Slot {
+        name: "video",
+        types: &[
+            ("video/mp4", "video.mp4"),
+            ("video/webm", "video.webm"),
+            ("video/x-matroska", "video.mkv"),
+            ("video/quicktime", "video.mov"),
+        ],
+    },
     Slot {
         name: "poster",
         types: &[
@@ -32,10 +40,20 @@ const VIDEO: [Slot; 3] = [
     Slot { name: "captions", types: &[("text/vtt", "captions.vtt")] },
 ];
 
+const TRANSLATION: [Slot; 1] = [Slot {
+    name: "translation",
+    types: &[
+        ("text/plain", "translation.txt"),
+        ("application/x-subrip", "translation.srt"),
+        ("text/vtt", "translation.vtt"),
+    ],
+}];
+
 /// The outputs of a kind; the first is the one that it is about and must be there.
 pub fn slots(kind: Kind) -> &'static [Slot] {
     match kind {
         Kind::Video => &VIDEO,
+        Kind::Translation => &TRANSLATION,
     }
 }
 

@@ -15,6 +15,7 @@ use super::BadConfiguration;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
 use crate::actors::leasing::Leasing;
+use crate::actors::secrets::Secrets;
 use crate::actors::storekeeper::Storekeeper;
 use crate::actors::{System, metadata_sync, timekeeper};
 use crate::clerk::api::{self, Api};
@@ -24,7 +25,8 @@ use crate::clerk::signing::SigningKey;
 use crate::clerk::webhook::WebhookVerifier;
 use crate::clerk::{Authenticator, Keys};
 use crate::clock::Clock;
-use crate::config::{Engine, Environment, Options, Settings, TokenKeys};
+use crate::config::{self, EngineLimits, Environment, Options, Settings, TokenKeys};
+use crate::domain::job::Kind;
 use crate::domain::tier::Caps;
 use crate::http::address::TrustedProxies;
 use crate::http::app::{self, App};
@@ -33,9 +35,12 @@ use crate::http::rates::{Budget, Budgets, Rates};
 use crate::http::worker::WorkerTokens;
 use crate::log;
 use crate::media::blobs::Blobs;
+use crate::media::renderer::Engine;
+use crate::media::renderer::command::{CommandEngine, Limits};
 use crate::media::reservations::Reservations;
 use crate::media::signed_url::SigningSecrets;
 use crate::media::uploads::Uploads;
+use crate::media::vault::{MasterKey, SealingKey, Vault};
 use crate::views::Views;
 
 /// Key id of the development key.
@@ -49,6 +54,7 @@ pub struct Ready {
     rates: Rates,
     proxies: TrustedProxies,
     caps: Caps,
+    master_key: Option<SealingKey>,
 }
 
 enum ParsedKeys {
@@ -84,9 +90,15 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
     let proxies = proxies.map_err(|fault| noted("T2M_TRUSTED_PROXIES", fault.to_string())).ok();
     let caps = settings.running_per_user.parse::<Caps>();
     let caps = caps.map_err(|fault| noted("T2M_RUNNING_PER_USER", fault.to_string())).ok();
+    let master_key = settings.master_key.as_ref().and_then(|key| {
+        SealingKey::parse(key.reveal())
+            .map_err(|fault| noted("T2M_MASTER_KEY", fault.to_string()))
+            .ok()
+    });
     match (keys, budgets(&settings, noted), proxies, caps) {
         (Some(keys), Some(budgets), Some(proxies), Some(caps)) if faults.is_empty() => {
-            Ok(Ready { settings, keys, webhooks, rates: Rates::new(budgets), proxies, caps })
+            let rates = Rates::new(budgets);
+            Ok(Ready { settings, keys, webhooks, rates, proxies, caps, master_key })
         }
         _ => Err(BadConfiguration(faults)),
     }
@@ -119,7 +131,7 @@ pub struct Assembled {
 /// # Errors
 /// What could not be opened, with its name.
 pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
-    let Ready { settings, keys, webhooks, rates, proxies, caps } = ready;
+    let Ready { settings, keys, webhooks, rates, proxies, caps, master_key } = ready;
     let data_dir = &settings.data_dir;
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("making the data directory {}", data_dir.display()))?;
@@ -169,13 +181,31 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     if let Err(error) = leasing.sweep().await {
         tracing::warn!(%error, "outputs of workers that died could not be cleared");
     }
-    if settings.engine == Engine::Storyboard {
-        // What a crash left there is of use to the next attempt.
-        let scratch = data_dir.join("scratch");
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let (leasing, blobs) = (Arc::clone(&leasing), Arc::clone(&blobs));
-        let rendering = Rendering { leasing, blobs, scratch, slots: 1, threads };
-        dispatcher::start(Arc::clone(&system), rendering);
+    let master = match master_key {
+        Some(key) => MasterKey::given(key),
+        None => MasterKey::kept_in(&data_dir.join("master.key")),
+    };
+    let secrets = Secrets::new(Vault::new(&blobs, "secrets", master));
+    secrets.clone().start(Arc::clone(&system));
+    // An engine is told its paths, and runs somewhere else. What a crash left there is of use to
+    // the next attempt.
+    let scratch = std::path::absolute(data_dir.join("scratch"));
+    let scratch = scratch.context("finding the data directory")?;
+    let engines =
+        [(Kind::Video, &settings.engine), (Kind::Translation, &settings.translation_engine)];
+    for (kind, engine) in engines {
+        if let Some(engine) = engine_of(engine, settings.engine_limits) {
+            let rendering = Rendering {
+                engine,
+                kind,
+                leasing: Arc::clone(&leasing),
+                blobs: Arc::clone(&blobs),
+                secrets: secrets.clone(),
+                scratch: scratch.join(kind.as_str()),
+                slots: 1,
+            };
+            dispatcher::start(Arc::clone(&system), rendering);
+        }
     }
 
     let links = match &settings.signing_secrets {
@@ -203,6 +233,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         upload_lifetime: settings.upload_lifetime,
         quotas: Quotas::new(settings.quotas, reservations),
         retention: settings.retention,
+        secrets,
         links,
         authenticator: authenticator(&settings, keys, &clock)?,
         webhooks,
@@ -223,6 +254,22 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     };
     let server = app::serve(Arc::new(app), listener).context("starting the front end")?;
     Ok(Assembled { system, server, address, stopping })
+}
+
+/// The engine of a setting; none for remote workers alone.
+pub fn engine_of(setting: &config::Engine, limits: EngineLimits) -> Option<Engine> {
+    let EngineLimits { time, memory_bytes, output_bytes } = limits;
+    match setting {
+        config::Engine::Storyboard => {
+            let threads = std::thread::available_parallelism().map_or(2, usize::from);
+            Some(Engine::Storyboard { threads })
+        }
+        config::Engine::Command(words) => {
+            let limits = Limits { time, memory_bytes, output_bytes };
+            Some(Engine::Command(CommandEngine::new(words.clone(), limits)))
+        }
+        config::Engine::None => None,
+    }
 }
 
 fn authenticator(

@@ -9,6 +9,7 @@ mod replay;
 mod serve;
 mod token;
 mod webhooks;
+mod worker;
 
 use clap::{Parser, Subcommand};
 
@@ -30,6 +31,8 @@ enum Command {
     Serve(Box<Options>),
     /// Bring one prompt through the whole system, with throw-away keys, and prove each step
     Demo(demo::Demo),
+    /// Lease jobs from a server and let an engine of this machine do them
+    Worker(Box<worker::Worker>),
     /// Read the log
     #[command(subcommand)]
     Log(log::Log),
@@ -68,6 +71,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match command {
         Command::Serve(options) => serve::run(*options),
         Command::Demo(demo) => demo.run(),
+        Command::Worker(worker) => worker.run(),
         Command::Log(log) => log.run(),
         Command::Replay(replay) => replay.run(),
         Command::Webhooks(webhooks) => webhooks.run(),

@@ -8,6 +8,7 @@ use super::Aggregate;
 use super::ids::{FileId, LeaseId, UserId};
 use super::text::{Personal, Prompt};
 use super::tier::{Class, Tier};
+use super::translation::TranslationOptions;
 
 /// Attempts a job gets before it fails for good.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -66,8 +67,9 @@ pub enum Event {
 pub struct Request {
     pub user_id: UserId,
     pub kind: Kind,
+    /// What a video shall show; of a translation, the name of the file.
     pub prompt: Personal<Prompt>,
-    pub options: VideoOptions,
+    pub options: Options,
     /// The user's at the time of the request; absent: `standard`.
     #[serde(default, skip_serializing_if = "Tier::is_standard")]
     pub tier: Tier,
@@ -90,15 +92,52 @@ impl Request {
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Video,
+    Translation,
 }
 
 impl Kind {
-    pub const ALL: [Self; 1] = [Self::Video];
+    pub const ALL: [Self; 2] = [Self::Video, Self::Translation];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Video => "video",
+            Self::Translation => "translation",
         }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+}
+
+/// What a job of each kind is asked besides its prompt. The kinds share no required field, so that
+/// what is stored needs no tag.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Options {
+    Video(VideoOptions),
+    Translation(TranslationOptions),
+}
+
+impl Options {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Video(_) => Kind::Video,
+            Self::Translation(_) => Kind::Translation,
+        }
+    }
+
+    /// The file that the job works on, if there is one.
+    pub fn source_file_id(&self) -> Option<FileId> {
+        match self {
+            Self::Video(options) => options.source_file_id,
+            Self::Translation(options) => Some(options.source_file_id),
+        }
+    }
+
+    /// Whether a secret was sealed for the job, which its end destroys.
+    pub fn needs_secret(&self) -> bool {
+        matches!(self, Self::Translation(options) if options.has_api_key)
     }
 }
 
@@ -182,10 +221,13 @@ pub struct Output {
     pub content_type: String,
     /// In bytes.
     pub size: u64,
-    /// Seconds.
-    pub duration: f64,
-    pub width: u32,
-    pub height: u32,
+    /// Seconds; absent for what has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub height: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poster_file_id: Option<FileId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -241,6 +283,8 @@ pub enum Refusal {
     LeaseLost,
     #[error("the job is {0}")]
     WrongState(&'static str),
+    #[error("the job's secret was destroyed with its last attempt")]
+    SecretGone,
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -464,6 +508,9 @@ impl Progressing {
             return Err(Refusal::NotFound);
         }
         match &self.phase {
+            Phase::Failed | Phase::Cancelled if self.request.options.needs_secret() => {
+                Err(Refusal::SecretGone)
+            }
             Phase::Failed | Phase::Cancelled => Ok(vec![Event::Retried { by: by.clone() }]),
             other => Err(Refusal::WrongState(other.name())),
         }

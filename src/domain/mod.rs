@@ -11,6 +11,7 @@ pub mod schedule;
 pub mod session;
 pub mod text;
 pub mod tier;
+pub mod translation;
 pub mod user;
 
 use chrono::{DateTime, Utc};

@@ -23,6 +23,7 @@ use super::{routes, tus};
 use crate::actors::System;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::leasing::Leasing;
+use crate::actors::secrets::Secrets;
 use crate::clerk::Authenticator;
 use crate::clerk::webhook::WebhookVerifier;
 use crate::config::Retention;
@@ -46,6 +47,8 @@ pub struct App {
     pub upload_lifetime: TimeDelta,
     pub quotas: Quotas,
     pub retention: Retention,
+    /// What jobs must not show to anybody but their worker.
+    pub secrets: Secrets,
     pub links: SigningSecrets,
     pub authenticator: Authenticator,
     /// Absent in development without a secret: then deliveries are answered with 503.
@@ -102,7 +105,7 @@ pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
         .shutdown_timeout(DRAIN_S)
         .disable_signals()
         // Who hangs up is gone: else a stream would be kept for nobody until it has something to
-        // write, and count against its user.
+        // write, and count against its user, and a job be leased to a worker that has left.
         .h1_allow_half_closed(false)
         .on_connect(move |connection, _| cut_when_stalled(connection, stalled_after))
         .listen(listener)?;

@@ -17,7 +17,9 @@ use super::lists::{PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use super::{answer, files};
 use crate::domain::ids::{FileId, JobId, derived_id};
-use crate::domain::job::{AspectRatio, Command, Job, Kind, Output, Quality, Request, VideoOptions};
+use crate::domain::job::{
+    AspectRatio, Command, Job, Kind, Options, Output, Quality, Request, VideoOptions,
+};
 use crate::domain::text::{Personal, Prompt};
 use crate::domain::tier::Tier;
 use crate::views::{JobFilter, JobRow};
@@ -218,7 +220,7 @@ pub fn video(
         user_id,
         kind: Kind::Video,
         prompt: Personal(prompt),
-        options,
+        options: Options::Video(options),
         tier,
         batch: false,
         fingerprint: None,

@@ -17,6 +17,7 @@ pub mod openapi;
 pub mod routes;
 pub mod sessions;
 pub mod streams;
+pub mod translations;
 pub mod tus;
 pub mod webhooks;
 pub mod worker;

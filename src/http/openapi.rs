@@ -29,6 +29,7 @@ use super::links::{LinkAnswer, LinkRequest};
 use super::me::OnboardingRequest;
 use super::routes::{Access, Route, table};
 use super::sessions::Remember;
+use super::translations::TranslationForm;
 use super::worker::{
     CompleteRequest, FailRequest, LeaseAnswer, LeaseRequest, OutcomeAnswer, ProgressRequest,
 };
@@ -53,6 +54,7 @@ use super::worker::{
         JobAnswer,
         LeaseAnswer,
         LeaseRequest,
+        TranslationForm,
         LinkAnswer,
         LinkRequest,
         OnboardingRequest,

@@ -400,6 +400,9 @@ impl From<job::Refusal> for Problem {
             job::Refusal::NotFound => Self::new(Code::NotFound),
             job::Refusal::KeyReused => Self::new(Code::IdempotencyKeyReused),
             job::Refusal::LeaseLost => Self::new(Code::LeaseLost),
+            job::Refusal::SecretGone => Self::new(Code::Conflict).with_sentence(
+                "The job's api_key was destroyed when it ended: ask for a new translation",
+            ),
             job::Refusal::NotLeasable(state) | job::Refusal::WrongState(state) => {
                 Self::new(Code::Conflict).with_detail(json!({ "state": state }))
             }

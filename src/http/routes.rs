@@ -10,7 +10,7 @@ use super::app::PREFIXES;
 use super::edges::unmatched;
 use super::{
     admin, analytics, batch, caller, dead_letters, files, gate, health, jobs, links, me, openapi,
-    sessions, streams, tus, webhooks, worker,
+    sessions, streams, translations, tus, webhooks, worker,
 };
 
 /// Who may use a route.
@@ -161,6 +161,8 @@ pub fn table() -> Vec<Route> {
         route(POST, "/jobs/{id}/cancel", Authenticated, "Stop a job", || web::post().to(jobs::cancel)).gives("JobAnswer"),
         route(POST, "/jobs/{id}/retry", Authenticated, "Try a failed or cancelled job again", || web::post().to(jobs::retry)).gives("JobAnswer"),
         route(GET, "/jobs/{id}/events", Authenticated, "A job's events (Server-Sent Events)", || web::get().to(streams::of_job)),
+        route(POST, "/translations", Authenticated, "Ask for a translation (multipart, field `file`)", || web::post().to(translations::request)).gives("JobAnswer").accepted(),
+        route(POST, "/uploadfile/", Authenticated, "The same, as the translation app's client asks for it; also without a prefix", || web::post().to(translations::upload_file)).gives("JobAnswer"),
         route(GET, "/events", Authenticated, "The caller's events (Server-Sent Events)", || web::get().to(streams::of_user)),
         route(GET, "/admin/users", Admin, "All users", || web::get().to(admin::users)),
         route(GET, "/admin/users/{id}", Admin, "One user", || web::get().to(admin::user)),
@@ -181,8 +183,14 @@ pub fn table() -> Vec<Route> {
     ]
 }
 
+/// The route that the translation app's client asks for without a prefix.
+const AT_ROOT: &str = "/uploadfile/";
+
 /// Serves the table under each prefix, and the documentation page beside it.
 pub fn configure(config: &mut ServiceConfig) {
+    let resource = web::resource(AT_ROOT).default_service(web::to(unmatched));
+    let at_root = table().into_iter().filter(|route| route.path == AT_ROOT);
+    config.service(at_root.fold(resource, |resource, route| resource.route(route.guarded())));
     for prefix in PREFIXES {
         // A scope is passed over at one look; each path outside one would be a pattern to try.
         let mut scope = web::scope(prefix);
@@ -206,10 +214,15 @@ pub fn all_paths() -> Vec<(String, Method)> {
     let with = |prefix: &'static str| {
         table().into_iter().map(move |route| (format!("{prefix}{}", route.path), route.method))
     };
-    PREFIXES.into_iter().flat_map(with).collect()
+    let at_root = table().into_iter().filter(|route| route.path == AT_ROOT);
+    let at_root = at_root.map(|route| (route.path.to_owned(), route.method));
+    PREFIXES.into_iter().flat_map(with).chain(at_root).collect()
 }
 
 /// The path below the prefix, with a leading slash; none if it is not ours.
 pub fn without_prefix(path: &str) -> Option<&str> {
-    PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix))
+    match path {
+        AT_ROOT => Some(path),
+        path => PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix)),
+    }
 }

@@ -29,9 +29,10 @@ use crate::actors::leasing::{Completed, Leased, Shape};
 use crate::actors::outputs::{Handed, Slot, slots};
 use crate::config::Secret;
 use crate::domain::ids::{JobId, LeaseId};
-use crate::domain::job::{Kind, Output, Request};
+use crate::domain::job::{Kind, Options, Output, Request};
+use crate::domain::translation::Format;
 use crate::media::blobs::Stored;
-use crate::media::renderer;
+use crate::media::renderer::{self, output::TextCheck};
 
 /// The longest that a worker may wait for a job in one call, in seconds.
 const LONGEST_WAIT_S: u64 = 30;
@@ -83,7 +84,7 @@ fn admit(request: &HttpRequest) -> Result<(), Problem> {
 pub struct LeaseRequest {
     /// 1 to 128 characters; shown to administrators.
     pub worker_id: String,
-    /// The kinds of jobs it can do: `video`.
+    /// The kinds of jobs it can do: `video`, `translation`.
     pub kinds: Vec<String>,
     /// How long to wait for a job, 0 to 30 s; 0 if absent.
     pub wait_s: Option<u64>,
@@ -111,8 +112,8 @@ fn kind(name: &str) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| kind.as_str() == name)
 }
 
-/// A job in the hands of a worker.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+/// A job in the hands of a worker. It may hold a secret, so that it is not shown for debugging.
+#[derive(Serialize, utoipa::ToSchema)]
 pub struct LeaseAnswer {
     /// Every further call names it.
     pub lease_id: Uuid,
@@ -128,6 +129,9 @@ pub struct LeaseAnswer {
     /// Where the file lies that the job works on, if there is one.
     pub source: Option<LinkAnswer>,
     pub outputs: Vec<OutputWanted>,
+    /// The secret that came with the job; for its engine alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<String>,
 }
 
 /// What a worker may hand in; the first one it must.
@@ -139,9 +143,9 @@ pub struct OutputWanted {
 }
 
 impl LeaseAnswer {
-    fn new(app: &App, leased: Leased) -> Self {
+    fn new(app: &App, leased: Leased, api_key: Option<&Secret>) -> Self {
         let request = leased.request;
-        let source = request.options.source_file_id;
+        let source = request.options.source_file_id();
         let wanted = |slot: &Slot| OutputWanted { name: slot.name, content_types: slot.types() };
         Self {
             lease_id: leased.lease_id.0,
@@ -153,6 +157,7 @@ impl LeaseAnswer {
             options: json!(request.options),
             source: source.map(|id| sign(app, &request.user_id, id, SOURCE_LINK_S)),
             outputs: slots(request.kind).iter().map(wanted).collect(),
+            api_key: api_key.map(|key| key.reveal().to_owned()),
         }
     }
 }
@@ -163,10 +168,25 @@ pub async fn lease(app: web::Data<App>, body: Json<LeaseRequest>) -> Result<Http
     let wait = Duration::from_secs(body.0.wait_s.unwrap_or(0));
     let stopping = app.stopping.clone();
     let leased = app.leasing.lease_within(&body.0.worker_id, &kinds, wait, stopping).await?;
-    Ok(match leased {
-        Some(leased) => answer::ok(LeaseAnswer::new(&app, leased)),
-        None => HttpResponse::NoContent().finish(),
-    })
+    let Some(leased) = leased else { return Ok(HttpResponse::NoContent().finish()) };
+    if !leased.request.options.needs_secret() {
+        return Ok(answer::ok(LeaseAnswer::new(&app, leased, None)));
+    }
+    let (error, retryable, answer) = match app.secrets.of_job(leased.job_id).await {
+        Ok(Some(key)) => return Ok(answer::ok(LeaseAnswer::new(&app, leased, Some(&key)))),
+        Ok(None) => {
+            let nothing = HttpResponse::NoContent().finish();
+            ("the job's secret was destroyed", false, Ok(nothing))
+        }
+        Err(error) => {
+            let problem = Problem::new(Code::StorageUnavailable).caused_by(error);
+            ("the job's secret could not be opened", true, Err(problem))
+        }
+    };
+    // Nobody can work on it.
+    let (job_id, lease_id) = (leased.job_id, leased.lease_id);
+    app.leasing.fail(job_id, lease_id, ACTOR, error.to_owned(), retryable).await?;
+    answer
 }
 
 /// The body of `POST worker/jobs/{id}/progress`.
@@ -231,8 +251,8 @@ pub async fn output(
     let job_id = jobs::parse_id(&id)?;
     let lease_id = query.lease_id.as_deref().and_then(|text| Uuid::try_parse(text).ok());
     let lease_id = LeaseId(lease_id.ok_or_else(|| Problem::field("lease_id", "must be a UUID"))?);
-    let kind = app.leasing.hold(job_id, lease_id).await?.kind;
-    let slot = slot(kind, query.name.as_deref())?;
+    let held = app.leasing.hold(job_id, lease_id).await?;
+    let slot = slot(held.kind, query.name.as_deref())?;
     let digest = declared_digest(&request)?;
     let declared = declared_type(&request, slot)?;
     let stored = receive(&app, &request, payload).await?;
@@ -240,7 +260,7 @@ pub async fn output(
         return Err(Problem::new(Code::MalformedRequest)
             .with_sentence("The bytes do not have the digest that Content-Digest tells"));
     }
-    let content_type = real_type(&app, &stored).await?;
+    let content_type = real_type(&app, &stored, &held.options).await?;
     let fits = content_type.as_deref().filter(|name| slot.filename(name).is_some());
     let fits = fits.filter(|name| declared.as_deref().is_none_or(|declared| declared == *name));
     let content_type = fits.ok_or_else(|| wrong_type(slot))?.to_owned();
@@ -326,7 +346,14 @@ async fn receive(
 }
 
 /// What the bytes show; captions have no signature that the store knows.
-async fn real_type(app: &App, stored: &Stored) -> Result<Option<String>, Problem> {
+async fn real_type(
+    app: &App,
+    stored: &Stored,
+    options: &Options,
+) -> Result<Option<String>, Problem> {
+    if let Options::Translation(options) = options {
+        return text_type(app, stored, options.format).await;
+    }
     if stored.sniffed.is_some() {
         return Ok(stored.sniffed.clone());
     }
@@ -340,6 +367,18 @@ async fn real_type(app: &App, stored: &Stored) -> Result<Option<String>, Problem
     }
     let head = head.strip_prefix(MARK).unwrap_or(&head);
     Ok(head.starts_with(SIGNATURE).then(|| "text/vtt".to_owned()))
+}
+
+/// All of a text is looked at.
+async fn text_type(app: &App, stored: &Stored, format: Format) -> Result<Option<String>, Problem> {
+    let mut check = TextCheck::default();
+    let mut bytes = Box::pin(app.blobs.read_range(&stored.sha256, 0..stored.size));
+    while let Some(chunk) = bytes.next().await {
+        if check.add(&chunk?).is_err() {
+            return Ok(None);
+        }
+    }
+    Ok(check.judge(format).ok().map(str::to_owned))
 }
 
 /// The body of `POST worker/jobs/{id}/complete`.
@@ -367,14 +406,14 @@ impl FromFields for CompleteRequest {
 
 impl CompleteRequest {
     fn shape(&self, request: &Request) -> Shape {
-        let options = &request.options;
+        let Options::Video(options) = &request.options else { return Shape::default() };
         let (quality, ratio) = (options.quality.as_str(), options.aspect_ratio.as_str());
         let (width, height) = renderer::dimensions(quality, ratio).unwrap_or_default();
         let given = |pixels: Option<u64>| pixels.and_then(|it| u32::try_from(it).ok());
         Shape {
-            duration: self.duration.unwrap_or_else(|| f64::from(options.duration)),
-            width: given(self.width).unwrap_or(width),
-            height: given(self.height).unwrap_or(height),
+            duration: Some(self.duration.unwrap_or_else(|| f64::from(options.duration))),
+            width: Some(given(self.width).unwrap_or(width)),
+            height: Some(given(self.height).unwrap_or(height)),
         }
     }
 }

@@ -16,7 +16,7 @@ use object_store::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::documents::Documents;
 use crate::config::{BlobStore, Secret};
@@ -208,6 +208,16 @@ impl Blobs {
     ) -> impl Stream<Item = Result<Bytes, Error>> + use<> {
         let (blobs, sha256) = (self.clone(), sha256.to_owned());
         stream::once(async move { blobs.open_range(&sha256, range).await }).try_flatten()
+    }
+
+    /// Copies a blob into a file of this machine. The file is not synced: it is for passing use.
+    pub async fn copy_to(&self, sha256: &str, size: u64, path: &FsPath) -> Result<(), Error> {
+        let mut file = tokio::fs::File::create(path).await?;
+        let mut chunks = std::pin::pin!(self.read_range(sha256, 0..size));
+        while let Some(chunk) = chunks.next().await {
+            file.write_all(&chunk?).await?;
+        }
+        Ok(file.flush().await?)
     }
 
     /// A folder of small documents in the same store.

@@ -7,3 +7,4 @@ pub mod renderer;
 pub mod reservations;
 pub mod signed_url;
 pub mod uploads;
+pub mod vault;

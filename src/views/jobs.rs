@@ -12,7 +12,7 @@ use super::feed::{self, JobItem};
 use super::page::{Cursor, Page, before, one_more};
 use super::{Error, Views, queue, tallies};
 use crate::domain::ids::{JobId, LeaseId, UserId};
-use crate::domain::job::{Event, Kind, Output, Request, VideoOptions};
+use crate::domain::job::{Event, Kind, Options, Output, Request};
 use crate::domain::tier::{Caps, Class, Tier};
 
 pub(super) const SCHEMA: &str = "
@@ -66,7 +66,7 @@ pub struct JobRow {
     pub state: String,
     /// Empty once its user was deleted.
     pub prompt: String,
-    pub options: VideoOptions,
+    pub options: Options,
     pub attempt: u32,
     /// Percent of the present attempt.
     pub progress: u8,
@@ -183,6 +183,13 @@ impl Views {
         self.current().queue.next(now, caps, kinds, skip)
     }
 
+    /// Whether the job still is to be worked on: not when it has ended, nor when its user is gone.
+    pub fn job_is_alive(&self, job_id: &JobId) -> Result<Option<bool>, Error> {
+        let Some(job) = self.job(job_id)? else { return Ok(None) };
+        let gone = self.user(&job.user_id)?.is_some_and(|user| user.deleted);
+        Ok(Some(!job.is_over() && !gone))
+    }
+
     /// Jobs whose lease has run out, the longest ago first.
     pub fn lapsed_jobs(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<JobId>, Error> {
         self.job_ids(
@@ -290,8 +297,11 @@ pub(super) fn apply(
 
 /// What of a user's jobs was personal is gone with the user.
 pub(super) fn erase(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> {
-    sql.prepare_cached("UPDATE jobs SET prompt = '' WHERE user_id = ?1")?
-        .execute([user_id.as_str()])?;
+    sql.prepare_cached(
+        "UPDATE jobs SET prompt = '', options = json_remove(options, '$.style_data')
+         WHERE user_id = ?1",
+    )?
+    .execute([user_id.as_str()])?;
     Ok(())
 }
 
@@ -419,7 +429,7 @@ impl Progress {
             self.progress,
             self.error,
             self.output.as_ref().map(Json),
-            self.output.as_ref().map(|output| output.duration),
+            self.output.as_ref().and_then(|output| output.duration),
             self.lease_id,
             self.lease_expires_at,
             self.available_at,

@@ -113,7 +113,7 @@ pub(super) fn moved(
     add(sql, EVERYBODY, ALWAYS, &format!("{STATE}{before}"), -1, 0.0)?;
     add(sql, EVERYBODY, ALWAYS, &format!("{STATE}{after}"), 1, 0.0)?;
     let seconds = match event {
-        Event::Completed { output, .. } => output.duration,
+        Event::Completed { output, .. } => output.duration.unwrap_or(0.0),
         _ => 0.0,
     };
     if matches!(*after, "completed" | "failed" | "cancelled") {

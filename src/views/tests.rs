@@ -14,7 +14,7 @@ use super::*;
 use crate::domain::file::{Event as FileEvent, Stored};
 use crate::domain::ids::LeaseId;
 use crate::domain::job::{
-    AspectRatio, Event as JobEvent, Kind, Output, Quality, Request, VideoOptions,
+    AspectRatio, Event as JobEvent, Kind, Options, Output, Quality, Request, VideoOptions,
 };
 use crate::domain::session::{EndReason, Event as SessionEvent};
 use crate::domain::text::{Personal, Prompt};
@@ -119,7 +119,7 @@ fn requested(owner: &str) -> JobEvent {
         user_id: user_id(owner),
         kind: Kind::Video,
         prompt: Personal(Prompt::parse("a lighthouse").unwrap()),
-        options: VideoOptions {
+        options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,
             aspect_ratio: AspectRatio::Landscape,
@@ -127,11 +127,18 @@ fn requested(owner: &str) -> JobEvent {
             seed: u64::MAX,
             engine: None,
             source_file_id: None,
-        },
+        }),
         tier: Tier::Standard,
         batch: false,
         fingerprint: Some("f".to_owned()),
     })
+}
+
+fn seed_of(job: &JobRow) -> u64 {
+    match &job.options {
+        Options::Video(options) => options.seed,
+        Options::Translation(_) => panic!("a video was asked for"),
+    }
 }
 
 fn lease() -> LeaseId {
@@ -170,9 +177,9 @@ fn output() -> Output {
         file_id: file_id(9),
         content_type: "video/mp4".to_owned(),
         size: 1,
-        duration: 10.5,
-        width: 1280,
-        height: 720,
+        duration: Some(10.5),
+        width: Some(1280),
+        height: Some(720),
         poster_file_id: None,
         captions_file_id: None,
     }
@@ -506,7 +513,7 @@ fn each_event_of_a_job_leads_to_its_state_status_and_progress() {
 #[test]
 fn a_completed_job_reads_back_all_that_was_asked_and_made() {
     let job = row(vec![requested("ada"), leased(1, 60), completed()]);
-    assert_eq!((job.prompt.as_str(), job.options.seed), ("a lighthouse", u64::MAX));
+    assert_eq!((job.prompt.as_str(), seed_of(&job)), ("a lighthouse", u64::MAX));
     assert_eq!(job.output, Some(output()));
     assert_eq!((job.position_of_request, job.attempt), (10, 1));
     assert_eq!(

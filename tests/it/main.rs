@@ -15,4 +15,6 @@ mod floors;
 mod lives;
 mod s3;
 mod seeds;
+mod translations;
 mod tus;
+mod worker;

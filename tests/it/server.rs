@@ -20,6 +20,8 @@ use tempfile::TempDir;
 pub const ISSUER: &str = "https://clerk.t2m.test";
 pub const WEBHOOK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 pub const LINK_SECRET: &str = "a secret that signs the links of the tests";
+/// Where the log lines go, for a test that reads them; not a variable of `t2m`.
+pub const LOG_FILE: &str = "TEST_LOG_FILE";
 /// Long enough for a render on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -58,7 +60,7 @@ impl Setup {
         self.command(data_dir, arguments).output().expect("t2m starts")
     }
 
-    fn command(&self, data_dir: &Path, arguments: &[&str]) -> Command {
+    pub fn command(&self, data_dir: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_t2m"));
         command
             .args(arguments)
@@ -70,6 +72,10 @@ impl Setup {
             .env("RUST_LOG", "off")
             .envs(self.0.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
+        if let Some((_, path)) = self.0.iter().rev().find(|(name, _)| *name == LOG_FILE) {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            command.stderr(file.expect("the log file opens"));
+        }
         command
     }
 }

@@ -20,7 +20,7 @@ fn request() -> Request {
         user_id: user("ada"),
         kind: Kind::Video,
         prompt: Personal(Prompt::parse("a lighthouse").unwrap()),
-        options: VideoOptions {
+        options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,
             aspect_ratio: AspectRatio::Landscape,
@@ -28,7 +28,7 @@ fn request() -> Request {
             seed: 1,
             engine: None,
             source_file_id: None,
-        },
+        }),
         tier: Tier::Standard,
         batch: false,
         fingerprint: Some("f".to_owned()),
@@ -40,9 +40,9 @@ fn output() -> Output {
         file_id: FileId(Uuid::from_u128(9)),
         content_type: "video/mp4".to_owned(),
         size: 1,
-        duration: 10.0,
-        width: 1280,
-        height: 720,
+        duration: Some(10.0),
+        width: Some(1280),
+        height: Some(720),
         poster_file_id: None,
         captions_file_id: None,
     }
@@ -167,6 +167,28 @@ fn cancelling_a_running_job_waits_for_its_worker_or_its_lease() {
         Err(Refusal::WrongState("completed")),
         "completed",
     );
+}
+
+#[test]
+fn a_job_whose_secret_is_gone_cannot_be_tried_again() {
+    let translation = |has_api_key| {
+        let options = TranslationOptions {
+            source_file_id: FileId(Uuid::from_u128(8)),
+            format: crate::domain::translation::Format::Srt,
+            source_language: None,
+            target_language: None,
+            model_name: "m".to_owned(),
+            style_data: None,
+            segment_size: 15_000,
+            has_api_key,
+        };
+        let options = Options::Translation(options);
+        Command::Request(Request { kind: Kind::Translation, options, ..request() })
+    };
+    let retry = || Command::Retry { by: user("ada") };
+    let steps = [(0, translation(true)), (1, cancel()), (2, retry())];
+    check(&steps, Err(Refusal::SecretGone), "cancelled");
+    check(&[(0, translation(false)), (1, cancel()), (2, retry())], Ok(1), "queued");
 }
 
 #[test]

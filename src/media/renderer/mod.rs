@@ -1,10 +1,16 @@
-//! Turns an accepted job into a video: what is asked, what comes back, and the built-in engine
-//! that draws it, [`storyboard`].
+//! Turns an accepted job into its result: [`engine`] says what goes in and what comes out, whether
+//! the built-in [`storyboard`] draws or a program does the work, [`command`].
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+pub mod engine;
+
+pub mod command;
+pub mod output;
+mod process;
 pub mod storyboard;
 
+pub use engine::{Engine, Made, MadeFile, Progress, Work};
 pub use storyboard::render;
 
 /// Frames per second of the built-in engine. The pace of film: it moves as well as 30 would here,
@@ -54,6 +60,9 @@ pub enum Error {
     /// The machine failed (disk, encoder); the same render may succeed later.
     #[error("render failed: {0}")]
     Failed(String),
+    /// A program said so, or made what cannot be used; the words are fit for the job's owner.
+    #[error("{words}")]
+    Engine { words: String, retryable: bool },
 }
 
 /// Called with the percentage done, 0.0 to 100.0, after each group of pictures; `Break` cancels.

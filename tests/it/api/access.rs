@@ -66,6 +66,8 @@ const EXPECTED: &[(&str, &str, Class)] = &[
     ("POST", "/jobs/{id}/retry", Owner),
     ("GET", "/jobs/{id}/events", Owner),
     ("GET", "/events", User),
+    ("POST", "/translations", User),
+    ("POST", "/uploadfile/", User),
     ("GET", "/admin/users", Admin),
     ("GET", "/admin/users/{id}", Admin),
     ("PUT", "/admin/users/{id}/access", Admin),

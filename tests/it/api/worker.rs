@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::multipart::{Form, Part};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -109,6 +110,37 @@ async fn the_source_of_a_job_is_fetched_by_the_link_in_the_lease() {
     let link = leased["source"]["url"].as_str().unwrap();
     let link = link.strip_prefix(&server.address).unwrap().to_owned();
     assert_eq!(ask(server.request(Method::GET, &link)).await.bytes, b"hello");
+}
+
+#[tokio::test]
+async fn a_translation_comes_with_its_key_and_keeps_the_layout_of_its_source() {
+    let server = server();
+    let srt = "1\n00:00:01,000 --> 00:00:02,000\nHello\n";
+    let form = Form::new()
+        .part("file", Part::text(srt).file_name("film.srt"))
+        .text("target_language", "es")
+        .text("api_key", "sk-of-the-test");
+    let asked = server.request_of(ADA, Method::POST, "translations").multipart(form);
+    let asked = ask(asked).await.data(202);
+    assert_eq!(lease(&server).await.status, 204, "it is no video");
+    let body = json!({ "worker_id": "w", "kinds": ["translation"] });
+    let leased = post(&server, "lease", &body).await.data(200);
+    assert_eq!(
+        (&leased["job_id"], &leased["api_key"]),
+        (&asked["job_id"], &json!("sk-of-the-test"))
+    );
+    let link = leased["source"]["url"].as_str().unwrap();
+    let link = link.strip_prefix(&server.address).unwrap().to_owned();
+    assert_eq!(ask(server.request(Method::GET, &link)).await.bytes, srt.as_bytes());
+    let text = |name: &str| leased[name].as_str().unwrap().to_owned();
+    let held = Held { job: text("job_id"), lease: text("lease_id") };
+    ask(held.put(&server, "").body("Hola")).await.assert_refused(415, "unsupported_media_type");
+    ask(held.put(&server, "").body(srt.replace("Hello", "Hola"))).await.data(200);
+    let output = held.post(&server, "complete", json!({})).await.data(200)["output"].clone();
+    assert_eq!(output["content_type"], "application/x-subrip");
+    assert!(output.get("duration").is_none(), "{output}");
+    let file = format!("files/{}", output["file_id"].as_str().unwrap());
+    assert_eq!(server.get(ADA, &file).await.data(200)["filename"], "film.es.srt");
 }
 
 #[tokio::test]

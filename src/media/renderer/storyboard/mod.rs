@@ -85,7 +85,7 @@ fn validate(spec: &Spec) -> Result<(), Error> {
 }
 
 /// How long a group may keep the caller from breaking off.
-const ASK_EVERY: Duration = Duration::from_millis(250);
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// All groups in order. A second each: long enough to compress, short enough that two threads end
 /// at about the same time and progress moves.

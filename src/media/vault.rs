@@ -1,0 +1,282 @@
+//! Secrets that must be destroyed one day: each is sealed by AES-256-GCM under its own name, and
+//! only what is sealed is stored. Without the key of the vault it says nothing.
+//!
+//! A vault is a folder of the object store, so that there can be one for what jobs need and one for
+//! the keys of users, side by side and under one master key.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::blobs::{self, Blobs};
+use super::documents::{Documents, Listed};
+
+/// In bytes.
+pub const KEY_BYTES: usize = 32;
+/// Stands first in everything sealed, so that another cipher can follow one day.
+const VERSION: u8 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("what is sealed cannot be opened: another key, another name, or damage")]
+    Unopenable,
+    #[error("a key is 32 bytes, base64")]
+    BadKey,
+    #[error("the system gives no randomness, or the cipher refuses")]
+    Cipher,
+    #[error("using the master key {path}: {error}")]
+    MasterKey { path: PathBuf, error: io::Error },
+    #[error(transparent)]
+    Store(#[from] blobs::Error),
+}
+
+/// Seals and opens bytes under a name.
+#[derive(Clone)]
+pub struct SealingKey(Arc<LessSafeKey>);
+
+impl SealingKey {
+    pub fn new(key: &[u8; KEY_BYTES]) -> Result<Self, Error> {
+        let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| Error::Cipher)?;
+        Ok(Self(Arc::new(LessSafeKey::new(key))))
+    }
+
+    /// From the base64 of its bytes.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let bytes = STANDARD.decode(text.trim()).map_err(|_| Error::BadKey)?;
+        Self::new(&bytes.try_into().map_err(|_| Error::BadKey)?)
+    }
+
+    /// Version, nonce, ciphertext and tag. The nonce is random: NIST SP 800-38D allows 2^32
+    /// sealings a key.
+    pub fn seal(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut nonce = [0; NONCE_LEN];
+        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| Error::Cipher)?;
+        let mut sealed = bytes.to_vec();
+        let unique = Nonce::assume_unique_for_key(nonce);
+        let sealing = self.0.seal_in_place_append_tag(unique, Aad::from(name), &mut sealed);
+        sealing.map_err(|_| Error::Cipher)?;
+        Ok([&[VERSION], &nonce[..], &sealed].concat())
+    }
+
+    /// What was sealed under exactly this name.
+    pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+        let (&version, rest) = sealed.split_first().ok_or(Error::Unopenable)?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN).ok_or(Error::Unopenable)?;
+        if version != VERSION {
+            return Err(Error::Unopenable);
+        }
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Error::Unopenable)?;
+        let mut bytes = sealed.to_vec();
+        let length = {
+            let opened = self.0.open_in_place(nonce, Aad::from(name), &mut bytes);
+            opened.map_err(|_| Error::Unopenable)?.len()
+        };
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+}
+
+/// Where the key that seals everything else comes from.
+#[derive(Clone)]
+pub struct MasterKey(Arc<Source>);
+
+struct Source {
+    /// Made at the first need.
+    path: PathBuf,
+    key: OnceLock<SealingKey>,
+}
+
+impl MasterKey {
+    /// A key that lies in a file, made at its first need and readable by this user alone.
+    pub fn kept_in(path: &Path) -> Self {
+        Self(Arc::new(Source { path: path.to_owned(), key: OnceLock::new() }))
+    }
+
+    /// A key that somebody else keeps.
+    pub fn given(key: SealingKey) -> Self {
+        Self(Arc::new(Source { path: PathBuf::new(), key: OnceLock::from(key) }))
+    }
+
+    fn key(&self) -> Result<&SealingKey, Error> {
+        if let Some(key) = self.0.key.get() {
+            return Ok(key);
+        }
+        let failed = |error| Error::MasterKey { path: self.0.path.clone(), error };
+        let key = SealingKey::new(&read_or_make(&self.0.path).map_err(failed)?)?;
+        Ok(self.0.key.get_or_init(|| key))
+    }
+}
+
+fn read_or_make(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+    match std::fs::read(path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| io::Error::other("it is not 32 bytes long")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// Durable before it is used: what is sealed with a lost key is lost.
+fn make(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+    let mut key = [0; KEY_BYTES];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("no randomness"))?;
+    let unfinished = path.with_extension(format!("new-{}", std::process::id()));
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    // A link never replaces the key that another process made meanwhile; a rename would.
+    let linked = std::fs::hard_link(&unfinished, path);
+    std::fs::remove_file(&unfinished)?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    match linked {
+        Ok(()) => Ok(key),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_or_make(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sealed secrets by name. Cheap to clone.
+#[derive(Clone)]
+pub struct Vault {
+    folder: String,
+    documents: Documents,
+    master: MasterKey,
+}
+
+impl Vault {
+    pub fn new(blobs: &Blobs, folder: &str, master: MasterKey) -> Self {
+        Self { folder: folder.to_owned(), documents: blobs.documents(folder), master }
+    }
+
+    /// Keeps a secret, in the place of the one of this name; durable when it returns.
+    pub async fn seal(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let sealed = self.master.key()?.seal(&self.full(name), bytes)?;
+        Ok(self.documents.put(name, sealed).await?)
+    }
+
+    /// None if there is no such secret.
+    pub async fn open(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let Some(sealed) = self.documents.get(name).await? else { return Ok(None) };
+        self.master.key()?.open(&self.full(name), &sealed).map(Some)
+    }
+
+    /// Whether there is a secret of this name; it is not opened.
+    pub async fn holds(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.documents.get(name).await?.is_some())
+    }
+
+    /// Destroys a secret; one that is not there is no error.
+    pub async fn destroy(&self, name: &str) -> Result<(), Error> {
+        Ok(self.documents.delete(name).await?)
+    }
+
+    /// The names, and when each was sealed.
+    pub async fn list(&self) -> Result<Vec<Listed>, Error> {
+        Ok(self.documents.list().await?)
+    }
+
+    /// What the seal is bound to, so that nothing sealed can take another's place.
+    fn full(&self, name: &str) -> String {
+        format!("{}/{name}", self.folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn vault(dir: &Path) -> Vault {
+        let blobs = Blobs::open(&crate::config::BlobStore::File, dir).unwrap();
+        Vault::new(&blobs, "secrets", MasterKey::kept_in(&dir.join("master.key")))
+    }
+
+    fn sealed_file(dir: &Path, name: &str) -> PathBuf {
+        dir.join("blobs/secrets").join(name)
+    }
+
+    #[tokio::test]
+    async fn a_secret_comes_back_until_it_is_destroyed_and_is_nowhere_in_clear() {
+        let dir = tempfile::tempdir().unwrap();
+        vault(dir.path()).seal("job-1", b"a-very-secret-key").await.unwrap();
+        // Another process with the same directory.
+        let again = vault(dir.path());
+        assert_eq!(again.open("job-1").await.unwrap().unwrap(), b"a-very-secret-key");
+        let sealed = std::fs::read(sealed_file(dir.path(), "job-1")).unwrap();
+        assert!(!sealed.windows(6).any(|part| part == b"secret"));
+        again.destroy("job-1").await.unwrap();
+        again.destroy("job-1").await.unwrap();
+        assert_eq!(again.open("job-1").await.unwrap(), None);
+        assert!(!sealed_file(dir.path(), "job-1").exists());
+    }
+
+    #[tokio::test]
+    async fn the_same_secret_is_never_sealed_the_same_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = vault(dir.path());
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..20 {
+            vault.seal("job-1", b"k").await.unwrap();
+            assert!(seen.insert(std::fs::read(sealed_file(dir.path(), "job-1")).unwrap()));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_moved_or_sealed_by_another_key_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = vault(dir.path());
+        vault.seal("job-1", b"key of one").await.unwrap();
+        let path = sealed_file(dir.path(), "job-1");
+        let sealed = std::fs::read(&path).unwrap();
+        std::fs::copy(&path, sealed_file(dir.path(), "job-2")).unwrap();
+        assert!(matches!(vault.open("job-2").await, Err(Error::Unopenable)), "moved");
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            std::fs::write(&path, &changed).unwrap();
+            assert!(matches!(vault.open("job-1").await, Err(Error::Unopenable)), "byte {at}");
+            std::fs::write(&path, &sealed[..at]).unwrap();
+            assert!(matches!(vault.open("job-1").await, Err(Error::Unopenable)), "cut at {at}");
+        }
+        std::fs::write(&path, &sealed).unwrap();
+        let other = MasterKey::given(SealingKey::new(&[7; KEY_BYTES]).unwrap());
+        let other = Vault::new(
+            &Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap(),
+            "secrets",
+            other,
+        );
+        assert!(matches!(other.open("job-1").await, Err(Error::Unopenable)), "another key");
+        assert!(vault.open("job-1").await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_master_key_is_made_at_the_first_need_for_this_user_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = vault(dir.path());
+        let path = dir.path().join("master.key");
+        assert_eq!(vault.open("job-1").await.unwrap(), None);
+        assert!(!path.exists());
+        vault.seal("job-1", b"k").await.unwrap();
+        let meta = std::fs::metadata(&path).unwrap();
+        assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (32, 0o600));
+        std::fs::write(&path, b"short").unwrap();
+        let broken = super::tests::vault(dir.path()).seal("job-2", b"k").await;
+        assert!(matches!(broken, Err(Error::MasterKey { .. })), "a broken key is not replaced");
+    }
+
+    #[test]
+    fn a_key_is_given_as_base64_of_32_bytes() {
+        assert!(SealingKey::parse(&STANDARD.encode([1; 32])).is_ok());
+        for bad in ["", "abc", "!!!!", &STANDARD.encode([1; 31]), &STANDARD.encode([1; 33])] {
+            assert!(matches!(SealingKey::parse(bad), Err(Error::BadKey)), "{bad}");
+        }
+    }
+}
