@@ -24,8 +24,8 @@ pub struct Token {
     /// The `subscription_tier` claim
     #[arg(long)]
     tier: Option<String>,
-    /// How long it is valid, such as `90s`, `1h` or `7days`
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    /// How long it is valid: seconds, or a time such as `1h` or `7days`
+    #[arg(long, value_name = "S", default_value = "3600", value_parser = lifetime)]
     expires_in: Duration,
     /// Where the key lies, the same as the server's
     #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
@@ -52,7 +52,7 @@ impl Token {
             "sub": user_id,
             "iat": now,
             "nbf": now,
-            "exp": now + lifetime_s,
+            "exp": now.saturating_add(lifetime_s),
         });
         for (name, value) in [("role", self.role), ("subscription_tier", self.tier)] {
             if let Some(value) = value {
@@ -61,5 +61,27 @@ impl Token {
         }
         println!("{}", development_key(&self.data_dir)?.sign(&claims)?);
         Ok(())
+    }
+}
+
+/// A bare number counts seconds (CONTRACT §1).
+fn lifetime(text: &str) -> Result<Duration, humantime::DurationError> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifetime_is_seconds_unless_it_says_otherwise() {
+        assert_eq!(lifetime("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(lifetime("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["", "-1", "1.5", "soon", "99999999999999999999"] {
+            assert!(lifetime(bad).is_err(), "{bad}");
+        }
     }
 }
