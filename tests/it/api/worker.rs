@@ -352,19 +352,25 @@ async fn a_tier_has_its_limits_and_says_which_one_would_do() {
 }
 
 #[tokio::test]
-async fn a_render_stops_within_two_seconds_of_its_cancellation() {
+async fn a_cancelled_render_stops_in_the_middle() {
     let server = Server::start(Setup::clerk().with("T2M_ENGINE", "storyboard"));
     let mut claims = crate::server::claims(ADA);
     claims["subscription_tier"] = json!("premium");
-    // A picture group of this size takes longer than that.
+    // Minutes of work: if the render went on to its end, the stream would run out of patience.
     let body = json!({ "prompt": "a long way", "duration": 60, "quality": "4k" });
     let request = server.request(Method::POST, "videos/generate");
     let request = request.bearer_auth(crate::server::signed(&claims)).json(&body);
     let job = ask(request).await.data(202)["job_id"].as_str().unwrap().to_owned();
     let mut events = server.events(ADA, &format!("jobs/{job}/events"), None).await;
     while events.next().await.unwrap().kind != "job.leased" {}
-    let began = std::time::Instant::now();
     server.post(ADA, &format!("jobs/{job}/cancel"), &json!({})).await.data(200);
-    while events.next().await.unwrap().kind != "job.cancelled" {}
-    assert!(began.elapsed().as_secs_f64() < 2.0, "{:?}", began.elapsed());
+    loop {
+        let event = events.next().await.unwrap();
+        assert_ne!(event.kind, "job.completed");
+        if event.kind == "job.cancelled" {
+            break;
+        }
+    }
+    let shown = server.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert!(shown["progress"].as_u64().unwrap() < 50, "{shown}");
 }
