@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
-use super::column::{Id, Json, int, unsigned};
+use super::column::{Id, int, unsigned};
 use super::{Error, Views};
 use crate::domain::ids::{JobId, UserId};
 
@@ -19,7 +19,12 @@ CREATE TABLE feed (
 -- An index of SQLite ends with the row's id, here the position.
 CREATE INDEX feed_of_user ON feed (user_id);
 CREATE INDEX feed_of_job ON feed (job_id) WHERE job_id IS NOT NULL;
+CREATE INDEX feed_ticks ON feed (position) WHERE type = 'job.progressed';
 ";
+
+/// How many positions back ticks of progress are kept; all else is kept for ever. Whoever comes
+/// back after more than that is told where each job stands by its later items.
+pub const TICKS_KEPT: u64 = 100_000;
 
 /// One item of a stream of Server-Sent Events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,21 +98,64 @@ pub(super) struct FileItem {
     pub time: DateTime<Utc>,
 }
 
-pub(super) fn add(
-    sql: &Connection,
+/// Items of a batch that are not in the table yet.
+pub(super) struct Feed {
+    items: Vec<NewItem>,
+    stale: u64,
+}
+
+struct NewItem {
     position: u64,
-    user_id: &str,
+    user_id: UserId,
     job_id: Option<JobId>,
-    event: &str,
-    data: &impl Serialize,
-) -> rusqlite::Result<()> {
-    sql.prepare_cached("INSERT INTO feed VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
-        int(position),
-        user_id,
-        job_id.map(|id| Id(id.0)),
-        event,
-        Json(data)
-    ])?;
+    event: &'static str,
+    data: String,
+}
+
+impl Feed {
+    /// Ticks at or below `stale` are let go.
+    pub fn new(stale: u64) -> Self {
+        Self { items: Vec::new(), stale }
+    }
+
+    /// Whether such an item is kept at all.
+    pub fn keeps(&self, position: u64, event: &str) -> bool {
+        position > self.stale || event != TICK
+    }
+
+    pub fn add(
+        &mut self,
+        position: u64,
+        user_id: &UserId,
+        job_id: Option<JobId>,
+        event: &'static str,
+        data: &impl Serialize,
+    ) -> rusqlite::Result<()> {
+        let data = serde_json::to_string(data)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        self.items.push(NewItem { position, user_id: user_id.clone(), job_id, event, data });
+        Ok(())
+    }
+
+    pub fn save(&mut self, sql: &Connection) -> rusqlite::Result<()> {
+        let mut insert = sql.prepare_cached("INSERT INTO feed VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        for NewItem { position, user_id, job_id, event, data } in self.items.drain(..) {
+            let job_id = job_id.map(|id| Id(id.0));
+            insert.execute(params![int(position), user_id.as_str(), job_id, event, data])?;
+        }
+        Ok(())
+    }
+}
+
+/// The one event of which there are many and only the last says something.
+const TICK: &str = "job.progressed";
+
+/// Lets go of the ticks that are too old at a checkpoint: exactly these, so that every replay keeps
+/// the same.
+pub(super) fn trim(sql: &Connection, checkpoint: u64) -> rusqlite::Result<()> {
+    let stale = checkpoint.saturating_sub(TICKS_KEPT);
+    sql.prepare_cached("DELETE FROM feed WHERE type = 'job.progressed' AND position <= ?1")?
+        .execute([int(stale)])?;
     Ok(())
 }
 

@@ -5,8 +5,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::batch::{Batch, Record};
 use super::column::{Id, Json, Text, Time, int, unsigned};
-use super::feed::{self, FileItem};
+use super::feed::FileItem;
 use super::page::{Cursor, Page, before, one_more};
 use super::{Error, Views, tallies};
 use crate::config::Retention;
@@ -139,30 +140,105 @@ impl Views {
     }
 }
 
-pub(super) fn apply(
-    sql: &Connection,
+/// A file that is there.
+pub(super) struct FileEntry<'a> {
+    size: u64,
+    /// Of one that has no row yet.
+    new: Option<New<'a>>,
+}
+
+struct New<'a> {
     position: u64,
     time: DateTime<Utc>,
-    file_id: FileId,
-    event: &Event,
-) -> rusqlite::Result<()> {
-    match event {
-        Event::Stored(stored) => {
-            store(sql, position, time, file_id, stored)?;
-            let item = FileItem { file_id, event: "file.stored", time };
-            feed::add(sql, position, stored.user_id.as_str(), None, item.event, &item)
-        }
-        Event::Deleted { user_id, .. } => {
-            let size: Option<i64> = sql
-                .prepare_cached("DELETE FROM files WHERE file_id = ?1 RETURNING size")?
-                .query_row([Id(file_id.0)], |row| row.get(0))
-                .optional()?;
-            if let Some(size) = size {
-                tallies::there(sql, tallies::FILES, -1, -(size as f64))?;
+    stored: &'a Stored,
+    /// Its owner's; of outputs alone.
+    tier: Option<Tier>,
+    /// Its owner has been forgotten by now.
+    erased: bool,
+}
+
+impl<'a> Batch<'a> {
+    pub fn file(
+        &mut self,
+        position: u64,
+        time: DateTime<Utc>,
+        file_id: FileId,
+        event: &'a Event,
+    ) -> rusqlite::Result<()> {
+        match event {
+            Event::Stored(stored) => {
+                if self.files.get(self.sql, &file_id)?.is_none() {
+                    let owner = self.users.get(self.sql, &stored.user_id)?.map(|user| &user.row);
+                    // As the log has it at this position, so that every replay finds the same.
+                    let tier = Tier::of(owner.map_or("", |owner| owner.subscription_tier.as_str()));
+                    let new = New {
+                        position,
+                        time,
+                        stored,
+                        tier: stored.job_id.map(|_| tier),
+                        erased: owner.is_some_and(|owner| owner.deleted),
+                    };
+                    let entry = FileEntry { size: stored.size, new: Some(new) };
+                    self.files.put(self.sql, &file_id, entry)?;
+                    self.count(tallies::Item::Files, 1, stored.size as f64)?;
+                }
+                let item = FileItem { file_id, event: "file.stored", time };
+                self.feed.add(position, &stored.user_id, None, item.event, &item)
             }
-            let item = FileItem { file_id, event: "file.deleted", time };
-            feed::add(sql, position, user_id.as_str(), None, item.event, &item)
+            Event::Deleted { user_id, .. } => {
+                if let Some(entry) = self.files.remove(self.sql, &file_id)? {
+                    self.count(tallies::Item::Files, -1, -(entry.size as f64))?;
+                }
+                let item = FileItem { file_id, event: "file.deleted", time };
+                self.feed.add(position, user_id, None, item.event, &item)
+            }
         }
+    }
+}
+
+impl Record for FileEntry<'_> {
+    type Key = FileId;
+
+    fn find(sql: &Connection, file_id: &FileId) -> rusqlite::Result<Option<Self>> {
+        sql.prepare_cached("SELECT size FROM files WHERE file_id = ?1")?
+            .query_row([Id(file_id.0)], |row| Ok(Self { size: unsigned(row.get(0)?), new: None }))
+            .optional()
+    }
+
+    fn insert(&self, sql: &Connection, file_id: &FileId) -> rusqlite::Result<()> {
+        let Some(New { position, time, stored, tier, erased }) = &self.new else { return Ok(()) };
+        let metadata = if *erased { &Map::new() } else { &stored.metadata.0 };
+        sql.prepare_cached(&format!(
+            "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+        ))?
+        .execute(params![
+            int(*position),
+            Id(file_id.0),
+            stored.user_id.as_str(),
+            if *erased { "" } else { stored.filename.0.as_str() },
+            stored.content_type,
+            int(stored.size),
+            stored.sha256,
+            Json(metadata),
+            stored.job_id.map(|id| Id(id.0)),
+            Time(*time),
+            tier.map(Tier::as_str),
+        ])?;
+        Ok(())
+    }
+
+    /// Deleted and stored anew within a batch; nothing else changes a file.
+    fn update(&self, sql: &Connection, file_id: &FileId) -> rusqlite::Result<()> {
+        if self.new.is_some() {
+            Self::delete(sql, file_id)?;
+            self.insert(sql, file_id)?;
+        }
+        Ok(())
+    }
+
+    fn delete(sql: &Connection, file_id: &FileId) -> rusqlite::Result<()> {
+        sql.prepare_cached("DELETE FROM files WHERE file_id = ?1")?.execute([Id(file_id.0)])?;
+        Ok(())
     }
 }
 
@@ -171,49 +247,6 @@ pub(super) fn erase(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> 
     sql.prepare_cached("UPDATE files SET filename = '', metadata = '{}' WHERE user_id = ?1")?
         .execute([user_id.as_str()])?;
     Ok(())
-}
-
-fn store(
-    sql: &Connection,
-    position: u64,
-    time: DateTime<Utc>,
-    file_id: FileId,
-    stored: &Stored,
-) -> rusqlite::Result<()> {
-    let new = sql
-        .prepare_cached(&format!(
-            "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-         ON CONFLICT (file_id) DO NOTHING"
-        ))?
-        .execute(params![
-            int(position),
-            Id(file_id.0),
-            stored.user_id.as_str(),
-            stored.filename.0,
-            stored.content_type,
-            int(stored.size),
-            stored.sha256,
-            Json(&stored.metadata.0),
-            stored.job_id.map(|id| Id(id.0)),
-            Time(time),
-            match stored.job_id {
-                Some(_) => Some(tier_of(sql, &stored.user_id)?.as_str()),
-                None => None,
-            },
-        ])?;
-    if new > 0 {
-        tallies::there(sql, tallies::FILES, 1, stored.size as f64)?;
-    }
-    Ok(())
-}
-
-/// As the log has it at this position, so that every replay finds the same.
-fn tier_of(sql: &Connection, user_id: &UserId) -> rusqlite::Result<Tier> {
-    let found: Option<String> = sql
-        .prepare_cached("SELECT subscription_tier FROM users WHERE user_id = ?1")?
-        .query_row([user_id.as_str()], |row| row.get(0))
-        .optional()?;
-    Ok(Tier::of(&found.unwrap_or_default()))
 }
 
 fn file_id(row: &Row<'_>) -> rusqlite::Result<FileId> {

@@ -7,12 +7,15 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
+use super::batch::{Batch, Record};
 use super::column::{Id, Json, Text, Time, Word, int, unsigned};
-use super::feed::{self, JobItem};
+use super::feed::JobItem;
 use super::page::{Cursor, Page, before, one_more};
-use super::{Error, Views, queue, tallies};
+use super::queue::{Place, Standing, TurnKey};
+use super::{Error, Views, tallies};
 use crate::domain::ids::{JobId, LeaseId, UserId};
 use crate::domain::job::{Event, Kind, Options, Output, Request};
+use crate::domain::schedule::Share;
 use crate::domain::tier::{Caps, Class, Tier};
 
 pub(super) const SCHEMA: &str = "
@@ -244,55 +247,67 @@ fn status(state: &str) -> &'static str {
     }
 }
 
-/// Gives the job's user.
-pub(super) fn apply(
-    sql: &Connection,
-    position: u64,
-    time: DateTime<Utc>,
-    job_id: JobId,
-    event: &Event,
-) -> rusqlite::Result<Option<UserId>> {
-    let known = find(sql, job_id)?;
-    let job = match (known, event) {
-        (None, Event::Requested(request)) => {
-            insert(sql, position, time, job_id, request)?;
-            tallies::requested(sql, request.user_id.as_str(), time)?;
-            Progress::requested(position, time, request)
-        }
-        // Requested twice, or never: no rule of the domain makes it, and nothing can be shown.
-        (Some(_), Event::Requested(_)) | (None, _) => return Ok(None),
-        (Some(mut job), event) => {
-            let before = job.state.clone();
-            let lease_ran_out = job.error.as_deref() == Some(LEASE_RAN_OUT);
-            job.take_in(position, time, event);
-            let (user_id, after) = (job.user_id.as_str(), job.state.as_str());
-            let moved = tallies::Moved { user_id, before: &before, after, event, lease_ran_out };
-            tallies::moved(sql, &moved, time)?;
-            if matches!(event, Event::Leased { .. }) {
-                queue::serve(sql, position, &job.kind, job.class, &job.user_id)?;
+impl<'a> Batch<'a> {
+    /// Gives the job's user.
+    pub fn job(
+        &mut self,
+        position: u64,
+        time: DateTime<Utc>,
+        job_id: JobId,
+        event: &'a Event,
+    ) -> rusqlite::Result<Option<UserId>> {
+        let known = self.jobs.get(self.sql, &job_id)?.is_some();
+        match (known, event) {
+            (false, Event::Requested(request)) => {
+                let erased = self.is_erased(&request.user_id)?;
+                let job = Job::requested(position, time, request, erased);
+                self.jobs.put(self.sql, &job_id, job)?;
+                self.count_request(&request.user_id, time)?;
             }
-            if matches!(event, Event::Progressed { .. }) {
-                job.save_progress(sql, time)?;
-            } else {
-                job.save(sql, time)?;
-            }
-            job
+            // Requested twice, or never: no rule of the domain makes it, and nothing can be shown.
+            (true, Event::Requested(_)) | (false, _) => return Ok(None),
+            (true, event) => self.job_went_on(position, time, job_id, event)?,
         }
-    };
-    let (event, message) = shown(event);
-    let item = JobItem {
-        job_id,
-        event,
-        status: status(&job.state),
-        state: &job.state,
-        progress: job.progress,
-        message,
-        attempt: job.attempt,
-        error: job.error.as_deref(),
-        time,
-    };
-    feed::add(sql, position, &job.user_id, Some(job_id), event, &item)?;
-    Ok(UserId::try_from(job.user_id).ok())
+        let Some(job) = self.jobs.get(self.sql, &job_id)? else { return Ok(None) };
+        let (event, message) = shown(event);
+        if self.feed.keeps(position, event) {
+            let item = JobItem {
+                job_id,
+                event,
+                status: status(job.state),
+                state: job.state,
+                progress: job.progress,
+                message,
+                attempt: job.attempt,
+                error: job.error.as_deref(),
+                time,
+            };
+            self.feed.add(position, &job.user_id, Some(job_id), event, &item)?;
+        }
+        Ok(Some(job.user_id.clone()))
+    }
+
+    fn job_went_on(
+        &mut self,
+        position: u64,
+        time: DateTime<Utc>,
+        job_id: JobId,
+        event: &Event,
+    ) -> rusqlite::Result<()> {
+        let Some(job) = self.jobs.change(self.sql, &job_id)? else { return Ok(()) };
+        let before = job.state;
+        let lease_ran_out = job.error.as_deref() == Some(LEASE_RAN_OUT);
+        job.take_in(position, time, event);
+        if let Event::Progressed { .. } = event {
+            return Ok(());
+        }
+        let (user_id, after, turn) = (job.user_id.clone(), job.state, job.turn());
+        if matches!(event, Event::Leased { .. }) {
+            self.serve(position, turn)?;
+        }
+        let moved = tallies::Moved { user_id: &user_id, before, after, event, lease_ran_out };
+        self.count_move(&moved, time)
+    }
 }
 
 /// What of a user's jobs was personal is gone with the user.
@@ -305,13 +320,17 @@ pub(super) fn erase(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> 
     Ok(())
 }
 
-/// The columns of a job that events change.
-struct Progress {
-    position: i64,
-    user_id: String,
-    kind: String,
+/// The columns of a job that events change, and of a new one all.
+pub(super) struct Job<'a> {
+    new: Option<New<'a>>,
+    /// Leased in this batch.
+    pub leased: bool,
+    /// More than its progress has changed.
+    moved: bool,
+    user_id: UserId,
+    pub kind: Kind,
     class: Class,
-    state: String,
+    state: &'static str,
     attempt: u32,
     progress: u8,
     error: Option<String>,
@@ -322,16 +341,28 @@ struct Progress {
     queued_position: i64,
     started_at: Option<Time>,
     finished_at: Option<Time>,
+    updated_at: Time,
 }
 
-impl Progress {
-    fn requested(position: u64, time: DateTime<Utc>, request: &Request) -> Self {
+/// A job that has no row yet.
+struct New<'a> {
+    position: u64,
+    time: DateTime<Utc>,
+    request: &'a Request,
+    /// Its user has been forgotten by now.
+    erased: bool,
+}
+
+impl<'a> Job<'a> {
+    fn requested(position: u64, time: DateTime<Utc>, request: &'a Request, erased: bool) -> Self {
         Self {
-            position: int(position),
-            user_id: request.user_id.as_str().to_owned(),
-            kind: request.kind.as_str().to_owned(),
+            new: Some(New { position, time, request, erased }),
+            leased: false,
+            moved: true,
+            user_id: request.user_id.clone(),
+            kind: request.kind,
             class: request.class(),
-            state: "queued".to_owned(),
+            state: "queued",
             attempt: 0,
             progress: 0,
             error: None,
@@ -342,10 +373,31 @@ impl Progress {
             queued_position: int(position),
             started_at: None,
             finished_at: None,
+            updated_at: Time(time),
+        }
+    }
+
+    /// Whose turn its lease is.
+    pub fn turn(&self) -> TurnKey {
+        TurnKey { kind: self.kind, class: self.class, user_id: self.user_id.clone() }
+    }
+
+    pub fn place(&self, served: u64, shares: Option<[Share; 3]>) -> Place {
+        Place {
+            kind: self.kind,
+            class: self.class,
+            user_id: self.user_id.clone(),
+            position: unsigned(self.queued_position),
+            standing: Standing::of(self.state, self.available_at),
+            served,
+            shares,
         }
     }
 
     fn take_in(&mut self, position: u64, time: DateTime<Utc>, event: &Event) {
+        self.updated_at = Time(time);
+        self.moved |= !matches!(event, Event::Progressed { .. });
+        self.leased |= matches!(event, Event::Leased { .. });
         match event {
             Event::Requested(_) => {}
             Event::Leased { lease_id, attempt, expires_at, .. } => {
@@ -378,7 +430,7 @@ impl Progress {
             }
             Event::CancelRequested { .. } => {
                 if self.state == "running" {
-                    "cancelling".clone_into(&mut self.state);
+                    self.state = "cancelling";
                 }
             }
             Event::Completed { output, .. } => {
@@ -402,28 +454,75 @@ impl Progress {
         }
     }
 
-    fn finish(&mut self, state: &str, time: DateTime<Utc>) {
+    fn finish(&mut self, state: &'static str, time: DateTime<Utc>) {
         self.become_free(state);
         self.finished_at = Some(Time(time));
     }
 
     /// Enters a state with neither a lease nor a place in the queue.
-    fn become_free(&mut self, state: &str) {
-        state.clone_into(&mut self.state);
+    fn become_free(&mut self, state: &'static str) {
+        self.state = state;
         self.lease_id = None;
         self.lease_expires_at = None;
         self.available_at = None;
     }
+}
 
-    fn save(&self, sql: &Connection, time: DateTime<Utc>) -> rusqlite::Result<()> {
+impl Record for Job<'_> {
+    type Key = JobId;
+
+    fn find(sql: &Connection, job_id: &JobId) -> rusqlite::Result<Option<Self>> {
         sql.prepare_cached(
-            "UPDATE jobs SET state = ?2, attempt = ?3, progress = ?4, error = ?5, output = ?6,
-                 seconds = ?7, lease_id = ?8, lease_expires_at = ?9, available_at = ?10,
-                 queued_position = ?11, started_at = ?12, finished_at = ?13, updated_at = ?14
-             WHERE position = ?1",
+            "SELECT user_id, state, attempt, progress, error, output, lease_id, lease_expires_at,
+                 available_at, queued_position, started_at, finished_at, kind, class, updated_at
+             FROM jobs WHERE job_id = ?1",
+        )?
+        .query_row([Id(job_id.0)], |row| {
+            Ok(Job {
+                new: None,
+                leased: false,
+                moved: false,
+                user_id: row.get::<_, Text<UserId>>(0)?.0,
+                state: known_state(row.get_ref(1)?.as_str()?),
+                attempt: row.get(2)?,
+                progress: row.get(3)?,
+                error: row.get(4)?,
+                output: row.get::<_, Option<Json<Output>>>(5)?.map(|output| output.0),
+                lease_id: row.get(6)?,
+                lease_expires_at: row.get(7)?,
+                available_at: row.get(8)?,
+                queued_position: row.get(9)?,
+                started_at: row.get(10)?,
+                finished_at: row.get(11)?,
+                kind: row.get::<_, Word<_>>(12)?.0,
+                class: row.get::<_, Word<_>>(13)?.0,
+                updated_at: row.get(14)?,
+            })
+        })
+        .optional()
+    }
+
+    fn insert(&self, sql: &Connection, job_id: &JobId) -> rusqlite::Result<()> {
+        let Some(New { position, time, request, erased }) = &self.new else { return Ok(()) };
+        sql.prepare_cached(
+            "INSERT INTO jobs (position, job_id, user_id, kind, prompt, options, fingerprint, tier,
+                 class, created_at, state, attempt, progress, error, output, seconds, lease_id,
+                 lease_expires_at, available_at, queued_position, started_at, finished_at,
+                 updated_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, iif(?24, json_remove(?6, '$.style_data'), ?6), ?7, ?8, ?9,
+                 ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
         )?
         .execute(params![
-            self.position,
+            int(*position),
+            Id(job_id.0),
+            self.user_id.as_str(),
+            self.kind.as_str(),
+            if *erased { "" } else { request.prompt.0.as_str() },
+            Json(&request.options),
+            request.fingerprint,
+            request.tier.as_str(),
+            self.class.as_str(),
+            Time(*time),
             self.state,
             self.attempt,
             self.progress,
@@ -436,24 +535,68 @@ impl Progress {
             self.queued_position,
             self.started_at,
             self.finished_at,
-            Time(time),
+            self.updated_at,
+            erased,
         ])?;
         Ok(())
     }
 
-    /// By far the most frequent change: it leaves all indexes but one alone.
-    fn save_progress(&self, sql: &Connection, time: DateTime<Utc>) -> rusqlite::Result<()> {
+    fn update(&self, sql: &Connection, job_id: &JobId) -> rusqlite::Result<()> {
+        if !self.moved {
+            // By far the most frequent change: it leaves all indexes but one alone.
+            sql.prepare_cached(
+                "UPDATE jobs SET progress = ?2, lease_expires_at = ?3, updated_at = ?4
+                 WHERE job_id = ?1",
+            )?
+            .execute(params![
+                Id(job_id.0),
+                self.progress,
+                self.lease_expires_at,
+                self.updated_at
+            ])?;
+            return Ok(());
+        }
         sql.prepare_cached(
-            "UPDATE jobs SET progress = ?2, lease_expires_at = ?3, updated_at = ?4
-             WHERE position = ?1",
+            "UPDATE jobs SET state = ?2, attempt = ?3, progress = ?4, error = ?5, output = ?6,
+                 seconds = ?7, lease_id = ?8, lease_expires_at = ?9, available_at = ?10,
+                 queued_position = ?11, started_at = ?12, finished_at = ?13, updated_at = ?14
+             WHERE job_id = ?1",
         )?
         .execute(params![
-            self.position,
+            Id(job_id.0),
+            self.state,
+            self.attempt,
             self.progress,
+            self.error,
+            self.output.as_ref().map(Json),
+            self.output.as_ref().and_then(|output| output.duration),
+            self.lease_id,
             self.lease_expires_at,
-            Time(time)
+            self.available_at,
+            self.queued_position,
+            self.started_at,
+            self.finished_at,
+            self.updated_at,
         ])?;
         Ok(())
+    }
+
+    fn delete(sql: &Connection, job_id: &JobId) -> rusqlite::Result<()> {
+        sql.prepare_cached("DELETE FROM jobs WHERE job_id = ?1")?.execute([Id(job_id.0)])?;
+        Ok(())
+    }
+}
+
+/// The names of `job::Phase`, held once; another one cannot be in the table.
+fn known_state(state: &str) -> &'static str {
+    match state {
+        "queued" => "queued",
+        "running" => "running",
+        "retry_wait" => "retry_wait",
+        "cancelling" => "cancelling",
+        "completed" => "completed",
+        "cancelled" => "cancelled",
+        _ => "failed",
     }
 }
 
@@ -471,61 +614,6 @@ fn shown(event: &Event) -> (&'static str, Option<&str>) {
         Event::Cancelled {} => ("job.cancelled", None),
         Event::Retried { .. } => ("job.retried", None),
     }
-}
-
-fn find(sql: &Connection, job_id: JobId) -> rusqlite::Result<Option<Progress>> {
-    sql.prepare_cached(
-        "SELECT position, user_id, state, attempt, progress, error, output, lease_id,
-             lease_expires_at, available_at, queued_position, started_at, finished_at, kind, class
-         FROM jobs WHERE job_id = ?1",
-    )?
-    .query_row([Id(job_id.0)], |row| {
-        Ok(Progress {
-            position: row.get(0)?,
-            user_id: row.get(1)?,
-            state: row.get(2)?,
-            attempt: row.get(3)?,
-            progress: row.get(4)?,
-            error: row.get(5)?,
-            output: row.get::<_, Option<Json<Output>>>(6)?.map(|output| output.0),
-            lease_id: row.get(7)?,
-            lease_expires_at: row.get(8)?,
-            available_at: row.get(9)?,
-            queued_position: row.get(10)?,
-            started_at: row.get(11)?,
-            finished_at: row.get(12)?,
-            kind: row.get(13)?,
-            class: row.get::<_, Word<_>>(14)?.0,
-        })
-    })
-    .optional()
-}
-
-fn insert(
-    sql: &Connection,
-    position: u64,
-    time: DateTime<Utc>,
-    job_id: JobId,
-    request: &Request,
-) -> rusqlite::Result<()> {
-    sql.prepare_cached(
-        "INSERT INTO jobs (position, job_id, user_id, kind, state, prompt, options, fingerprint,
-             tier, class, attempt, progress, available_at, queued_position, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, ?7, ?9, ?10, 0, 0, ?8, ?1, ?8, ?8)",
-    )?
-    .execute(params![
-        int(position),
-        Id(job_id.0),
-        request.user_id.as_str(),
-        request.kind.as_str(),
-        request.prompt.0.as_str(),
-        Json(&request.options),
-        request.fingerprint,
-        Time(time),
-        request.tier.as_str(),
-        request.class().as_str(),
-    ])?;
-    Ok(())
 }
 
 fn job(row: &Row<'_>) -> rusqlite::Result<JobRow> {

@@ -6,6 +6,7 @@
 //! leaves the file sound, and what is missing is applied again from the log.
 
 mod analytics;
+mod batch;
 mod column;
 mod digest;
 mod feed;
@@ -32,7 +33,9 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::domain::ids::{FileId, JobId, SessionId, UserId};
 use crate::domain::{file as file_domain, job, session, user};
+use batch::Batch;
 use column::{int, unsigned};
+use feed::TICKS_KEPT;
 use queue::{Place, Queue};
 use shards::Shards;
 
@@ -110,11 +113,9 @@ enum Change {
     /// Nothing: it is not live.
     Session(SessionId, Option<SessionStanding>),
     /// Its row is another now, and perhaps its place in the queue.
-    Job(JobId, Option<Place>),
+    Job(JobId, Place),
     /// Rows of any number of jobs are others now.
     AllJobs,
-    /// Whoever follows this user has something to look at.
-    Touched(UserId),
 }
 
 /// Idle connections kept for the next reader.
@@ -144,9 +145,22 @@ impl Views {
     /// # Errors
     /// Only what the file itself does; an event that fits no row is not an error.
     pub fn apply(&self, batch: &[Happened]) -> Result<HashSet<UserId>, Error> {
+        self.apply_towards(batch, 0)
+    }
+
+    /// The same on the way to position `towards`: what will be let go by then is not even written.
+    /// The content is right once the checkpoint is there.
+    ///
+    /// # Errors
+    /// As [`Views::apply`].
+    pub fn apply_towards(
+        &self,
+        batch: &[Happened],
+        towards: u64,
+    ) -> Result<HashSet<UserId>, Error> {
         // Held throughout: a replacement waits, so that no batch goes into a file that is left.
         let content = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        content.apply(batch)
+        content.apply(batch, towards)
     }
 
     /// A new, empty file beside this one, to be filled from position 0 and handed to
@@ -243,21 +257,20 @@ impl Content {
         Ok(content)
     }
 
-    fn apply(&self, batch: &[Happened]) -> Result<HashSet<UserId>, Error> {
+    fn apply(&self, batch: &[Happened], towards: u64) -> Result<HashSet<UserId>, Error> {
         let mut writer = locked(&self.writer);
         let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let before = checkpoint(&transaction)?;
-        let (mut position, mut changes) = (before, vec![]);
-        for happened in batch {
-            if happened.position > position {
-                apply_one(&transaction, happened, &mut changes)?;
-                position = happened.position;
-            }
+        let mut position = checkpoint(&transaction)?;
+        let fresh = batch.partition_point(|happened| happened.position <= position);
+        let Some(last) = batch[fresh..].last() else { return Ok(HashSet::new()) };
+        position = last.position;
+        let mut taken = Batch::new(&transaction, towards.max(position).saturating_sub(TICKS_KEPT));
+        for happened in &batch[fresh..] {
+            taken.take_in(happened)?;
         }
-        let mut touched = HashSet::new();
-        if position == before {
-            return Ok(touched);
-        }
+        taken.save()?;
+        let Batch { changes, touched, .. } = taken;
+        feed::trim(&transaction, position)?;
         transaction
             .prepare_cached("UPDATE checkpoint SET position = ?1")?
             .execute([int(position)])?;
@@ -266,11 +279,7 @@ impl Content {
         // is undone by what follows.
         self.checkpoint.store(position, Ordering::Release);
         for change in changes {
-            if let Change::Touched(user_id) = change {
-                touched.insert(user_id);
-            } else {
-                self.remember(change);
-            }
+            self.remember(change);
         }
         Ok(touched)
     }
@@ -281,14 +290,10 @@ impl Content {
             Change::Session(id, Some(live)) => self.sessions.insert(id, live),
             Change::Session(id, None) => self.sessions.remove(&id),
             Change::Job(id, place) => {
-                if let Some(place) = place {
-                    self.queue.set(id, place);
-                }
+                self.queue.set(id, place);
                 self.jobs.remove(&id);
             }
             Change::AllJobs => self.jobs.clear(),
-            // For those outside.
-            Change::Touched(_) => {}
         }
     }
 }
@@ -300,40 +305,6 @@ impl Drop for Content {
             if let Err(error) = file::remove(&self.file) {
                 tracing::warn!(%error, "a replaced views file could not be deleted");
             }
-        }
-    }
-}
-
-fn apply_one(
-    sql: &Connection,
-    happened: &Happened,
-    changes: &mut Vec<Change>,
-) -> rusqlite::Result<()> {
-    let Happened { position, time, entity } = happened;
-    match entity {
-        Entity::User(id, event) => {
-            // A deletion clears what the user wrote.
-            if matches!(event, user::Event::Deleted {}) {
-                changes.push(Change::AllJobs);
-            }
-            changes.push(Change::Touched(id.clone()));
-            users::apply(sql, *position, *time, id, event, changes)
-        }
-        Entity::Session(id, event) => sessions::apply(sql, id, event, changes),
-        Entity::File(id, event) => {
-            let (file_domain::Event::Stored(file_domain::Stored { user_id, .. })
-            | file_domain::Event::Deleted { user_id, .. }) = event;
-            changes.push(Change::Touched(user_id.clone()));
-            files::apply(sql, *position, *time, *id, event)
-        }
-        Entity::Job(id, event) => {
-            let owner = jobs::apply(sql, *position, *time, *id, event)?;
-            changes.extend(owner.map(Change::Touched));
-            let moves = !matches!(event, job::Event::Progressed { .. });
-            let leased = matches!(event, job::Event::Leased { .. });
-            let place = if moves { queue::place(sql, *id, leased)? } else { None };
-            changes.push(Change::Job(*id, place));
-            Ok(())
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::batch::{Batch, Record};
 use super::column::{Id, Text, Time, Word, int, unsigned};
 use crate::domain::ids::{JobId, UserId};
 use crate::domain::job::Kind;
@@ -55,20 +56,20 @@ struct Lane {
 /// Where a job stands after an event of it.
 #[derive(Clone)]
 pub(super) struct Place {
-    kind: Kind,
-    class: Class,
-    user_id: UserId,
+    pub kind: Kind,
+    pub class: Class,
+    pub user_id: UserId,
     /// Where it was requested, or retried by its user.
-    position: u64,
-    standing: Standing,
+    pub position: u64,
+    pub standing: Standing,
     /// Where its user's last lease of the class lies.
-    served: u64,
+    pub served: u64,
     /// Told when they changed.
-    shares: Option<[Share; 3]>,
+    pub shares: Option<[Share; 3]>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Standing {
+pub(super) enum Standing {
     /// Its turn comes once this has passed.
     Delayed(DateTime<Utc>),
     Waits,
@@ -187,48 +188,114 @@ const COLUMNS: &str = "jobs.kind, jobs.class, jobs.user_id, queued_position, sta
 const TABLES: &str = "jobs LEFT JOIN turns ON turns.kind = jobs.kind AND turns.class = jobs.class \
                       AND turns.user_id = jobs.user_id";
 
-/// Where a job stands after an event of it; nothing if there is no such job.
-pub(super) fn place(
-    sql: &Connection,
-    job_id: JobId,
-    leased: bool,
-) -> rusqlite::Result<Option<Place>> {
-    let place = sql
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM {TABLES} WHERE job_id = ?1"))?
-        .query_row([Id(job_id.0)], place_of)
-        .optional()?;
-    let Some(place) = place else { return Ok(None) };
-    let shares = if leased { Some(shares(sql, place.kind)?) } else { None };
-    Ok(Some(Place { shares, ..place }))
+impl Standing {
+    pub fn of(state: &str, available_at: Option<Time>) -> Self {
+        match (state, available_at) {
+            ("running" | "cancelling", _) => Self::Runs,
+            ("retry_wait", Some(until)) => Self::Delayed(until.0),
+            (_, Some(_)) => Self::Waits,
+            _ => Self::Over,
+        }
+    }
 }
 
-/// Takes in that a job of the user was leased.
-pub(super) fn serve(
-    sql: &Connection,
-    position: u64,
-    kind: &str,
-    class: Class,
-    user_id: &str,
-) -> rusqlite::Result<()> {
-    sql.prepare_cached("INSERT OR REPLACE INTO turns VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![kind, class.as_str(), user_id, int(position)])?;
-    let mut shares = shares_of(sql, kind)?;
-    Share::take(&mut shares, class);
-    let Share { start, next } = shares[class as usize];
-    sql.prepare_cached("INSERT OR REPLACE INTO shares VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![kind, class.as_str(), int(start), int(next)])?;
-    Ok(())
+/// Where a user's last lease of a class lies.
+pub(super) struct Turn(pub u64);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct TurnKey {
+    pub kind: Kind,
+    pub class: Class,
+    pub user_id: UserId,
+}
+
+/// What the classes of a kind have had.
+pub(super) struct Shares(pub [Share; 3]);
+
+impl Batch<'_> {
+    /// Takes in that a job was leased.
+    pub fn serve(&mut self, position: u64, turn: TurnKey) -> rusqlite::Result<()> {
+        let TurnKey { kind, class, .. } = turn;
+        self.turns.put(self.sql, &turn, Turn(position))?;
+        if self.shares.get(self.sql, &kind)?.is_none() {
+            self.shares.put(self.sql, &kind, Shares(Default::default()))?;
+        }
+        if let Some(shares) = self.shares.change(self.sql, &kind)? {
+            Share::take(&mut shares.0, class);
+        }
+        Ok(())
+    }
+}
+
+impl Record for Turn {
+    type Key = TurnKey;
+
+    fn find(sql: &Connection, key: &TurnKey) -> rusqlite::Result<Option<Self>> {
+        sql.prepare_cached(
+            "SELECT position FROM turns WHERE kind = ?1 AND class = ?2 AND user_id = ?3",
+        )?
+        .query_row(params![key.kind.as_str(), key.class.as_str(), key.user_id.as_str()], |row| {
+            row.get(0).map(|position| Self(unsigned(position)))
+        })
+        .optional()
+    }
+
+    fn insert(&self, sql: &Connection, key: &TurnKey) -> rusqlite::Result<()> {
+        self.update(sql, key)
+    }
+
+    fn update(&self, sql: &Connection, key: &TurnKey) -> rusqlite::Result<()> {
+        sql.prepare_cached("INSERT OR REPLACE INTO turns VALUES (?1, ?2, ?3, ?4)")?.execute(
+            params![key.kind.as_str(), key.class.as_str(), key.user_id.as_str(), int(self.0)],
+        )?;
+        Ok(())
+    }
+
+    fn delete(sql: &Connection, key: &TurnKey) -> rusqlite::Result<()> {
+        sql.prepare_cached("DELETE FROM turns WHERE kind = ?1 AND class = ?2 AND user_id = ?3")?
+            .execute(params![key.kind.as_str(), key.class.as_str(), key.user_id.as_str()])?;
+        Ok(())
+    }
+}
+
+impl Record for Shares {
+    type Key = Kind;
+
+    /// None of a kind of which nothing was leased yet.
+    fn find(sql: &Connection, kind: &Kind) -> rusqlite::Result<Option<Self>> {
+        let shares = shares(sql, *kind)?;
+        Ok((shares != <[Share; 3]>::default()).then_some(Self(shares)))
+    }
+
+    fn insert(&self, sql: &Connection, kind: &Kind) -> rusqlite::Result<()> {
+        self.update(sql, kind)
+    }
+
+    /// A class that had nothing has no row.
+    fn update(&self, sql: &Connection, kind: &Kind) -> rusqlite::Result<()> {
+        let mut save =
+            sql.prepare_cached("INSERT OR REPLACE INTO shares VALUES (?1, ?2, ?3, ?4)")?;
+        for class in Class::ALL {
+            let share = self.0[class as usize];
+            if share != Share::default() {
+                let (start, next) = (int(share.start), int(share.next));
+                save.execute(params![kind.as_str(), class.as_str(), start, next])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(sql: &Connection, kind: &Kind) -> rusqlite::Result<()> {
+        sql.prepare_cached("DELETE FROM shares WHERE kind = ?1")?.execute([kind.as_str()])?;
+        Ok(())
+    }
 }
 
 fn shares(sql: &Connection, kind: Kind) -> rusqlite::Result<[Share; 3]> {
-    shares_of(sql, kind.as_str())
-}
-
-fn shares_of(sql: &Connection, kind: &str) -> rusqlite::Result<[Share; 3]> {
     let mut shares = [Share::default(); 3];
     let mut statement =
         sql.prepare_cached("SELECT class, start, next FROM shares WHERE kind = ?1")?;
-    let mut rows = statement.query([kind])?;
+    let mut rows = statement.query([kind.as_str()])?;
     while let Some(row) = rows.next()? {
         let class = row.get::<_, Word<Class>>(0)?.0;
         shares[class as usize] =
@@ -238,19 +305,12 @@ fn shares_of(sql: &Connection, kind: &str) -> rusqlite::Result<[Share; 3]> {
 }
 
 fn place_of(row: &Row<'_>) -> rusqlite::Result<Place> {
-    let state: String = row.get(4)?;
-    let standing = match (state.as_str(), row.get::<_, Option<Time>>(5)?) {
-        ("running" | "cancelling", _) => Standing::Runs,
-        ("retry_wait", Some(until)) => Standing::Delayed(until.0),
-        (_, Some(_)) => Standing::Waits,
-        _ => Standing::Over,
-    };
     Ok(Place {
         kind: row.get::<_, Word<Kind>>(0)?.0,
         class: row.get::<_, Word<Class>>(1)?.0,
         user_id: row.get::<_, Text<UserId>>(2)?.0,
         position: row.get(3).map(unsigned)?,
-        standing,
+        standing: Standing::of(row.get_ref(4)?.as_str()?, row.get(5)?),
         served: row.get::<_, Option<i64>>(6)?.map(unsigned).unwrap_or_default(),
         shares: None,
     })

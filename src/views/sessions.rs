@@ -4,10 +4,12 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
+use super::batch::{Batch, Record};
 use super::column::{Text, Time, Word, int};
 use super::{Change, Error, Views};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{EndReason, Event, INACTIVITY};
+use crate::domain::text::Personal;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE sessions (
@@ -35,16 +37,6 @@ CREATE INDEX sessions_doomed ON sessions (doomed) WHERE doomed IS NOT NULL;
 
 const COLUMNS: &str = "session_id, user_id, started_at, expires_at, last_active_at, remembered, \
                        ended_reason, ended_at, ip_address, user_agent";
-
-const START: &str = "
-INSERT INTO sessions VALUES (?1, ?2, ?3, ?4, ?3, 0, NULL, NULL,
-    -- Where somebody came from who has been forgotten by now is not remembered again.
-    (SELECT ?5 WHERE NOT EXISTS (SELECT 1 FROM users WHERE user_id = ?2 AND deleted)),
-    (SELECT ?6 WHERE NOT EXISTS (SELECT 1 FROM users WHERE user_id = ?2 AND deleted)),
-    min(?4, ?3 + ?7),
-    (SELECT CASE WHEN deleted THEN ?8 WHEN banned THEN ?9 END FROM users WHERE user_id = ?2))
-ON CONFLICT (session_id) DO NOTHING
-";
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SessionRow {
@@ -162,65 +154,193 @@ impl SessionRow {
     }
 }
 
-pub(super) fn apply(
-    sql: &Connection,
-    session_id: &SessionId,
-    event: &Event,
-    changes: &mut Vec<Change>,
-) -> rusqlite::Result<()> {
-    let id = session_id.as_str();
-    let idle = INACTIVITY.num_microseconds().unwrap_or(i64::MAX);
-    match event {
-        Event::Started { user_id, started_at, expires_at, ip_address, user_agent } => {
+/// A row, and what of it clients do not see.
+pub(super) struct Session {
+    row: SessionRow,
+    /// When time alone ends it; none once it has ended.
+    due_at: Option<DateTime<Utc>>,
+    /// Why it must end although its time is not over.
+    doomed: Option<EndReason>,
+}
+
+impl Batch<'_> {
+    pub fn session(&mut self, session_id: &SessionId, event: &Event) -> rusqlite::Result<()> {
+        let known = self.sessions.get(self.sql, session_id)?.is_some();
+        match event {
             // One that is known already, ended above all, is not started again.
-            sql.prepare_cached(START)?.execute(params![
-                id,
-                user_id.as_str(),
-                Time(*started_at),
-                Time(*expires_at),
-                ip_address.as_ref().map(|ip| &ip.0),
-                user_agent.as_ref().map(|agent| &agent.0),
-                idle,
-                EndReason::UserDeleted.as_str(),
-                EndReason::UserBanned.as_str(),
-            ])?;
+            Event::Started { .. } if known => {}
+            Event::Started { user_id, started_at, expires_at, ip_address, user_agent } => {
+                let (deleted, banned) = match self.users.get(self.sql, user_id)? {
+                    Some(user) => (user.row.deleted, user.row.banned),
+                    None => (false, false),
+                };
+                // Where somebody came from who has been forgotten by now is not remembered again.
+                let text = |field: &Option<Personal<String>>| {
+                    field.as_ref().filter(|_| !deleted).map(|text| text.0.clone())
+                };
+                let row = SessionRow {
+                    user_id: Some(user_id.clone()),
+                    ip_address: text(ip_address),
+                    user_agent: text(user_agent),
+                    ..SessionRow::bare(session_id, *started_at, *expires_at)
+                };
+                let doomed = match (deleted, banned) {
+                    (true, _) => Some(EndReason::UserDeleted),
+                    (false, true) => Some(EndReason::UserBanned),
+                    (false, false) => None,
+                };
+                let due_at = row.due_at();
+                let session = Session { row, due_at, doomed };
+                self.sessions.put(self.sql, session_id, session)?;
+            }
+            Event::Active { at, .. } => self.live_session(session_id, |row| {
+                row.last_active_at = *at;
+            })?,
+            Event::Remembered { remember_me, expires_at, .. } => {
+                self.live_session(session_id, |row| {
+                    row.remembered = *remember_me;
+                    row.expires_at = *expires_at;
+                })?;
+            }
+            Event::Ended { user_id, reason, at } => {
+                if !known {
+                    let row = SessionRow {
+                        user_id: user_id.clone(),
+                        ..SessionRow::bare(session_id, *at, *at)
+                    };
+                    let session = Session { row, due_at: None, doomed: None };
+                    self.sessions.put(self.sql, session_id, session)?;
+                }
+                // The first end stands.
+                self.live_session(session_id, |row| {
+                    row.ended_reason = Some(*reason);
+                    row.ended_at = Some(*at);
+                })?;
+                if let Some(user_id) = user_id {
+                    self.touch(user_id);
+                }
+            }
         }
-        Event::Active { at, .. } => {
-            sql.prepare_cached(
-                "UPDATE sessions SET last_active_at = ?2, due_at =
-                     CASE WHEN remembered THEN expires_at ELSE min(expires_at, ?2 + ?3) END
-                 WHERE session_id = ?1 AND ended_at IS NULL",
-            )?
-            .execute(params![id, Time(*at), idle])?;
+        Ok(())
+    }
+
+    /// Changes a session that has not ended.
+    fn live_session(
+        &mut self,
+        session_id: &SessionId,
+        change: impl FnOnce(&mut SessionRow),
+    ) -> rusqlite::Result<()> {
+        let ended = |session: &Session| session.row.ended_at.is_some();
+        if self.sessions.get(self.sql, session_id)?.is_none_or(ended) {
+            return Ok(());
         }
-        Event::Remembered { remember_me, expires_at, .. } => {
-            sql.prepare_cached(
-                "UPDATE sessions SET remembered = ?2, expires_at = ?3, due_at =
-                     CASE WHEN ?2 THEN ?3 ELSE min(?3, last_active_at + ?4) END
-                 WHERE session_id = ?1 AND ended_at IS NULL",
-            )?
-            .execute(params![id, remember_me, Time(*expires_at), idle])?;
+        if let Some(session) = self.sessions.change(self.sql, session_id)? {
+            change(&mut session.row);
+            session.due_at = session.row.due_at();
+            session.doomed = session.doomed.filter(|_| session.row.ended_at.is_none());
         }
-        Event::Ended { user_id, reason, at } => {
-            // The first end stands.
-            sql.prepare_cached(
-                "INSERT INTO sessions (session_id, user_id, started_at, expires_at, last_active_at,
-                     remembered, ended_reason, ended_at) VALUES (?1, ?2, ?4, ?4, ?4, 0, ?3, ?4)
-                 ON CONFLICT (session_id) DO UPDATE SET
-                     ended_reason = ?3, ended_at = ?4, due_at = NULL, doomed = NULL
-                 WHERE ended_at IS NULL",
-            )?
-            .execute(params![
-                id,
-                user_id.as_ref().map(UserId::as_str),
-                reason.as_str(),
-                Time(*at)
-            ])?;
-            changes.extend(user_id.clone().map(Change::Touched));
+        Ok(())
+    }
+}
+
+impl Session {
+    /// What the memory holds of it; nothing once it has ended.
+    pub fn standing(&self) -> Option<SessionStanding> {
+        if self.row.ended_at.is_some() { None } else { self.row.clone().standing() }
+    }
+}
+
+impl SessionRow {
+    fn bare(session_id: &SessionId, at: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
+        Self {
+            session_id: session_id.clone(),
+            user_id: None,
+            started_at: at,
+            expires_at,
+            last_active_at: at,
+            remembered: false,
+            ended_reason: None,
+            ended_at: None,
+            ip_address: None,
+            user_agent: None,
         }
     }
-    changes.push(Change::Session(session_id.clone(), live(sql, id)?));
-    Ok(())
+
+    fn due_at(&self) -> Option<DateTime<Utc>> {
+        let idle = self.last_active_at.checked_add_signed(INACTIVITY).unwrap_or(self.expires_at);
+        match (self.ended_at, self.remembered) {
+            (Some(_), _) => None,
+            (None, true) => Some(self.expires_at),
+            (None, false) => Some(self.expires_at.min(idle)),
+        }
+    }
+}
+
+impl Record for Session {
+    type Key = SessionId;
+
+    fn find(sql: &Connection, session_id: &SessionId) -> rusqlite::Result<Option<Self>> {
+        sql.prepare_cached(&format!(
+            "SELECT {COLUMNS}, due_at, doomed FROM sessions WHERE session_id = ?1"
+        ))?
+        .query_row([session_id.as_str()], |row| {
+            Ok(Self {
+                row: session(row)?,
+                due_at: row.get::<_, Option<Time>>(10)?.map(|at| at.0),
+                doomed: row.get::<_, Option<Word<EndReason>>>(11)?.map(|reason| reason.0),
+            })
+        })
+        .optional()
+    }
+
+    fn insert(&self, sql: &Connection, session_id: &SessionId) -> rusqlite::Result<()> {
+        let row = &self.row;
+        sql.prepare_cached(
+            "INSERT INTO sessions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        )?
+        .execute(params![
+            session_id.as_str(),
+            row.user_id.as_ref().map(UserId::as_str),
+            Time(row.started_at),
+            Time(row.expires_at),
+            Time(row.last_active_at),
+            row.remembered,
+            row.ended_reason.map(EndReason::as_str),
+            row.ended_at.map(Time),
+            row.ip_address,
+            row.user_agent,
+            self.due_at.map(Time),
+            self.doomed.map(EndReason::as_str),
+        ])?;
+        Ok(())
+    }
+
+    /// Where it came from never changes.
+    fn update(&self, sql: &Connection, session_id: &SessionId) -> rusqlite::Result<()> {
+        let row = &self.row;
+        sql.prepare_cached(
+            "UPDATE sessions SET expires_at = ?2, last_active_at = ?3, remembered = ?4,
+                 ended_reason = ?5, ended_at = ?6, due_at = ?7, doomed = ?8
+             WHERE session_id = ?1",
+        )?
+        .execute(params![
+            session_id.as_str(),
+            Time(row.expires_at),
+            Time(row.last_active_at),
+            row.remembered,
+            row.ended_reason.map(EndReason::as_str),
+            row.ended_at.map(Time),
+            self.due_at.map(Time),
+            self.doomed.map(EndReason::as_str),
+        ])?;
+        Ok(())
+    }
+
+    fn delete(sql: &Connection, session_id: &SessionId) -> rusqlite::Result<()> {
+        sql.prepare_cached("DELETE FROM sessions WHERE session_id = ?1")?
+            .execute([session_id.as_str()])?;
+        Ok(())
+    }
 }
 
 /// All live sessions, to be held in memory.
@@ -252,16 +372,6 @@ pub(super) fn ban(sql: &Connection, user_id: &UserId, banned: bool) -> rusqlite:
     sql.prepare_cached("UPDATE sessions SET doomed = ?2 WHERE user_id = ?1 AND ended_at IS NULL")?
         .execute(params![user_id.as_str(), doomed])?;
     Ok(())
-}
-
-fn live(sql: &Connection, id: &str) -> rusqlite::Result<Option<SessionStanding>> {
-    let row = sql
-        .prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM sessions WHERE session_id = ?1 AND ended_at IS NULL"
-        ))?
-        .query_row([id], session)
-        .optional()?;
-    Ok(row.and_then(SessionRow::standing))
 }
 
 fn session(row: &Row<'_>) -> rusqlite::Result<SessionRow> {

@@ -1,12 +1,15 @@
 //! Counts that are kept as events come in, so that asking for them costs the same with a million
 //! jobs as with ten: of a user by month, of everybody by day and as of now.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
-use rusqlite::{Connection, params};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use rusqlite::{Connection, OptionalExtension, params};
 
+use super::batch::{Batch, Record};
 use super::column::unsigned;
+use crate::domain::ids::UserId;
 use crate::domain::job::{Event, MAX_ATTEMPTS};
 
 pub(super) const SCHEMA: &str = "
@@ -23,19 +26,116 @@ CREATE TABLE tallies (
 ) WITHOUT ROWID;
 ";
 
-/// Users who are there.
-pub(super) const USERS: &str = "users";
-/// Files that are there, and their bytes.
-pub(super) const FILES: &str = "files";
+/// What is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Item {
+    /// Users who are there.
+    Users,
+    /// Files that are there, and their bytes.
+    Files,
+    Requested,
+    /// With their seconds.
+    Completed,
+    /// Ended otherwise, by the state's name.
+    Ended(&'static str),
+    /// Jobs in a state.
+    State(&'static str),
+    /// Jobs that failed for a reason of a class.
+    Failure(&'static str),
+}
+
+/// A month of a user, a day of everybody, or all time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Span {
+    Always,
+    Day(NaiveDate),
+    Month(NaiveDate),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct TallyKey {
+    /// None: everybody.
+    user_id: Option<UserId>,
+    span: Span,
+    item: Item,
+}
+
+/// How many, and how many seconds or bytes where the item has some.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Tally {
+    count: i64,
+    amount: f64,
+}
+
+const USERS: &str = "users";
+const FILES: &str = "files";
 const REQUESTED: &str = "requested";
 const COMPLETED: &str = "completed";
-/// Followed by the state in which so many jobs are.
 const STATE: &str = "state:";
-/// Followed by the class of the reason.
 const FAILURE: &str = "failure:";
 
 const EVERYBODY: &str = "";
-const ALWAYS: &str = "";
+
+const DAY: &str = "%Y-%m-%d";
+const MONTH: &str = "%Y-%m";
+
+impl Item {
+    fn name(self) -> Cow<'static, str> {
+        match self {
+            Self::Users => USERS.into(),
+            Self::Files => FILES.into(),
+            Self::Requested => REQUESTED.into(),
+            Self::Completed => COMPLETED.into(),
+            Self::Ended(state) => state.into(),
+            Self::State(state) => format!("{STATE}{state}").into(),
+            Self::Failure(class) => format!("{FAILURE}{class}").into(),
+        }
+    }
+}
+
+impl TallyKey {
+    fn columns(&self) -> (&str, String, Cow<'static, str>) {
+        let period = match self.span {
+            Span::Always => String::new(),
+            Span::Day(date) => date.format(DAY).to_string(),
+            Span::Month(date) => date.format(MONTH).to_string(),
+        };
+        (self.user_id.as_ref().map_or(EVERYBODY, UserId::as_str), period, self.item.name())
+    }
+}
+
+impl Record for Tally {
+    type Key = TallyKey;
+
+    fn find(sql: &Connection, key: &TallyKey) -> rusqlite::Result<Option<Self>> {
+        let (user_id, period, item) = key.columns();
+        sql.prepare_cached(
+            "SELECT count, amount FROM tallies WHERE user_id = ?1 AND period = ?2 AND item = ?3",
+        )?
+        .query_row(params![user_id, period, item], |row| {
+            Ok(Self { count: row.get(0)?, amount: row.get(1)? })
+        })
+        .optional()
+    }
+
+    fn insert(&self, sql: &Connection, key: &TallyKey) -> rusqlite::Result<()> {
+        self.update(sql, key)
+    }
+
+    fn update(&self, sql: &Connection, key: &TallyKey) -> rusqlite::Result<()> {
+        let (user_id, period, item) = key.columns();
+        sql.prepare_cached("INSERT OR REPLACE INTO tallies VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![user_id, period, item, self.count, self.amount])?;
+        Ok(())
+    }
+
+    fn delete(sql: &Connection, key: &TallyKey) -> rusqlite::Result<()> {
+        let (user_id, period, item) = key.columns();
+        sql.prepare_cached("DELETE FROM tallies WHERE user_id = ?1 AND period = ?2 AND item = ?3")?
+            .execute(params![user_id, period, item])?;
+        Ok(())
+    }
+}
 
 /// What happened in a day or a month.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -75,59 +175,82 @@ pub(super) struct Totals {
     pub failures: BTreeMap<String, u64>,
 }
 
-/// Counts something that is there now: one more, or one less.
-pub(super) fn there(sql: &Connection, item: &str, count: i64, amount: f64) -> rusqlite::Result<()> {
-    add(sql, EVERYBODY, ALWAYS, item, count, amount)
-}
-
-/// A job that was asked for.
-pub(super) fn requested(
-    sql: &Connection,
-    user_id: &str,
-    time: DateTime<Utc>,
-) -> rusqlite::Result<()> {
-    add(sql, EVERYBODY, ALWAYS, &format!("{STATE}queued"), 1, 0.0)?;
-    add(sql, EVERYBODY, &day(time), REQUESTED, 1, 0.0)?;
-    add(sql, user_id, &month(time), REQUESTED, 1, 0.0)
-}
-
 /// A job that went from one state to another.
 pub(super) struct Moved<'a> {
-    pub user_id: &'a str,
-    pub before: &'a str,
-    pub after: &'a str,
+    pub user_id: &'a UserId,
+    pub before: &'static str,
+    pub after: &'static str,
     pub event: &'a Event,
     /// What was known of the last attempt's end before the event.
     pub lease_ran_out: bool,
 }
 
-pub(super) fn moved(
-    sql: &Connection,
-    job: &Moved<'_>,
-    time: DateTime<Utc>,
-) -> rusqlite::Result<()> {
-    let Moved { user_id, before, after, event, lease_ran_out } = job;
-    if before == after {
-        return Ok(());
+impl Batch<'_> {
+    /// Counts something that is there now: one more, or one less.
+    pub fn count(&mut self, item: Item, count: i64, amount: f64) -> rusqlite::Result<()> {
+        self.tally(None, Span::Always, item, count, amount)
     }
-    add(sql, EVERYBODY, ALWAYS, &format!("{STATE}{before}"), -1, 0.0)?;
-    add(sql, EVERYBODY, ALWAYS, &format!("{STATE}{after}"), 1, 0.0)?;
-    let seconds = match event {
-        Event::Completed { output, .. } => output.duration.unwrap_or(0.0),
-        _ => 0.0,
-    };
-    if matches!(*after, "completed" | "failed" | "cancelled") {
-        add(sql, EVERYBODY, &day(time), after, 1, seconds)?;
-        add(sql, user_id, &month(time), after, 1, seconds)?;
+
+    /// A job that was asked for.
+    pub fn count_request(&mut self, user_id: &UserId, time: DateTime<Utc>) -> rusqlite::Result<()> {
+        self.count(Item::State("queued"), 1, 0.0)?;
+        self.tally(None, Span::day(time), Item::Requested, 1, 0.0)?;
+        self.tally(Some(user_id), Span::month(time), Item::Requested, 1, 0.0)
     }
-    if *after == COMPLETED {
-        add(sql, EVERYBODY, ALWAYS, COMPLETED, 1, seconds)?;
+
+    pub fn count_move(&mut self, job: &Moved<'_>, time: DateTime<Utc>) -> rusqlite::Result<()> {
+        let Moved { user_id, before, after, event, lease_ran_out } = *job;
+        if before == after {
+            return Ok(());
+        }
+        self.count(Item::State(before), -1, 0.0)?;
+        self.count(Item::State(after), 1, 0.0)?;
+        let (item, seconds) = match (after, event) {
+            ("completed", Event::Completed { output, .. }) => {
+                (Item::Completed, output.duration.unwrap_or(0.0))
+            }
+            ("failed" | "cancelled", _) => (Item::Ended(after), 0.0),
+            _ => return Ok(()),
+        };
+        self.tally(None, Span::day(time), item, 1, seconds)?;
+        self.tally(Some(user_id), Span::month(time), item, 1, seconds)?;
+        match after {
+            "completed" => self.count(item, 1, seconds),
+            "failed" => self.count(Item::Failure(failure_class(event, lease_ran_out)), 1, 0.0),
+            _ => Ok(()),
+        }
     }
-    if *after == "failed" {
-        let class = failure_class(event, *lease_ran_out);
-        add(sql, EVERYBODY, ALWAYS, &format!("{FAILURE}{class}"), 1, 0.0)?;
+
+    fn tally(
+        &mut self,
+        user_id: Option<&UserId>,
+        span: Span,
+        item: Item,
+        count: i64,
+        amount: f64,
+    ) -> rusqlite::Result<()> {
+        let key = TallyKey { user_id: user_id.cloned(), span, item };
+        match self.tallies.change(self.sql, &key)? {
+            Some(tally) => {
+                tally.count += count;
+                // One after the other, as they happened: sums of fractions depend on the order.
+                tally.amount += amount;
+                Ok(())
+            }
+            None => self.tallies.put(self.sql, &key, Tally { count, amount }),
+        }
     }
-    Ok(())
+}
+
+impl Span {
+    fn day(time: DateTime<Utc>) -> Self {
+        Self::Day(time.date_naive())
+    }
+
+    fn month(time: DateTime<Utc>) -> Self {
+        let date = time.date_naive();
+        Self::Month(date.with_day(1).unwrap_or(date))
+    }
 }
 
 /// Why a job failed for good. The texts of errors are the workers' own and of any number.
@@ -225,28 +348,12 @@ fn periods(
     Ok(periods)
 }
 
-fn add(
-    sql: &Connection,
-    user_id: &str,
-    period: &str,
-    item: &str,
-    count: i64,
-    amount: f64,
-) -> rusqlite::Result<()> {
-    sql.prepare_cached(
-        "INSERT INTO tallies VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT DO UPDATE SET count = count + ?4, amount = amount + ?5",
-    )?
-    .execute(params![user_id, period, item, count, amount])?;
-    Ok(())
-}
-
 /// As [`Period::name`] has it.
 pub fn day(time: DateTime<Utc>) -> String {
-    time.format("%Y-%m-%d").to_string()
+    time.format(DAY).to_string()
 }
 
 /// As [`Period::name`] has it.
 pub fn month(time: DateTime<Utc>) -> String {
-    time.format("%Y-%m").to_string()
+    time.format(MONTH).to_string()
 }

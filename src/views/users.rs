@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
+use super::batch::{Batch, Record};
 use super::column::{Json, Text, Time, int, unsigned};
 use super::page::{Cursor, Page, before, one_more};
 use super::{Change, Error, Views, files, jobs, sessions, tallies};
@@ -121,7 +122,7 @@ impl Views {
 
     /// A user; a deleted one too, as such.
     pub fn user(&self, user_id: &UserId) -> Result<Option<UserRow>, Error> {
-        let found = self.read(|sql| find(sql, user_id))?;
+        let found = self.read(|sql| User::find(sql, user_id))?;
         Ok(found.filter(|user| user.position.is_some()).map(|user| user.row))
     }
 
@@ -142,56 +143,63 @@ impl Views {
 }
 
 /// A row, and what of it clients do not see.
-struct User {
-    row: UserRow,
+pub(super) struct User {
+    pub row: UserRow,
     position: Option<u64>,
     access_position: u64,
     access_changed_at: Option<DateTime<Utc>>,
     decided_here: DecidedHere,
 }
 
-pub(super) fn apply(
-    sql: &Connection,
-    position: u64,
-    time: DateTime<Utc>,
-    user_id: &UserId,
-    event: &Event,
-    changes: &mut Vec<Change>,
-) -> rusqlite::Result<()> {
-    let mut user = find(sql, user_id)?.unwrap_or_else(|| User::unknown(user_id.clone(), time));
-    if user.row.deleted {
-        // For ever, whatever comes late.
-        return Ok(());
-    }
-    let before = user.is_there();
-    user.take_in(position, time, event);
-    save(sql, &user)?;
-    let change = i64::from(user.is_there()) - i64::from(before);
-    if change != 0 {
-        tallies::there(sql, tallies::USERS, change, 0.0)?;
-    }
-    match event {
-        Event::Deleted {} => {
-            sessions::erase(sql, user_id)?;
-            files::erase(sql, user_id)?;
-            jobs::erase(sql, user_id)?;
+impl Batch<'_> {
+    pub fn user(
+        &mut self,
+        position: u64,
+        time: DateTime<Utc>,
+        user_id: &UserId,
+        event: &Event,
+    ) -> rusqlite::Result<()> {
+        if self.users.get(self.sql, user_id)?.is_none() {
+            self.users.put(self.sql, user_id, User::unknown(user_id.clone(), time))?;
         }
-        Event::Banned {} => sessions::ban(sql, user_id, true)?,
-        Event::Unbanned {} => sessions::ban(sql, user_id, false)?,
-        Event::Registered { .. }
-        | Event::ProfileChanged { .. }
-        | Event::AccessChanged { .. }
-        | Event::AttributesChanged { .. }
-        | Event::FlagsChanged { .. }
-        | Event::OrganizationJoined { .. }
-        | Event::OrganizationRoleChanged { .. }
-        | Event::OrganizationLeft { .. }
-        | Event::OnboardingProgressed { .. } => {}
+        let Some(user) = self.users.change(self.sql, user_id)? else { return Ok(()) };
+        if user.row.deleted {
+            // For ever, whatever comes late.
+            return Ok(());
+        }
+        let before = user.is_there();
+        user.take_in(position, time, event);
+        let change = i64::from(user.is_there()) - i64::from(before);
+        if change != 0 {
+            self.count(tallies::Item::Users, change, 0.0)?;
+        }
+        match event {
+            Event::Deleted {} => {
+                self.save()?;
+                sessions::erase(self.sql, user_id)?;
+                files::erase(self.sql, user_id)?;
+                jobs::erase(self.sql, user_id)
+            }
+            Event::Banned {} | Event::Unbanned {} => {
+                self.save()?;
+                sessions::ban(self.sql, user_id, matches!(event, Event::Banned {}))
+            }
+            Event::Registered { .. }
+            | Event::ProfileChanged { .. }
+            | Event::AccessChanged { .. }
+            | Event::AttributesChanged { .. }
+            | Event::FlagsChanged { .. }
+            | Event::OrganizationJoined { .. }
+            | Event::OrganizationRoleChanged { .. }
+            | Event::OrganizationLeft { .. }
+            | Event::OnboardingProgressed { .. } => Ok(()),
+        }
     }
-    if user.position.is_some() {
-        changes.push(Change::User(user_id.clone(), Arc::new(user.access())));
+
+    /// Whether the user was deleted: then nothing personal of it is taken in any more.
+    pub fn is_erased(&mut self, user_id: &UserId) -> rusqlite::Result<bool> {
+        Ok(self.users.get(self.sql, user_id)?.is_some_and(|user| user.row.deleted))
     }
-    Ok(())
 }
 
 /// What all users may do, to be held in memory.
@@ -201,8 +209,7 @@ pub(super) fn load(sql: &Connection, mut take: impl FnMut(Change)) -> rusqlite::
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let user = user(row)?;
-        let access = Arc::new(user.access());
-        take(Change::User(user.row.user_id, access));
+        user.change(&user.row.user_id).map(&mut take);
     }
     Ok(())
 }
@@ -237,6 +244,12 @@ impl User {
             access_changed_at: None,
             decided_here: DecidedHere::default(),
         }
+    }
+
+    /// What the memory holds of it; nothing while it was neither registered nor deleted.
+    pub fn change(&self, user_id: &UserId) -> Option<Change> {
+        self.position?;
+        Some(Change::User(user_id.clone(), Arc::new(self.access())))
     }
 
     /// Registered, and not deleted.
@@ -367,43 +380,56 @@ impl UserRow {
     }
 }
 
-fn find(sql: &Connection, user_id: &UserId) -> rusqlite::Result<Option<User>> {
-    sql.prepare_cached(&format!("SELECT {COLUMNS} FROM users WHERE user_id = ?1"))?
-        .query_row([user_id.as_str()], user)
-        .optional()
-}
+impl Record for User {
+    type Key = UserId;
 
-fn save(sql: &Connection, user: &User) -> rusqlite::Result<()> {
-    let row = &user.row;
-    sql.prepare_cached(&format!(
-        "INSERT OR REPLACE INTO users ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10,
-             ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"
-    ))?
-    .execute(params![
-        row.user_id.as_str(),
-        user.position.map(int),
-        row.email,
-        row.first_name,
-        row.last_name,
-        row.username,
-        row.image_url,
-        row.role,
-        Json(&row.permissions),
-        row.subscription_tier,
-        row.user_type,
-        Json(&row.feature_flags),
-        row.onboarding.as_ref().map(Json),
-        row.banned,
-        row.deleted,
-        row.provisional,
-        Json(&row.organizations),
-        Time(row.created_at),
-        Time(row.updated_at),
-        int(user.access_position),
-        user.access_changed_at.map(Time),
-        user.decided_here.bits(),
-    ])?;
-    Ok(())
+    fn find(sql: &Connection, user_id: &UserId) -> rusqlite::Result<Option<Self>> {
+        sql.prepare_cached(&format!("SELECT {COLUMNS} FROM users WHERE user_id = ?1"))?
+            .query_row([user_id.as_str()], user)
+            .optional()
+    }
+
+    fn insert(&self, sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> {
+        self.update(sql, user_id)
+    }
+
+    fn update(&self, sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> {
+        let row = &self.row;
+        sql.prepare_cached(&format!(
+            "INSERT OR REPLACE INTO users ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
+                 ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"
+        ))?
+        .execute(params![
+            user_id.as_str(),
+            self.position.map(int),
+            row.email,
+            row.first_name,
+            row.last_name,
+            row.username,
+            row.image_url,
+            row.role,
+            Json(&row.permissions),
+            row.subscription_tier,
+            row.user_type,
+            Json(&row.feature_flags),
+            row.onboarding.as_ref().map(Json),
+            row.banned,
+            row.deleted,
+            row.provisional,
+            Json(&row.organizations),
+            Time(row.created_at),
+            Time(row.updated_at),
+            int(self.access_position),
+            self.access_changed_at.map(Time),
+            self.decided_here.bits(),
+        ])?;
+        Ok(())
+    }
+
+    fn delete(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> {
+        sql.prepare_cached("DELETE FROM users WHERE user_id = ?1")?.execute([user_id.as_str()])?;
+        Ok(())
+    }
 }
 
 fn user(row: &Row<'_>) -> rusqlite::Result<User> {

@@ -1,0 +1,219 @@
+//! One batch of events on its way into the tables. Each row that its events concern is read once,
+//! changed in memory as often as they say, and written once: in a replay most events change a row
+//! that an event shortly before has changed too.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+
+use rusqlite::Connection;
+
+use super::feed::Feed;
+use super::files::FileEntry;
+use super::jobs::Job;
+use super::queue::{Shares, Turn};
+use super::sessions::Session;
+use super::tallies::Tally;
+use super::users::User;
+use super::{Change, Entity, Happened};
+use crate::domain::ids::UserId;
+use crate::domain::{file as file_domain, user};
+
+/// A row that is kept in memory while a batch is taken in.
+pub(super) trait Record: Sized {
+    type Key: Hash + Eq + Clone;
+
+    fn find(sql: &Connection, key: &Self::Key) -> rusqlite::Result<Option<Self>>;
+    /// It is not in the table yet.
+    fn insert(&self, sql: &Connection, key: &Self::Key) -> rusqlite::Result<()>;
+    fn update(&self, sql: &Connection, key: &Self::Key) -> rusqlite::Result<()>;
+    fn delete(sql: &Connection, key: &Self::Key) -> rusqlite::Result<()>;
+}
+
+/// Rows of one table, in the order in which they were first asked for: new ones are written in the
+/// order of their keys then, which is the cheapest.
+pub(super) struct Rows<R: Record> {
+    slots: Vec<Slot<R>>,
+    places: HashMap<R::Key, usize>,
+}
+
+struct Slot<R: Record> {
+    key: R::Key,
+    row: Option<R>,
+    in_table: bool,
+    changed: bool,
+}
+
+impl<R: Record> Default for Rows<R> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), places: HashMap::new() }
+    }
+}
+
+impl<R: Record> Rows<R> {
+    /// As it is after the events so far.
+    pub fn get(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<Option<&R>> {
+        let at = self.place(sql, key)?;
+        Ok(self.slots[at].row.as_ref())
+    }
+
+    /// The same, to be changed.
+    pub fn change(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<Option<&mut R>> {
+        let at = self.place(sql, key)?;
+        let slot = &mut self.slots[at];
+        slot.changed |= slot.row.is_some();
+        Ok(slot.row.as_mut())
+    }
+
+    /// In the place of what was there.
+    pub fn put(&mut self, sql: &Connection, key: &R::Key, row: R) -> rusqlite::Result<()> {
+        let at = self.place(sql, key)?;
+        let slot = &mut self.slots[at];
+        (slot.row, slot.changed) = (Some(row), true);
+        Ok(())
+    }
+
+    /// The row that is no more.
+    pub fn remove(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<Option<R>> {
+        let at = self.place(sql, key)?;
+        let slot = &mut self.slots[at];
+        slot.changed |= slot.row.is_some();
+        Ok(slot.row.take())
+    }
+
+    /// Writes what has changed, and shows each changed row; none for one that is no more.
+    fn save(
+        &mut self,
+        sql: &Connection,
+        mut shown: impl FnMut(&R::Key, Option<&R>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        for slot in self.slots.iter_mut().filter(|slot| slot.changed) {
+            match (&slot.row, slot.in_table) {
+                (Some(row), true) => row.update(sql, &slot.key)?,
+                (Some(row), false) => row.insert(sql, &slot.key)?,
+                (None, true) => R::delete(sql, &slot.key)?,
+                (None, false) => {}
+            }
+            slot.in_table = slot.row.is_some();
+            slot.changed = false;
+            shown(&slot.key, slot.row.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Asks the table again from here on.
+    fn forget(&mut self) {
+        self.slots.clear();
+        self.places.clear();
+    }
+
+    fn place(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<usize> {
+        if let Some(at) = self.places.get(key) {
+            return Ok(*at);
+        }
+        let row = R::find(sql, key)?;
+        let (at, in_table) = (self.slots.len(), row.is_some());
+        self.slots.push(Slot { key: key.clone(), row, in_table, changed: false });
+        self.places.insert(key.clone(), at);
+        Ok(at)
+    }
+}
+
+/// What a batch has come to so far.
+pub(super) struct Batch<'a> {
+    pub sql: &'a Connection,
+    pub users: Rows<User>,
+    pub sessions: Rows<Session>,
+    pub files: Rows<FileEntry<'a>>,
+    pub jobs: Rows<Job<'a>>,
+    pub turns: Rows<Turn>,
+    pub shares: Rows<Shares>,
+    pub tallies: Rows<Tally>,
+    pub feed: Feed,
+    /// What follows for the memory.
+    pub changes: Vec<Change>,
+    /// Whoever follows one of these has something to look at.
+    pub touched: HashSet<UserId>,
+}
+
+impl<'a> Batch<'a> {
+    /// Ticks of progress at or below `stale` are not kept.
+    pub fn new(sql: &'a Connection, stale: u64) -> Self {
+        Self {
+            sql,
+            users: Rows::default(),
+            sessions: Rows::default(),
+            files: Rows::default(),
+            jobs: Rows::default(),
+            turns: Rows::default(),
+            shares: Rows::default(),
+            tallies: Rows::default(),
+            feed: Feed::new(stale),
+            changes: Vec::new(),
+            touched: HashSet::new(),
+        }
+    }
+
+    pub fn take_in(&mut self, happened: &'a Happened) -> rusqlite::Result<()> {
+        let Happened { position, time, entity } = happened;
+        match entity {
+            Entity::User(id, event) => {
+                // A deletion clears what the user wrote.
+                if matches!(event, user::Event::Deleted {}) {
+                    self.changes.push(Change::AllJobs);
+                }
+                self.touch(id);
+                self.user(*position, *time, id, event)
+            }
+            Entity::Session(id, event) => self.session(id, event),
+            Entity::File(id, event) => {
+                let (file_domain::Event::Stored(file_domain::Stored { user_id, .. })
+                | file_domain::Event::Deleted { user_id, .. }) = event;
+                self.touch(user_id);
+                self.file(*position, *time, *id, event)
+            }
+            Entity::Job(id, event) => {
+                if let Some(user_id) = self.job(*position, *time, *id, event)? {
+                    self.touch(&user_id);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub fn touch(&mut self, user_id: &UserId) {
+        if !self.touched.contains(user_id) {
+            self.touched.insert(user_id.clone());
+        }
+    }
+
+    /// Writes all of it, so that statements over many rows may follow; the rows that those change
+    /// are read anew.
+    pub fn save(&mut self) -> rusqlite::Result<()> {
+        let Self { sql, changes, turns, shares, .. } = self;
+        let sql: &Connection = sql;
+        self.users.save(sql, |id, user| {
+            changes.extend(user.and_then(|user| user.change(id)));
+            Ok(())
+        })?;
+        self.sessions.save(sql, |id, session| {
+            changes.push(Change::Session(id.clone(), session.and_then(Session::standing)));
+            Ok(())
+        })?;
+        self.files.save(sql, |_, _| Ok(()))?;
+        self.jobs.save(sql, |id, job| {
+            let Some(job) = job else { return Ok(()) };
+            let served = turns.get(sql, &job.turn())?.map_or(0, |turn| turn.0);
+            let shares = if job.leased { shares.get(sql, &job.kind)? } else { None };
+            changes.push(Change::Job(*id, job.place(served, shares.map(|shares| shares.0))));
+            Ok(())
+        })?;
+        turns.save(sql, |_, _| Ok(()))?;
+        shares.save(sql, |_, _| Ok(()))?;
+        self.tallies.save(sql, |_, _| Ok(()))?;
+        self.feed.save(sql)?;
+        self.sessions.forget();
+        self.files.forget();
+        self.jobs.forget();
+        Ok(())
+    }
+}
