@@ -189,7 +189,7 @@ impl MetadataSync {
             return Ok(None);
         }
         let Ok(event) = codec::decode_any(&recorded.stream, &recorded.kind, &recorded.data) else {
-            // The projection is parked before such an event, so it is never read.
+            // Its view is parked and says so; what it asks of Clerk waits for `t2m clerk sync`.
             return Ok(None);
         };
         let concerns = match event {

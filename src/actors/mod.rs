@@ -11,6 +11,7 @@ pub mod metadata_sync;
 pub mod news;
 pub mod outputs;
 pub mod projector;
+pub mod rebuild;
 pub mod secrets;
 pub mod storekeeper;
 pub mod timekeeper;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::domain::{file::File, job::Job, session::Session, user::User};
 use crate::log::EventLog;
-use crate::views::Views;
+use crate::views::{View, Views};
 
 use directory::Directory;
 use news::News;
@@ -68,8 +69,20 @@ impl System {
     /// Waits until what was written at `position` can be read, two seconds at most.
     ///
     /// # Errors
-    /// [`projector::NotCaughtUp`] when it takes longer, or when the projection is parked.
+    /// [`projector::NotCaughtUp`] when it takes longer.
     pub async fn visible(&self, position: u64) -> Result<(), projector::NotCaughtUp> {
-        self.progress.reached(position, VISIBLE_WITHIN).await
+        self.progress.reached(position, None, VISIBLE_WITHIN).await
+    }
+
+    /// The same of an event that shows in one view.
+    ///
+    /// # Errors
+    /// [`projector::NotCaughtUp`] also when that view is parked before it.
+    pub async fn visible_in(
+        &self,
+        view: View,
+        position: u64,
+    ) -> Result<(), projector::NotCaughtUp> {
+        self.progress.reached(position, Some(view), VISIBLE_WITHIN).await
     }
 }

@@ -8,27 +8,24 @@ use tokio::sync::watch;
 
 use super::codec::{self, AnyEvent};
 use super::news::News;
+use crate::domain::{Aggregate, file::File, job::Job, session::Session, user::User};
 use crate::log::{self, EventLog, Recorded};
-use crate::views::{self, Entity, Happened, Views};
+use crate::views::{self, Entity, Happened, Parked, View, Views};
 
-/// Events applied in one transaction at the most.
+/// Events applied in one transaction at the most, so that none waits long for its own to be seen.
 const BATCH: usize = 1000;
 /// How long a failed read or write of the read model waits before it is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often it looks whether another process has put new views in the place of these.
+const SUCCESSOR_EVERY: Duration = Duration::from_secs(1);
 
-/// How far the read model is, and whether it still moves.
+/// How far the read model is, and whether all of it still moves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reached {
     /// The last position applied.
     pub position: u64,
-    /// Set when an event could not be decoded or applied: where, and why.
-    pub parked: Option<Parked>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parked {
-    pub position: u64,
-    pub reason: String,
+    /// The views that stand still since an event could not be understood.
+    pub parked: Vec<Parked>,
 }
 
 /// The read model has not reached a position in time.
@@ -45,15 +42,21 @@ impl Progress {
         self.0.borrow().clone()
     }
 
-    /// Waits for `position`, for `within` at most.
+    /// Waits for `position`, for `within` at most; in one view, or wherever it may be.
     ///
     /// # Errors
-    /// [`NotCaughtUp`] when it took too long or the projection is parked before it.
-    pub async fn reached(&self, position: u64, within: Duration) -> Result<(), NotCaughtUp> {
+    /// [`NotCaughtUp`] when it took too long, or the view is parked at or before it.
+    pub async fn reached(
+        &self,
+        position: u64,
+        view: Option<View>,
+        within: Duration,
+    ) -> Result<(), NotCaughtUp> {
         let mut receiver = self.0.clone();
-        let there = |at: &Reached| at.position >= position || at.parked.is_some();
+        let there = |at: &Reached| at.position >= position;
+        let stands = |parked: &Parked| Some(parked.view) == view && parked.position <= position;
         match tokio::time::timeout(within, receiver.wait_for(there)).await {
-            Ok(Ok(at)) if at.position >= position => Ok(()),
+            Ok(Ok(at)) if !at.parked.iter().any(stands) => Ok(()),
             _ => Err(NotCaughtUp),
         }
     }
@@ -67,13 +70,11 @@ impl Progress {
     }
 }
 
-/// Why a batch did not become part of the read model.
+/// Why a batch did not become part of the read model; it is then as before.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Log(#[from] log::Error),
-    #[error("event at position {position}: {source}")]
-    Poison { position: u64, source: codec::Error },
     #[error(transparent)]
     Views(#[from] views::Error),
 }
@@ -88,7 +89,8 @@ pub struct Projector {
 
 impl Projector {
     pub fn new(log: Arc<dyn EventLog>, views: Views) -> Self {
-        let (reached, _) = watch::channel(Reached { position: views.checkpoint(), parked: None });
+        let (reached, _) =
+            watch::channel(Reached { position: views.checkpoint(), parked: views.parked() });
         Self { log, views, reached, news: News::default() }
     }
 
@@ -111,53 +113,44 @@ impl Projector {
     /// Applies what the log holds beyond the checkpoint, one batch; the number of events.
     ///
     /// # Errors
-    /// [`Error`]; the read model is then as before the batch, save for the good events ahead of a
-    /// poisonous one.
+    /// [`Error`]; an event that cannot be understood is none: its view is parked there.
     pub async fn apply_next(&self, until: u64) -> Result<usize, Error> {
-        let from = self.views.checkpoint();
-        let mut batch = self.log.read_all(from, BATCH).await?;
-        batch.retain(|recorded| recorded.position <= until);
-        let mut happened = Vec::with_capacity(batch.len());
-        let mut poison = None;
-        for recorded in &batch {
-            match decoded(recorded) {
-                Ok(event) => happened.push(event),
-                Err(source) => {
-                    poison = Some(Error::Poison { position: recorded.position, source });
-                    break;
-                }
-            }
-        }
+        let happened = next(self.log.as_ref(), self.views.checkpoint(), until, BATCH).await?;
         if !happened.is_empty() {
             let touched = self.views.apply(&happened)?;
-            let position = self.views.checkpoint();
-            self.reached.send_modify(|at| at.position = position);
+            self.tell();
             self.news.tell(&touched);
         }
-        poison.map_or(Ok(happened.len()), Err)
+        Ok(happened.len())
+    }
+
+    fn tell(&self) {
+        let (position, parked) = (self.views.checkpoint(), self.views.parked());
+        self.reached.send_modify(|at| {
+            for new in parked.iter().filter(|new| !at.parked.contains(new)) {
+                let Parked { view, position, reason } = new;
+                tracing::error!(position, view = view.as_str(), %reason, "a view is parked");
+            }
+            *at = Reached { position, parked };
+        });
     }
 
     async fn follow(self) {
         let mut head = self.log.head();
         loop {
             let until = *head.borrow_and_update();
-            let outcome = self.catch_up_to(until).await;
-            match outcome {
-                Ok(()) => {}
-                Err(Error::Poison { position, source }) => {
-                    tracing::error!(position, error = %source, "the projection is parked");
-                    let parked = Parked { position, reason: source.to_string() };
-                    self.reached.send_modify(|at| at.parked = Some(parked));
-                    return;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the projection could not go on; trying again");
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
+            let done = match self.catch_up_to(until).await {
+                Ok(()) => self.succeed().await,
+                error => error,
+            };
+            if let Err(error) = done {
+                tracing::error!(%error, "the projection could not go on; trying again");
+                tokio::time::sleep(PAUSE).await;
+                continue;
             }
-            if head.changed().await.is_err() {
-                return;
+            match tokio::time::timeout(SUCCESSOR_EVERY, head.changed()).await {
+                Ok(Err(_)) => return,
+                Ok(Ok(())) | Err(_) => {}
             }
         }
     }
@@ -170,15 +163,60 @@ impl Projector {
         }
         Ok(())
     }
+
+    /// Puts the views that another process has built in the place of these, once they have caught
+    /// up.
+    async fn succeed(&self) -> Result<(), Error> {
+        let Some(successor) = self.views.successor()? else { return Ok(()) };
+        tracing::info!(position = successor.checkpoint(), "views that were built beside take over");
+        while successor.checkpoint() < self.views.checkpoint() {
+            let happened = next(self.log.as_ref(), successor.checkpoint(), u64::MAX, BATCH).await?;
+            if happened.is_empty() {
+                break;
+            }
+            successor.apply(&happened)?;
+        }
+        self.views.replace_with(successor)?;
+        self.tell();
+        Ok(())
+    }
 }
 
-fn decoded(recorded: &Recorded) -> Result<Happened, codec::Error> {
-    let event = codec::decode_any(&recorded.stream, &recorded.kind, &recorded.data)?;
-    let entity = match event {
-        AnyEvent::User(id, event) => Entity::User(id, event),
-        AnyEvent::Session(id, event) => Entity::Session(id, event),
-        AnyEvent::File(id, event) => Entity::File(id, event),
-        AnyEvent::Job(id, event) => Entity::Job(id, event),
+/// The next events after `from`, as far as they are understood.
+///
+/// # Errors
+/// The log cannot be read.
+pub async fn next(
+    log: &dyn EventLog,
+    from: u64,
+    until: u64,
+    limit: usize,
+) -> Result<Vec<Happened>, log::Error> {
+    let page = log.read_all(from, limit).await?;
+    Ok(page.iter().filter(|recorded| recorded.position <= until).map(understood).collect())
+}
+
+fn understood(recorded: &Recorded) -> Happened {
+    let entity = match codec::decode_any(&recorded.stream, &recorded.kind, &recorded.data) {
+        Ok(AnyEvent::User(id, event)) => Entity::User(id, event),
+        Ok(AnyEvent::Session(id, event)) => Entity::Session(id, event),
+        Ok(AnyEvent::File(id, event)) => Entity::File(id, event),
+        Ok(AnyEvent::Job(id, event)) => Entity::Job(id, event),
+        Err(error) => Entity::Unreadable {
+            view: view_of(codec::category(&recorded.stream)),
+            reason: error.to_string(),
+        },
     };
-    Ok(Happened { position: recorded.position, time: recorded.time, entity })
+    Happened { position: recorded.position, time: recorded.time, entity }
+}
+
+/// The view that shows the entities of a category.
+pub fn view_of(category: &str) -> Option<View> {
+    match category {
+        User::CATEGORY => Some(View::Users),
+        Session::CATEGORY => Some(View::Sessions),
+        File::CATEGORY => Some(View::Files),
+        Job::CATEGORY => Some(View::Jobs),
+        _ => None,
+    }
 }

@@ -12,6 +12,7 @@ use super::System;
 use crate::config::Secret;
 use crate::domain::ids::JobId;
 use crate::media::vault::{self, Vault};
+use crate::views::View;
 
 /// The longest that it sleeps; the read model's movement wakes it sooner.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -75,13 +76,15 @@ impl Secrets {
     /// # Errors
     /// The vault or the read model cannot be read; the next look goes on.
     pub async fn look(&self, system: &System) -> Result<(), Error> {
+        // A job that its view does not show yet is not one that never came.
+        let parked = system.progress.now().parked.iter().any(|parked| parked.view == View::Jobs);
         for secret in self.0.list().await? {
             let alive = match job_of(&secret.name) {
                 Some(job_id) => system.views.job_is_alive(&job_id)?,
                 None => continue,
             };
             let old = secret.written_at + WAIT_FOR_JOB < system.clock.now();
-            if alive == Some(false) || (alive.is_none() && old) {
+            if alive == Some(false) || (alive.is_none() && old && !parked) {
                 self.0.destroy(&secret.name).await?;
             }
         }

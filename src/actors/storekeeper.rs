@@ -16,7 +16,7 @@ use crate::domain::tier::Tier;
 use crate::media::aside::GRACE;
 use crate::media::blobs::{self, Blobs};
 use crate::media::uploads::Uploads;
-use crate::views;
+use crate::views::{self, View};
 
 /// How often it looks at what time has brought about.
 const EVERY: Duration = Duration::from_secs(10);
@@ -97,7 +97,7 @@ impl Storekeeper {
         // A file that the log knows and the read model does not know yet must count: the store is
         // left alone while the read model is behind, is being rebuilt, or is parked.
         let head = *system.log.head().borrow();
-        if system.progress.reached(head, CAUGHT_UP_WITHIN).await.is_err() {
+        if system.progress.reached(head, Some(View::Files), CAUGHT_UP_WITHIN).await.is_err() {
             tracing::warn!("the read model is behind: nothing is removed from the store");
             return Ok(done);
         }

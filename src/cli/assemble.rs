@@ -159,7 +159,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
 
     let system = System::start(clock.clone(), log, views);
     // What was written before the last stop shows before the first request is taken.
-    while system.progress.now().position < head && system.progress.now().parked.is_none() {
+    while system.progress.now().position < head {
         let _ = system.visible(head).await;
     }
     timekeeper::start(Arc::clone(&system));

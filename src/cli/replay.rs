@@ -8,21 +8,31 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::actors::projector::Projector;
+use crate::actors::rebuild::rebuild;
 use crate::log::{EmbeddedLog, EventLog};
-use crate::views::Views;
+use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
 
 #[derive(Args)]
 pub struct Replay {
     /// Where the log lies; it may be in use by a server
     #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
     data_dir: PathBuf,
-    /// Stop at a position, or at a time (RFC 3339)
-    #[arg(long, value_name = "POSITION|TIME", value_parser = until)]
+    /// Stop at a position, or at a time (RFC 3339); only with --to
+    #[arg(long, value_name = "POSITION|TIME", value_parser = until, requires = "to")]
     until: Option<Until>,
-    /// The file to build; must not exist [default: replayed.sqlite in the data directory]
-    #[arg(long, value_name = "PATH")]
+    /// Build this file, which must not exist, instead of what the server reads
+    #[arg(long, value_name = "PATH", conflicts_with = "diff")]
     to: Option<PathBuf>,
+    /// Build this view alone: users, sessions, files or jobs; only with --to or --diff
+    #[arg(long, value_name = "VIEW", value_parser = view)]
+    view: Option<View>,
+    /// Compare what the server reads with a replay, row by row, and change nothing; exit code 1 if
+    /// they differ
+    #[arg(long)]
+    diff: bool,
+    /// Pass over the event at this position from now on; may be given several times
+    #[arg(long, value_name = "POSITION", conflicts_with_all = ["to", "diff"])]
+    skip: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -39,55 +49,146 @@ fn until(text: &str) -> Result<Until, String> {
     Ok(Until::Time(time.to_utc()))
 }
 
+fn view(name: &str) -> Result<View, String> {
+    View::parse(name).ok_or_else(|| "none of users, sessions, files, jobs".to_owned())
+}
+
 impl Replay {
     pub fn run(self) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        anyhow::ensure!(
+            self.view.is_none() || self.to.is_some() || self.diff,
+            "--view builds a part: say with --to where, or with --diff to compare it"
+        );
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {
             let path = self.data_dir.join("log.sqlite");
             let log: Arc<dyn EventLog> = Arc::new(
                 EmbeddedLog::open_read_only(&path)
                     .with_context(|| format!("opening the log {}", path.display()))?,
             );
-            let target = self.to.unwrap_or_else(|| self.data_dir.join("replayed.sqlite"));
-            anyhow::ensure!(
-                !target.exists(),
-                "{} exists; name another with --to",
-                target.display()
-            );
-            let head = *log.head().borrow();
-            let until = match self.until {
-                None => head,
-                Some(Until::Position(position)) => position.min(head),
-                Some(Until::Time(time)) => position_at(log.as_ref(), time).await?,
-            };
-            let views = replay(log, &target, until).await?;
-            println!("read model  {}", target.display());
-            println!("position    {until} of {head}");
-            for (table, rows, digest) in views.dump().context("reading the read model")? {
-                println!("{table:<12}{rows:>9} rows  sha256 {digest}");
+            if self.diff {
+                return self.compare(log).await;
             }
-            Ok(())
+            match &self.to {
+                Some(to) => self.build(log, to).await,
+                None => self.take_over(log).await,
+            }
         })
+    }
+
+    /// Beside the views in use, and then in their place.
+    async fn take_over(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
+        let base = self.base();
+        for position in &self.skip {
+            views::skip(&base, *position).context("noting what is to be passed over")?;
+            println!("event {position} is passed over from now on");
+        }
+        let head = *log.head().borrow();
+        let building = Building::beside(&base).context("making the read model")?;
+        let built = with_bar(log, building, head).await?;
+        let views = built.finish_as_current().context("making the read model durable")?;
+        summary(&views, head, &base)?;
+        println!("A server that runs takes it over within a second or two.");
+        Ok(())
+    }
+
+    async fn build(&self, log: Arc<dyn EventLog>, to: &Path) -> anyhow::Result<()> {
+        let head = *log.head().borrow();
+        let until = match self.until {
+            None => head,
+            Some(Until::Position(position)) => position.min(head),
+            Some(Until::Time(time)) => position_at(log.as_ref(), time).await?,
+        };
+        let building = Building::at(to).context("making the read model; name another with --to")?;
+        let built = with_bar(log, building.only(self.view), until).await?;
+        summary(&built.finish().context("making the read model durable")?, head, to)
+    }
+
+    async fn compare(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
+        let live = Snapshot::of(&self.base()).context("reading the read model in use")?;
+        let scratch = Scratch::new(&self.data_dir)?;
+        let building = Building::at(&scratch.0).context("making the read model")?;
+        let built = with_bar(log, building.only(self.view), live.checkpoint()).await?;
+        drop(built.finish().context("making the read model durable")?);
+        let fresh = Snapshot::of(&scratch.0).context("reading the fresh read model")?;
+        let found = live.compare(&fresh).context("comparing the two")?;
+        println!("position    {}", live.checkpoint());
+        let mut equal = true;
+        for Difference { table, missing, surplus, changed, told } in found {
+            if !self.view.is_none_or(|view| view.tables().contains(&table)) {
+                continue;
+            }
+            equal &= missing + surplus + changed == 0;
+            println!("{table:<12}{missing} only live, {surplus} only replayed, {changed} changed");
+            for row in told {
+                println!("  {row}");
+            }
+        }
+        anyhow::ensure!(equal, "the read model in use differs from a replay of the log");
+        println!("live and replayed alike");
+        Ok(())
+    }
+
+    fn base(&self) -> PathBuf {
+        self.data_dir.join("views.sqlite")
     }
 }
 
-/// Builds a fresh read model up to `until`, with a progress bar.
+/// A file that is gone with the command.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(data_dir: &Path) -> anyhow::Result<Self> {
+        let path = data_dir.join(format!("compared-{}.sqlite", std::process::id()));
+        anyhow::ensure!(!path.exists(), "{} exists; remove it", path.display());
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for suffix in ["", "-wal", "-shm"] {
+            let mut name = self.0.as_os_str().to_owned();
+            name.push(suffix);
+            let _ = std::fs::remove_file(name);
+        }
+    }
+}
+
+fn summary(views: &Views, head: u64, path: &Path) -> anyhow::Result<()> {
+    println!("read model  {}", path.display());
+    println!("position    {} of {head}", views.checkpoint());
+    for (table, rows, digest) in views.dump().context("reading the read model")? {
+        println!("{table:<12}{rows:>9} rows  sha256 {digest}");
+    }
+    for Parked { view, position, reason } in views.parked() {
+        println!("parked      {} at {position}: {reason}", view.as_str());
+    }
+    Ok(())
+}
+
+/// Builds up to `until` in a file of its own.
 ///
 /// # Errors
-/// The log cannot be read, an event cannot be understood, or the file cannot be written.
+/// The log cannot be read, or the file cannot be written.
 pub async fn replay(log: Arc<dyn EventLog>, target: &Path, until: u64) -> anyhow::Result<Views> {
-    let views = Views::open(target).context("making the read model")?;
-    let projector = Projector::new(log, views.clone());
+    let building = Building::at(target).context("making the read model")?;
+    let built = with_bar(log, building, until).await?;
+    built.finish().context("making the read model durable")
+}
+
+async fn with_bar(
+    log: Arc<dyn EventLog>,
+    building: Building,
+    until: u64,
+) -> anyhow::Result<Building> {
     let style = ProgressStyle::with_template("replay {bar:40} {pos}/{len} events {per_sec} {eta}")?;
     let bar = ProgressBar::new(until).with_style(style);
-    while views.checkpoint() < until {
-        if projector.apply_next(until).await.context("replaying the log")? == 0 {
-            break;
-        }
-        bar.set_position(views.checkpoint());
-    }
+    let shown = bar.clone();
+    let built = rebuild(log, building, until, move |position| shown.set_position(position)).await;
     bar.finish_and_clear();
-    Ok(views)
+    built.context("replaying the log")
 }
 
 /// The last position whose event happened at `time` or before.

@@ -16,6 +16,7 @@ use super::problem::Problem;
 use crate::actors::entity::Executed;
 use crate::domain::ids::{JobId, derived_id};
 use crate::domain::job::{Command, Job, Request};
+use crate::views::View;
 
 /// The body of `POST videos/batch`.
 #[derive(Debug, utoipa::ToSchema)]
@@ -51,7 +52,7 @@ pub async fn generate(
     let wanted = requests(&app, &caller, key.as_deref(), body.0)?;
     let done = execute(&app, &caller, wanted, key.is_some()).await?;
     let position = done.iter().map(|(_, done)| done.position).max().unwrap_or_default();
-    app.system.visible(position).await?;
+    app.system.visible_in(View::Jobs, position).await?;
     let shown = |(id, _): &(JobId, Executed<Job>)| {
         owned(&app, &caller, *id).map(|row| JobAnswer::at_request(&row))
     };

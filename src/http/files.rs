@@ -16,7 +16,7 @@ use super::{answer, upload};
 use crate::domain::file::{Command, File, Stored};
 use crate::domain::ids::{FileId, derived_id};
 use crate::domain::text::Personal;
-use crate::views::FileRow;
+use crate::views::{FileRow, View};
 
 /// A file as its owner sees it.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -92,11 +92,11 @@ pub async fn store(
     let fingerprint =
         key.map(|_| fingerprint(&json!([received.filename, received.sha256, received.metadata])));
     let kept = record(&app, &caller, file_id, received, fingerprint).await?;
-    if let Err(late) = app.system.visible(kept.position).await {
+    if let Err(late) = app.system.visible_in(View::Files, kept.position).await {
         // Until the file itself counts, its reservation must.
         let progress = app.system.progress.clone();
         actix_web::rt::spawn(async move {
-            let _ = progress.reached(kept.position, AT_LAST).await;
+            let _ = progress.reached(kept.position, Some(View::Files), AT_LAST).await;
             drop(allowance);
         });
         return Err(late.into());

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::answer;
 use super::app::App;
 use super::problem::{Code, Problem};
+use crate::views::Parked;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Health {
@@ -29,8 +30,9 @@ pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
         return Err(not_ready("the log cannot accept events".to_owned()));
     }
     let reached = app.system.progress.now();
-    if let Some(parked) = reached.parked {
-        return Err(not_ready(format!("the read model is parked at position {}", parked.position)));
+    if let Some(Parked { view, position, .. }) = reached.parked.first() {
+        let view = view.as_str();
+        return Err(not_ready(format!("the view {view} is parked at position {position}")));
     }
     let head = *app.system.log.head().borrow();
     // Under load the read model is always a little behind; a thousand events are one batch.

@@ -22,7 +22,7 @@ use crate::domain::job::{
 };
 use crate::domain::text::{Personal, Prompt};
 use crate::domain::tier::Tier;
-use crate::views::{JobFilter, JobRow};
+use crate::views::{JobFilter, JobRow, View};
 
 /// Seconds of a video whose request names no duration.
 const DEFAULT_DURATION_S: u64 = 10;
@@ -162,7 +162,7 @@ pub async fn generate(
     } else {
         jobs.execute_fresh(job_id, Command::Request(wanted), caller.origin()).await?
     };
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Jobs, done.position).await?;
     let row = owned(&app, &caller, job_id)?;
     let response = answer::accepted(JobAnswer::at_request(&row));
     Ok(replayed(at_position(response, done.position), done.events.is_empty()))
@@ -346,7 +346,7 @@ async fn change(
     owned(app, caller, job_id)?;
     let done = app.system.jobs.execute(job_id, command, caller.origin()).await?;
     debug_assert_ne!(done.state, Job::Absent);
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Jobs, done.position).await?;
     let row = owned(app, caller, job_id)?;
     Ok(at_position(answer::ok(shown(app, &row)?), done.position))
 }

@@ -12,7 +12,7 @@ use super::problem::{Code, Problem};
 use super::{admin, answer};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{Command, EndReason};
-use crate::views::SessionRow;
+use crate::views::{SessionRow, View};
 
 /// `GET sessions`
 pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
@@ -75,7 +75,7 @@ async fn end(
     reason: EndReason,
 ) -> Result<HttpResponse, Problem> {
     let done = app.system.sessions.execute(id, Command::End { reason }, caller.origin()).await?;
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Sessions, done.position).await?;
     Ok(at_position(answer::ok(json!({ "session_id": id, "status": "ended" })), done.position))
 }
 
@@ -115,7 +115,7 @@ async fn change_current(
         return Err(Problem::new(Code::NotFound).with_sentence("Development mode has no sessions"));
     };
     let done = app.system.sessions.execute(id, command, caller.origin()).await?;
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Sessions, done.position).await?;
     let row = app.system.views.session(id)?.ok_or_else(|| Problem::new(Code::NotFound))?;
     Ok(at_position(answer::ok(shown(&row, caller)), done.position))
 }

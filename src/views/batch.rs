@@ -2,19 +2,22 @@
 //! changed in memory as often as they say, and written once: in a replay most events change a row
 //! that an event shortly before has changed too.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::feed::Feed;
+use super::column::int;
+use super::feed::{self, Feed, TICKS_KEPT};
 use super::files::FileEntry;
 use super::jobs::Job;
+use super::parked::{self, Parked, View};
 use super::queue::{Shares, Turn};
 use super::sessions::Session;
 use super::tallies::Tally;
 use super::users::User;
-use super::{Change, Entity, Happened};
+use super::{Change, Entity, Happened, checkpoint};
 use crate::domain::ids::UserId;
 use crate::domain::{file as file_domain, user};
 
@@ -118,6 +121,58 @@ impl<R: Record> Rows<R> {
     }
 }
 
+/// What a batch is taken in by.
+pub(super) struct Rules {
+    /// Where the log ended when this began: what will be let go by then is not even written.
+    pub towards: u64,
+    pub parked: Vec<Parked>,
+    /// Positions that an operator has given up.
+    pub skipped: Arc<BTreeSet<u64>>,
+    /// The one view that is wanted, if not all are.
+    pub only: Option<View>,
+}
+
+/// What came of it.
+pub(super) struct Taken {
+    pub position: u64,
+    /// What follows for the memory.
+    pub changes: Vec<Change>,
+    /// Whoever follows one of these has something to look at.
+    pub touched: HashSet<UserId>,
+    pub parked: Vec<Parked>,
+}
+
+/// Takes in what lies beyond the checkpoint, and moves it; within the caller's transaction.
+pub(super) fn take_in(
+    sql: &Connection,
+    events: &[Happened],
+    rules: Rules,
+) -> rusqlite::Result<Option<Taken>> {
+    let before = checkpoint(sql)?;
+    let fresh = &events[events.partition_point(|happened| happened.position <= before)..];
+    let Some(position) = fresh.last().map(|last| last.position) else { return Ok(None) };
+    let mut batch = Batch::new(sql, rules.towards.max(position).saturating_sub(TICKS_KEPT));
+    let Rules { mut parked, skipped, only, .. } = rules;
+    for happened in fresh {
+        if let Entity::Unreadable { view, reason } = &happened.entity {
+            if !skipped.contains(&happened.position) {
+                parked::park(sql, &mut parked, *view, happened.position, reason)?;
+            }
+            continue;
+        }
+        let view = View::of(&happened.entity);
+        let unwanted = only.is_some_and(|only| view != Some(only) && view != Some(View::Users));
+        if !unwanted && !parked.iter().any(|parked| Some(parked.view) == view) {
+            batch.take_in(happened)?;
+        }
+    }
+    batch.save()?;
+    let Batch { changes, touched, .. } = batch;
+    feed::trim(sql, position)?;
+    sql.prepare_cached("UPDATE checkpoint SET position = ?1")?.execute([int(position)])?;
+    Ok(Some(Taken { position, changes, touched, parked }))
+}
+
 /// What a batch has come to so far.
 pub(super) struct Batch<'a> {
     pub sql: &'a Connection,
@@ -129,15 +184,13 @@ pub(super) struct Batch<'a> {
     pub shares: Rows<Shares>,
     pub tallies: Rows<Tally>,
     pub feed: Feed,
-    /// What follows for the memory.
     pub changes: Vec<Change>,
-    /// Whoever follows one of these has something to look at.
     pub touched: HashSet<UserId>,
 }
 
 impl<'a> Batch<'a> {
     /// Ticks of progress at or below `stale` are not kept.
-    pub fn new(sql: &'a Connection, stale: u64) -> Self {
+    fn new(sql: &'a Connection, stale: u64) -> Self {
         Self {
             sql,
             users: Rows::default(),
@@ -153,7 +206,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    pub fn take_in(&mut self, happened: &'a Happened) -> rusqlite::Result<()> {
+    fn take_in(&mut self, happened: &'a Happened) -> rusqlite::Result<()> {
         let Happened { position, time, entity } = happened;
         match entity {
             Entity::User(id, event) => {
@@ -177,6 +230,7 @@ impl<'a> Batch<'a> {
                 }
                 Ok(())
             }
+            Entity::Unreadable { .. } => Ok(()),
         }
     }
 

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::column::unsigned;
 
 /// Each table with its key. The checkpoint is left out: it says how far, not what.
-const TABLES: [(&str, &str); 8] = [
+pub(super) const TABLES: [(&str, &str); 8] = [
     ("users", "user_id"),
     ("sessions", "session_id"),
     ("files", "position"),

@@ -5,19 +5,21 @@
 //! be taken for the new one's; a pointer changes in one step and touches no open file.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{Error, feed, files, jobs, queue, sessions, tallies, users};
+use super::{Error, feed, files, jobs, parked, queue, sessions, tallies, users};
 
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
 const SCHEMA_VERSION: i32 = 6;
+/// Of a file that is still being built.
+const UNFINISHED: i32 = -1;
 /// More statements than the views have, so that each is prepared once a connection.
 const STATEMENTS: usize = 80;
 
@@ -32,9 +34,9 @@ pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
         Found::Ours => {}
         Found::Outdated => {
             remove(path)?;
-            create(path)?;
+            create(path, SCHEMA_VERSION)?;
         }
-        Found::Nothing => create(path)?,
+        Found::Nothing => create(path, SCHEMA_VERSION)?,
     }
     let connection = Connection::open(path)?;
     tune(&connection)?;
@@ -43,6 +45,42 @@ pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
          PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -65536;",
     )?;
     Ok(connection)
+}
+
+/// A new file to be filled from the beginning. It has no journal: only [`finish`] makes it one that
+/// is recognised, and until then a crash leaves something that is thrown away.
+pub(super) fn builder(path: &Path) -> Result<Connection, Error> {
+    create(path, UNFINISHED)?;
+    let connection = Connection::open(path)?;
+    tune(&connection)?;
+    connection.execute_batch(
+        "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
+         PRAGMA cache_size = -131072;",
+    )?;
+    Ok(connection)
+}
+
+/// Closes a file that was built, durable and whole.
+pub(super) fn finish(built: Connection, path: &Path) -> Result<(), Error> {
+    built.close().map_err(|(_, error)| error)?;
+    File::open(path)?.sync_all()?;
+    let connection = Connection::open(path)?;
+    connection.execute_batch(&format!(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+         PRAGMA user_version = {SCHEMA_VERSION};"
+    ))?;
+    Ok(())
+}
+
+/// Held while views are built beside `base`; none while another one holds it.
+pub(super) fn lock(base: &Path) -> io::Result<Option<File>> {
+    let path = base.with_extension("rebuild.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// A connection that cannot write.
@@ -141,7 +179,7 @@ fn recognise(path: &Path) -> Result<Found, Error> {
     }
 }
 
-fn create(path: &Path) -> Result<(), Error> {
+fn create(path: &Path, version: i32) -> Result<(), Error> {
     let connection = Connection::open(path)?;
     connection.execute_batch("PRAGMA page_size = 8192; PRAGMA journal_mode = WAL;")?;
     let tables = [
@@ -153,11 +191,12 @@ fn create(path: &Path) -> Result<(), Error> {
         queue::SCHEMA,
         feed::SCHEMA,
         tallies::SCHEMA,
+        parked::SCHEMA,
     ]
     .concat();
     connection.execute_batch(&format!(
         "BEGIN; {tables} PRAGMA application_id = {APPLICATION};
-         PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+         PRAGMA user_version = {version}; COMMIT;"
     ))?;
     Ok(())
 }

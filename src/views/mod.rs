@@ -7,13 +7,16 @@
 
 mod analytics;
 mod batch;
+mod building;
 mod column;
+mod difference;
 mod digest;
 mod feed;
 mod file;
 mod files;
 mod jobs;
 mod page;
+mod parked;
 mod queue;
 mod sessions;
 mod shards;
@@ -33,17 +36,19 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::domain::ids::{FileId, JobId, SessionId, UserId};
 use crate::domain::{file as file_domain, job, session, user};
-use batch::Batch;
-use column::{int, unsigned};
-use feed::TICKS_KEPT;
+use batch::{Rules, Taken};
+use column::unsigned;
 use queue::{Place, Queue};
 use shards::Shards;
 
 pub use analytics::{Analytics, DAYS, MONTHS};
+pub use building::Building;
+pub use difference::{Difference, Snapshot};
 pub use feed::FeedItem;
 pub use files::FileRow;
 pub use jobs::{JobFilter, JobRow};
 pub use page::{Cursor, Page};
+pub use parked::{Parked, View, skip, skipped};
 pub use sessions::{SessionRow, SessionStanding};
 pub use tallies::Period;
 pub use usage::Usage;
@@ -64,6 +69,18 @@ pub enum Entity {
     Session(SessionId, session::Event),
     File(FileId, file_domain::Event),
     Job(JobId, job::Event),
+    /// What this version does not understand: the view that it belongs to stops there; every view
+    /// if that is not known either.
+    Unreadable {
+        view: Option<View>,
+        reason: String,
+    },
+}
+
+impl Entity {
+    fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable { .. })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +95,10 @@ pub enum Error {
     Behind { fresh: u64, present: u64 },
     #[error("the fresh views must lie beside the present ones")]
     Elsewhere,
+    #[error("the views are being rebuilt already")]
+    Rebuilding,
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
     #[error("views: {0}")]
     Sqlite(#[from] rusqlite::Error),
     #[error("views: {0}")]
@@ -101,6 +122,7 @@ struct Content {
     /// The live ones.
     sessions: Shards<SessionId, SessionStanding>,
     queue: Queue,
+    parked: Mutex<Vec<Parked>>,
     /// Rows that were read since their last event.
     jobs: Shards<JobId, Arc<JobRow>>,
     /// Set when another file has taken its place: then the last user deletes it.
@@ -163,16 +185,31 @@ impl Views {
         content.apply(batch, towards)
     }
 
-    /// A new, empty file beside this one, to be filled from position 0 and handed to
-    /// [`Views::replace_with`]. What an earlier attempt left there is removed.
-    pub fn fresh_beside(&self) -> Result<Self, Error> {
-        let present = self.current();
-        let real = file::next(&present.base, &present.file);
-        file::remove(&real)?;
-        Content::open(present.base.clone(), real).map(Self::of)
+    /// What is called so to the outside: where [`Building::beside`] builds another one.
+    pub fn path(&self) -> PathBuf {
+        self.current().base.clone()
     }
 
-    /// Puts `fresh`, which [`Views::fresh_beside`] made, in the place of what is shown now, at once
+    /// The views that are to take the place of these, if somebody else has built them: another
+    /// process, beside this one.
+    ///
+    /// # Errors
+    /// They cannot be opened.
+    pub fn successor(&self) -> Result<Option<Self>, Error> {
+        let present = self.current();
+        let real = file::current(&present.base)?;
+        if real == present.file {
+            return Ok(None);
+        }
+        Ok(Some(Self::of(Content::open(present.base.clone(), real)?)))
+    }
+
+    /// The views that stand still, each with where and why.
+    pub fn parked(&self) -> Vec<Parked> {
+        locked(&self.current().parked).clone()
+    }
+
+    /// Puts `fresh`, which [`Building::beside`] made, in the place of what is shown now, at once
     /// and for good. Readers that have begun finish with the old file, which is then deleted.
     ///
     /// # Errors
@@ -245,6 +282,7 @@ impl Content {
             users: Shards::new(),
             sessions: Shards::new(),
             queue: Queue::load(&writer)?,
+            parked: Mutex::new(parked::load(&writer)?),
             jobs: Shards::new(),
             replaced: AtomicBool::new(false),
             writer: Mutex::new(writer),
@@ -260,26 +298,24 @@ impl Content {
     fn apply(&self, batch: &[Happened], towards: u64) -> Result<HashSet<UserId>, Error> {
         let mut writer = locked(&self.writer);
         let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut position = checkpoint(&transaction)?;
-        let fresh = batch.partition_point(|happened| happened.position <= position);
-        let Some(last) = batch[fresh..].last() else { return Ok(HashSet::new()) };
-        position = last.position;
-        let mut taken = Batch::new(&transaction, towards.max(position).saturating_sub(TICKS_KEPT));
-        for happened in &batch[fresh..] {
-            taken.take_in(happened)?;
-        }
-        taken.save()?;
-        let Batch { changes, touched, .. } = taken;
-        feed::trim(&transaction, position)?;
-        transaction
-            .prepare_cached("UPDATE checkpoint SET position = ?1")?
-            .execute([int(position)])?;
+        let parked = locked(&self.parked).clone();
+        let before = parked.len();
+        let poisoned = batch.iter().any(|happened| happened.entity.is_unreadable());
+        let skipped = if poisoned { parked::skipped(&self.base)? } else { Arc::default() };
+        let rules = Rules { towards, parked, skipped, only: None };
+        let Some(taken) = batch::take_in(&transaction, batch, rules)? else {
+            return Ok(HashSet::new());
+        };
+        let Taken { position, changes, touched, parked } = taken;
         transaction.commit()?;
         // First: whoever keeps a row that it read before this commit sees that it is too late, or
         // is undone by what follows.
         self.checkpoint.store(position, Ordering::Release);
         for change in changes {
             self.remember(change);
+        }
+        if parked.len() != before {
+            *locked(&self.parked) = parked;
         }
         Ok(touched)
     }

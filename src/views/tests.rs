@@ -712,10 +712,15 @@ fn fresh_views_replace_the_present_ones_under_their_readers() {
     let views = after(history());
     let reader = views.views.clone();
     for round in 0..3 {
-        let fresh = views.fresh_beside().unwrap();
-        assert!(matches!(views.replace_with(fresh.clone()), Err(Error::Behind { .. })), "{round}");
-        fresh.apply(&log(history())).unwrap();
-        views.replace_with(fresh).unwrap();
+        let build = |events: &[Happened]| {
+            let mut fresh = Building::beside(&views.path()).unwrap();
+            assert!(matches!(Building::beside(&views.path()), Err(Error::Rebuilding)));
+            fresh.apply(events, 0).unwrap();
+            fresh.finish().unwrap()
+        };
+        let behind = build(&log(history())[..3]);
+        assert!(matches!(views.replace_with(behind), Err(Error::Behind { .. })), "{round}");
+        views.replace_with(build(&log(history()))).unwrap();
         assert!(reader.user(&user_id("ada")).unwrap().is_some());
     }
     let entity = user("eve", registered("e"));

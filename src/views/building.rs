@@ -1,0 +1,122 @@
+//! Views that are being built: nobody reads them yet, and a crash may throw them away, so that they
+//! are filled without a journal, as fast as the disk takes pages.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::batch::{self, Rules, Taken};
+use super::parked::{self, Parked, View};
+use super::{Content, Error, Happened, Views, checkpoint, file};
+
+/// A file of views on its way from position 0 to where they may be shown.
+pub struct Building {
+    /// What it will be called to the outside.
+    base: PathBuf,
+    file: PathBuf,
+    sql: Connection,
+    checkpoint: u64,
+    parked: Vec<Parked>,
+    skipped: Arc<BTreeSet<u64>>,
+    only: Option<View>,
+    /// No two rebuilds beside the same views; the system lets go of it when the process dies.
+    _lock: Option<File>,
+}
+
+impl Building {
+    /// At a place of their own.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] when there is something already.
+    pub fn at(path: &Path) -> Result<Self, Error> {
+        if path.exists() {
+            return Err(Error::Exists(path.to_owned()));
+        }
+        Self::create(path.to_owned(), path.to_owned(), None)
+    }
+
+    /// To take the place of the views that are called `base`, which may be in use meanwhile. What
+    /// an earlier attempt left there is removed.
+    ///
+    /// # Errors
+    /// [`Error::Rebuilding`] while somebody else does the same.
+    pub fn beside(base: &Path) -> Result<Self, Error> {
+        let lock = file::lock(base)?.ok_or(Error::Rebuilding)?;
+        let path = file::next(base, &file::current(base)?);
+        file::remove(&path)?;
+        Self::create(base.to_owned(), path, Some(lock))
+    }
+
+    /// Leaves the tables of all other views empty; those of the users are needed for any.
+    pub fn only(mut self, view: Option<View>) -> Self {
+        self.only = view;
+        self
+    }
+
+    fn create(base: PathBuf, file: PathBuf, lock: Option<File>) -> Result<Self, Error> {
+        let skipped = parked::skipped(&base)?;
+        let sql = file::builder(&file)?;
+        Ok(Self {
+            base,
+            file,
+            sql,
+            checkpoint: 0,
+            parked: Vec::new(),
+            skipped,
+            only: None,
+            _lock: lock,
+        })
+    }
+
+    /// Position of the last event taken in; 0 before the first.
+    pub fn checkpoint(&self) -> u64 {
+        self.checkpoint
+    }
+
+    /// As [`Views::apply_towards`]. After an error the building is of no use any more.
+    ///
+    /// # Errors
+    /// What the file itself does.
+    pub fn apply(&mut self, events: &[Happened], towards: u64) -> Result<(), Error> {
+        let transaction = self.sql.unchecked_transaction()?;
+        let rules = Rules {
+            towards,
+            parked: std::mem::take(&mut self.parked),
+            skipped: Arc::clone(&self.skipped),
+            only: self.only,
+        };
+        let parked = rules.parked.clone();
+        match batch::take_in(&transaction, events, rules)? {
+            Some(Taken { position, parked, .. }) => {
+                (self.checkpoint, self.parked) = (position, parked);
+            }
+            None => self.parked = parked,
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Makes it durable and ready to be read.
+    ///
+    /// # Errors
+    /// What the file itself does.
+    pub fn finish(self) -> Result<Views, Error> {
+        debug_assert_eq!(checkpoint(&self.sql)?, self.checkpoint);
+        file::finish(self.sql, &self.file)?;
+        Ok(Views::of(Content::open(self.base, self.file)?))
+    }
+
+    /// The same, and it stands for the views from now on: whoever has the present ones open finds
+    /// it by [`Views::successor`], whoever opens them gets it.
+    ///
+    /// # Errors
+    /// What the files do.
+    pub fn finish_as_current(self) -> Result<Views, Error> {
+        let (base, file) = (self.base.clone(), self.file.clone());
+        let views = self.finish()?;
+        file::make_current(&base, &file)?;
+        Ok(views)
+    }
+}
