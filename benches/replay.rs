@@ -39,8 +39,7 @@ fn main() {
     let events = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(EVENTS);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let directory = tempfile::tempdir().expect("a directory");
-    let (log, views) =
-        (directory.path().join("log.sqlite"), directory.path().join("views.sqlite"));
+    let (log, views) = (directory.path().join("log.sqlite"), directory.path().join("views.sqlite"));
     runtime.block_on(async {
         appends("an empty log", &log).await;
         fill(&log, events).await;
@@ -105,7 +104,10 @@ async fn replay(log: &Path, views: &Path) {
     let took = began.elapsed();
     assert_eq!((fresh.checkpoint(), fresh.parked()), (head, vec![]));
     let rate = head as f64 / took.as_secs_f64();
-    println!("{head} events replayed in {took:.1?}: {rate:.0}/s, resident {before} → {}", resident());
+    println!(
+        "{head} events replayed in {took:.1?}: {rate:.0}/s, resident {before} → {}",
+        resident()
+    );
     let size = std::fs::metadata(views).map_or(0, |file| file.len()) / 1_000_000;
     println!("read model of {size} MB");
 }

@@ -10,9 +10,9 @@ use crate::log::EventLog;
 use crate::views::{Building, Happened};
 
 /// Events in one transaction: enough that most events meet the row that they change in memory.
-const BATCH: usize = 16_384;
+const BATCH: usize = 8192;
 /// Batches that are decoded ahead.
-const AHEAD: usize = 2;
+const AHEAD: usize = 1;
 
 /// Takes in the log up to `until`; `seen` hears of each position reached. The building is given
 /// back at that position, or where the log ends if that is before.

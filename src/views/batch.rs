@@ -130,6 +130,8 @@ pub(super) struct Rules {
     pub skipped: Arc<BTreeSet<u64>>,
     /// The one view that is wanted, if not all are.
     pub only: Option<View>,
+    /// Nobody reads these views yet.
+    pub building: bool,
 }
 
 /// What came of it.
@@ -151,8 +153,9 @@ pub(super) fn take_in(
     let before = checkpoint(sql)?;
     let fresh = &events[events.partition_point(|happened| happened.position <= before)..];
     let Some(position) = fresh.last().map(|last| last.position) else { return Ok(None) };
-    let mut batch = Batch::new(sql, rules.towards.max(position).saturating_sub(TICKS_KEPT));
-    let Rules { mut parked, skipped, only, .. } = rules;
+    let Rules { towards, mut parked, skipped, only, building } = rules;
+    let stale = towards.max(position).saturating_sub(TICKS_KEPT);
+    let mut batch = Batch::new(sql, stale, building);
     for happened in fresh {
         if let Entity::Unreadable { view, reason } = &happened.entity {
             if !skipped.contains(&happened.position) {
@@ -168,7 +171,9 @@ pub(super) fn take_in(
     }
     batch.save()?;
     let Batch { changes, touched, .. } = batch;
-    feed::trim(sql, position)?;
+    if !building {
+        feed::trim(sql, position)?;
+    }
     sql.prepare_cached("UPDATE checkpoint SET position = ?1")?.execute([int(position)])?;
     Ok(Some(Taken { position, changes, touched, parked }))
 }
@@ -186,11 +191,14 @@ pub(super) struct Batch<'a> {
     pub feed: Feed,
     pub changes: Vec<Change>,
     pub touched: HashSet<UserId>,
+    /// Nobody reads these views yet: what concerns many rows is done at the end, and what the
+    /// memory would hold is of no use.
+    pub building: bool,
 }
 
 impl<'a> Batch<'a> {
     /// Ticks of progress at or below `stale` are not kept.
-    fn new(sql: &'a Connection, stale: u64) -> Self {
+    fn new(sql: &'a Connection, stale: u64, building: bool) -> Self {
         Self {
             sql,
             users: Rows::default(),
@@ -203,6 +211,7 @@ impl<'a> Batch<'a> {
             feed: Feed::new(stale),
             changes: Vec::new(),
             touched: HashSet::new(),
+            building,
         }
     }
 
@@ -235,7 +244,7 @@ impl<'a> Batch<'a> {
     }
 
     pub fn touch(&mut self, user_id: &UserId) {
-        if !self.touched.contains(user_id) {
+        if !self.building && !self.touched.contains(user_id) {
             self.touched.insert(user_id.clone());
         }
     }
@@ -243,19 +252,25 @@ impl<'a> Batch<'a> {
     /// Writes all of it, so that statements over many rows may follow; the rows that those change
     /// are read anew.
     pub fn save(&mut self) -> rusqlite::Result<()> {
-        let Self { sql, changes, turns, shares, .. } = self;
-        let sql: &Connection = sql;
+        let Self { sql, changes, turns, shares, building, .. } = self;
+        let (sql, building): (&Connection, _) = (sql, *building);
         self.users.save(sql, |id, user| {
+            if building {
+                return Ok(());
+            }
             changes.extend(user.and_then(|user| user.change(id)));
             Ok(())
         })?;
         self.sessions.save(sql, |id, session| {
+            if building {
+                return Ok(());
+            }
             changes.push(Change::Session(id.clone(), session.and_then(Session::standing)));
             Ok(())
         })?;
         self.files.save(sql, |_, _| Ok(()))?;
         self.jobs.save(sql, |id, job| {
-            let Some(job) = job else { return Ok(()) };
+            let Some(job) = job.filter(|_| !building) else { return Ok(()) };
             let served = turns.get(sql, &job.turn())?.map_or(0, |turn| turn.0);
             let shares = if job.leased { shares.get(sql, &job.kind)? } else { None };
             changes.push(Change::Job(*id, job.place(served, shares.map(|shares| shares.0))));

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::batch::{self, Rules, Taken};
 use super::parked::{self, Parked, View};
-use super::{Content, Error, Happened, Views, checkpoint, file};
+use super::{Content, Error, Happened, Views, feed, file};
 
 /// A file of views on its way from position 0 to where they may be shown.
 pub struct Building {
@@ -87,6 +87,7 @@ impl Building {
             parked: std::mem::take(&mut self.parked),
             skipped: Arc::clone(&self.skipped),
             only: self.only,
+            building: true,
         };
         let parked = rules.parked.clone();
         match batch::take_in(&transaction, events, rules)? {
@@ -103,7 +104,7 @@ impl Building {
     /// # Errors
     /// What the file itself does.
     pub fn finish(self) -> Result<Views, Error> {
-        debug_assert_eq!(checkpoint(&self.sql)?, self.checkpoint);
+        feed::trim(&self.sql, self.checkpoint)?;
         file::finish(self.sql, &self.file)?;
         Ok(Views::of(Content::open(self.base, self.file)?))
     }

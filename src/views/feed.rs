@@ -16,6 +16,9 @@ CREATE TABLE feed (
     type TEXT NOT NULL,
     data TEXT NOT NULL
 );
+";
+
+pub(super) const INDEXES: &str = "
 -- An index of SQLite ends with the row's id, here the position.
 CREATE INDEX feed_of_user ON feed (user_id);
 CREATE INDEX feed_of_job ON feed (job_id) WHERE job_id IS NOT NULL;

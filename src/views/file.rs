@@ -55,13 +55,14 @@ pub(super) fn builder(path: &Path) -> Result<Connection, Error> {
     tune(&connection)?;
     connection.execute_batch(
         "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-         PRAGMA cache_size = -131072;",
+         PRAGMA cache_size = -65536; PRAGMA threads = 2;",
     )?;
     Ok(connection)
 }
 
 /// Closes a file that was built, durable and whole.
 pub(super) fn finish(built: Connection, path: &Path) -> Result<(), Error> {
+    built.execute_batch(&[users::SETTLE, &INDEXES.concat()].concat())?;
     built.close().map_err(|(_, error)| error)?;
     File::open(path)?.sync_all()?;
     let connection = Connection::open(path)?;
@@ -182,24 +183,32 @@ fn recognise(path: &Path) -> Result<Found, Error> {
 fn create(path: &Path, version: i32) -> Result<(), Error> {
     let connection = Connection::open(path)?;
     connection.execute_batch("PRAGMA page_size = 8192; PRAGMA journal_mode = WAL;")?;
-    let tables = [
-        CHECKPOINT,
-        users::SCHEMA,
-        sessions::SCHEMA,
-        files::SCHEMA,
-        jobs::SCHEMA,
-        queue::SCHEMA,
-        feed::SCHEMA,
-        tallies::SCHEMA,
-        parked::SCHEMA,
-    ]
-    .concat();
+    let mut tables = TABLES.concat();
+    if version != UNFINISHED {
+        tables.extend(INDEXES);
+    }
     connection.execute_batch(&format!(
         "BEGIN; {tables} PRAGMA application_id = {APPLICATION};
          PRAGMA user_version = {version}; COMMIT;"
     ))?;
     Ok(())
 }
+
+const TABLES: [&str; 9] = [
+    CHECKPOINT,
+    parked::SCHEMA,
+    users::SCHEMA,
+    sessions::SCHEMA,
+    files::SCHEMA,
+    jobs::SCHEMA,
+    queue::SCHEMA,
+    feed::SCHEMA,
+    tallies::SCHEMA,
+];
+
+/// Made at once over a table that is full they cost a third of what they cost row by row.
+const INDEXES: [&str; 5] =
+    [users::INDEXES, sessions::INDEXES, files::INDEXES, jobs::INDEXES, feed::INDEXES];
 
 fn tune(connection: &Connection) -> rusqlite::Result<()> {
     // Else a statement is planned anew whenever a bound that it compares with changes.

@@ -30,6 +30,9 @@ CREATE TABLE files (
     tier TEXT,
     created_at INTEGER NOT NULL
 );
+";
+
+pub(super) const INDEXES: &str = "
 -- With the size, so that usage is summed without touching the rows.
 CREATE INDEX files_of_user ON files (user_id, position, size);
 CREATE INDEX outputs ON files (tier, created_at) WHERE tier IS NOT NULL;

@@ -48,6 +48,9 @@ CREATE TABLE jobs (
     finished_at INTEGER,
     updated_at INTEGER NOT NULL
 );
+";
+
+pub(super) const INDEXES: &str = "
 CREATE INDEX jobs_of_user ON jobs (user_id);
 -- With the seconds, so that usage is summed without touching the rows.
 CREATE INDEX jobs_of_user_in_state ON jobs (user_id, state, position, seconds);

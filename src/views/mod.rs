@@ -302,7 +302,7 @@ impl Content {
         let before = parked.len();
         let poisoned = batch.iter().any(|happened| happened.entity.is_unreadable());
         let skipped = if poisoned { parked::skipped(&self.base)? } else { Arc::default() };
-        let rules = Rules { towards, parked, skipped, only: None };
+        let rules = Rules { towards, parked, skipped, only: None, building: false };
         let Some(taken) = batch::take_in(&transaction, batch, rules)? else {
             return Ok(HashSet::new());
         };

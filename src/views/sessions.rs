@@ -28,6 +28,9 @@ CREATE TABLE sessions (
     -- Why it must end although its time is not over: its user is gone.
     doomed TEXT
 ) WITHOUT ROWID;
+";
+
+pub(super) const INDEXES: &str = "
 CREATE INDEX sessions_of_user ON sessions (user_id, ended_at, started_at);
 -- With the user, so that the active ones are counted without touching the rows.
 CREATE INDEX sessions_active ON sessions (last_active_at, user_id);

@@ -716,7 +716,11 @@ fn fresh_views_replace_the_present_ones_under_their_readers() {
             let mut fresh = Building::beside(&views.path()).unwrap();
             assert!(matches!(Building::beside(&views.path()), Err(Error::Rebuilding)));
             fresh.apply(events, 0).unwrap();
-            fresh.finish().unwrap()
+            let fresh = fresh.finish().unwrap();
+            let followed = empty();
+            followed.apply(events).unwrap();
+            assert_eq!(fresh.dump().unwrap(), followed.dump().unwrap(), "built as if followed");
+            fresh
         };
         let behind = build(&log(history())[..3]);
         assert!(matches!(views.replace_with(behind), Err(Error::Behind { .. })), "{round}");

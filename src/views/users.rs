@@ -42,6 +42,24 @@ CREATE TABLE users (
     access_changed_at INTEGER,
     decided_here INTEGER NOT NULL
 ) WITHOUT ROWID;
+";
+
+/// What the deletions and bans of a whole history come to for the rows of those users. What follows
+/// a deletion is blank from the start, so that it does not matter when this is done.
+pub(super) const SETTLE: &str = "
+UPDATE sessions SET doomed = NULL WHERE doomed IS NOT NULL;
+UPDATE sessions SET doomed = iif(users.deleted, 'user_deleted', 'user_banned') FROM users
+    WHERE users.user_id = sessions.user_id AND (users.deleted OR users.banned)
+    AND ended_at IS NULL;
+UPDATE sessions SET ip_address = NULL, user_agent = NULL
+    WHERE user_id IN (SELECT user_id FROM users WHERE deleted);
+UPDATE files SET filename = '', metadata = '{}'
+    WHERE user_id IN (SELECT user_id FROM users WHERE deleted);
+UPDATE jobs SET prompt = '', options = json_remove(options, '$.style_data')
+    WHERE user_id IN (SELECT user_id FROM users WHERE deleted);
+";
+
+pub(super) const INDEXES: &str = "
 CREATE INDEX users_by_age ON users (position) WHERE position IS NOT NULL;
 ";
 
@@ -174,6 +192,8 @@ impl Batch<'_> {
             self.count(tallies::Item::Users, change, 0.0)?;
         }
         match event {
+            // In one go when it is finished: see `SETTLE`.
+            Event::Deleted {} | Event::Banned {} | Event::Unbanned {} if self.building => Ok(()),
             Event::Deleted {} => {
                 self.save()?;
                 sessions::erase(self.sql, user_id)?;
