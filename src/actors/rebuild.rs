@@ -1,13 +1,17 @@
 //! A rebuild: the whole log once more, into views that nobody reads yet. One thread reads and
 //! decodes while the other folds, since each costs about as much.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::projector::{self, Error};
+use crate::clock::Clock;
 use crate::log::EventLog;
-use crate::views::{Building, Happened};
+use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// Events in one transaction: enough that most events meet the row that they change in memory.
 const BATCH: usize = 8192;
@@ -29,9 +33,7 @@ pub async fn rebuild(
     let from = building.checkpoint();
     let folding = tokio::task::spawn_blocking(move || fold(building, batches, until, &mut seen));
     let reading = read(log, from, until, decoded).await;
-    let folded = folding.await.map_err(|error| {
-        crate::views::Error::Io(std::io::Error::other(format!("the rebuild broke off: {error}")))
-    })?;
+    let folded = folding.await.map_err(|error| views::Error::Io(std::io::Error::other(error)))?;
     reading?;
     Ok(folded?)
 }
@@ -59,10 +61,140 @@ fn fold(
     mut batches: mpsc::Receiver<Vec<Happened>>,
     until: u64,
     seen: &mut impl FnMut(u64),
-) -> Result<Building, crate::views::Error> {
+) -> Result<Building, views::Error> {
     while let Some(batch) = batches.blocking_recv() {
         building.apply(&batch, until)?;
         seen(building.checkpoint());
     }
     Ok(building)
+}
+
+/// The rebuilds of a running server, one at a time. What is built takes the place of what is read
+/// as any other does that somebody built beside it: the projector finds it.
+#[derive(Clone)]
+pub struct Rebuilds {
+    clock: Clock,
+    log: Arc<dyn EventLog>,
+    views: Views,
+    last: Arc<Mutex<Option<Status>>>,
+}
+
+/// How far a rebuild is, or how it ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub state: State,
+    /// Reached so far, and to be reached.
+    pub position: u64,
+    pub until: u64,
+    pub started_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
+    /// What was compared only: each table with what differs.
+    pub differences: Option<Vec<Difference>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Running,
+    Completed,
+    Failed,
+}
+
+/// Another one has not ended yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a rebuild is under way")]
+pub struct UnderWay;
+
+/// How often it looks whether what it built has been taken over.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Rebuilds {
+    pub fn new(clock: Clock, log: Arc<dyn EventLog>, views: Views) -> Self {
+        Self { clock, log, views, last: Arc::default() }
+    }
+
+    /// The one under way, else the last; none since the start.
+    pub fn status(&self) -> Option<Status> {
+        self.locked().clone()
+    }
+
+    /// Begins one in the background: to replace what is read, or only to `compare` with it.
+    ///
+    /// # Errors
+    /// [`UnderWay`]
+    pub fn start(&self, compare: bool) -> Result<Status, UnderWay> {
+        let mut last = self.locked();
+        if last.as_ref().is_some_and(|last| last.state == State::Running) {
+            return Err(UnderWay);
+        }
+        let status = Status {
+            state: State::Running,
+            position: 0,
+            until: *self.log.head().borrow(),
+            started_at: self.clock.now(),
+            finished_at: None,
+            differences: None,
+        };
+        *last = Some(status.clone());
+        drop(last);
+        let rebuilds = self.clone();
+        tokio::spawn(async move {
+            let outcome = if compare { rebuilds.compare().await } else { rebuilds.replace().await };
+            let state = match outcome {
+                Ok(()) => State::Completed,
+                Err(error) => {
+                    tracing::error!(%error, "the read model could not be rebuilt");
+                    State::Failed
+                }
+            };
+            let finished_at = Some(rebuilds.clock.now());
+            rebuilds.note(|status| (status.state, status.finished_at) = (state, finished_at));
+        });
+        Ok(status)
+    }
+
+    async fn replace(&self) -> Result<(), Error> {
+        let building = Building::beside(&self.views.path())?;
+        let until = *self.log.head().borrow();
+        let built = rebuild(Arc::clone(&self.log), building, until, self.seen()).await?;
+        blocking(move || built.finish_as_current().map(drop)).await?;
+        while self.views.is_outdated()? {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    async fn compare(&self) -> Result<(), Error> {
+        let live = Snapshot::of(&self.views.path())?;
+        self.note(|status| status.until = live.checkpoint());
+        let building = Building::beside(&self.views.path())?;
+        let (log, until) = (Arc::clone(&self.log), live.checkpoint());
+        let built = rebuild(log, building, until, self.seen()).await?;
+        let found = blocking(move || built.compare_and_remove(&live)).await?;
+        self.note(|status| status.differences = Some(found));
+        Ok(())
+    }
+
+    fn seen(&self) -> impl FnMut(u64) + Send + 'static {
+        let rebuilds = self.clone();
+        move |position| rebuilds.note(|status| status.position = position)
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Status)) {
+        if let Some(status) = self.locked().as_mut() {
+            change(status);
+        }
+    }
+
+    /// A panic elsewhere leaves no half-done change behind.
+    fn locked(&self) -> MutexGuard<'_, Option<Status>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, views::Error> + Send + 'static,
+) -> Result<T, views::Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| views::Error::Io(std::io::Error::other(error)))?
 }

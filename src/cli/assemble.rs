@@ -15,6 +15,7 @@ use super::BadConfiguration;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
 use crate::actors::leasing::Leasing;
+use crate::actors::rebuild::Rebuilds;
 use crate::actors::secrets::Secrets;
 use crate::actors::storekeeper::Storekeeper;
 use crate::actors::{System, metadata_sync, timekeeper};
@@ -162,6 +163,11 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     while system.progress.now().position < head {
         let _ = system.visible(head).await;
     }
+    let rebuilds = Rebuilds::new(clock.clone(), Arc::clone(&system.log), system.views.clone());
+    if !system.progress.now().parked.is_empty() {
+        // A newer program may understand what this data was parked at.
+        let _ = rebuilds.start(false);
+    }
     timekeeper::start(Arc::clone(&system));
     let storekeeper = Storekeeper {
         system: Arc::clone(&system),
@@ -238,6 +244,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         authenticator: authenticator(&settings, keys, &clock)?,
         webhooks,
         dead_letters,
+        rebuilds,
         leasing,
         worker_tokens: WorkerTokens::new(&settings.worker_tokens),
         rates,

@@ -23,6 +23,7 @@ use super::{routes, tus};
 use crate::actors::System;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::leasing::Leasing;
+use crate::actors::rebuild::Rebuilds;
 use crate::actors::secrets::Secrets;
 use crate::clerk::Authenticator;
 use crate::clerk::webhook::WebhookVerifier;
@@ -55,6 +56,8 @@ pub struct App {
     pub webhooks: Option<WebhookVerifier>,
     /// Deliveries that could not be used.
     pub dead_letters: DeadLetters,
+    /// The read model built anew at an administrator's word.
+    pub rebuilds: Rebuilds,
     /// Jobs in the hands of workers.
     pub leasing: Arc<Leasing>,
     pub worker_tokens: WorkerTokens,

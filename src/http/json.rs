@@ -242,6 +242,18 @@ impl Fields {
         texts
     }
 
+    /// A list of whole numbers from 0 on, or absent.
+    pub fn optional_numbers(
+        &mut self,
+        name: &str,
+        length: RangeInclusive<usize>,
+    ) -> Option<Vec<u64>> {
+        let items = self.list(name, length)?;
+        let numbers: Option<Vec<u64>> = items.iter().map(whole).collect();
+        self.accept(name, numbers.is_some(), "must be a list of whole numbers".to_owned());
+        numbers
+    }
+
     /// A list of objects, each read in the same way; refusals are named `jobs[3].prompt`.
     pub fn objects<T: FromFields>(&mut self, name: &str, length: RangeInclusive<usize>) -> Vec<T> {
         let items = self.list(name, length);

@@ -35,4 +35,5 @@ pub mod problem;
 pub mod quota;
 pub mod ranges;
 pub mod rates;
+pub mod replay;
 pub mod upload;

@@ -27,6 +27,7 @@ use super::health::Health;
 use super::jobs::{JobAnswer, VideoRequest};
 use super::links::{LinkAnswer, LinkRequest};
 use super::me::OnboardingRequest;
+use super::replay::ReplayRequest;
 use super::routes::{Access, Route, table};
 use super::sessions::Remember;
 use super::translations::TranslationForm;
@@ -43,6 +44,7 @@ use super::worker::{
     ),
     components(schemas(
         AccessRequest,
+        ReplayRequest,
         AnalyticsAnswer,
         BatchAnswer,
         BatchRequest,

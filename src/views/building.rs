@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::batch::{self, Rules, Taken};
 use super::parked::{self, Parked, View};
-use super::{Content, Error, Happened, Views, feed, file};
+use super::{Content, Difference, Error, Happened, Snapshot, Views, feed, file};
 
 /// A file of views on its way from position 0 to where they may be shown.
 pub struct Building {
@@ -107,6 +107,18 @@ impl Building {
         feed::trim(&self.sql, self.checkpoint)?;
         file::finish(self.sql, &self.file)?;
         Ok(Views::of(Content::open(self.base, self.file)?))
+    }
+
+    /// Compares what was built with others, and throws it away.
+    ///
+    /// # Errors
+    /// One of the two cannot be read.
+    pub fn compare_and_remove(self, others: &Snapshot) -> Result<Vec<Difference>, Error> {
+        let path = self.file.clone();
+        file::finish(self.sql, &path)?;
+        let found = Snapshot::of_file(&path).and_then(|fresh| others.compare(&fresh));
+        file::remove(&path)?;
+        found
     }
 
     /// The same, and it stands for the views from now on: whoever has the present ones open finds

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, Rows, Statement};
+use serde::Serialize;
 
 use super::digest::TABLES;
 use super::{Error, checkpoint, file};
@@ -19,7 +20,7 @@ pub struct Snapshot {
 }
 
 /// What differs in one table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     pub table: &'static str,
     /// Rows that are in the first one alone.
@@ -44,7 +45,11 @@ impl Snapshot {
     /// # Errors
     /// There are none, or they cannot be read.
     pub fn of(path: &Path) -> Result<Self, Error> {
-        let sql = file::reader(&file::current(path)?)?;
+        Self::of_file(&file::current(path)?)
+    }
+
+    pub(super) fn of_file(path: &Path) -> Result<Self, Error> {
+        let sql = file::reader(path)?;
         sql.execute_batch("BEGIN")?;
         // The first read settles the moment.
         let checkpoint = checkpoint(&sql)?;

@@ -190,6 +190,15 @@ impl Views {
         self.current().base.clone()
     }
 
+    /// Whether others are to take the place of these.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_outdated(&self) -> Result<bool, Error> {
+        let present = self.current();
+        Ok(file::current(&present.base)? != present.file)
+    }
+
     /// The views that are to take the place of these, if somebody else has built them: another
     /// process, beside this one.
     ///

@@ -13,6 +13,7 @@ mod clients;
 mod events;
 mod floors;
 mod lives;
+mod replay;
 mod s3;
 mod seeds;
 mod translations;

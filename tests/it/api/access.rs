@@ -76,6 +76,8 @@ const EXPECTED: &[(&str, &str, Class)] = &[
     ("GET", "/admin/users/{id}/sessions", Admin),
     ("DELETE", "/admin/users/{id}/sessions/{session_id}", Admin),
     ("GET", "/admin/analytics", Admin),
+    ("POST", "/admin/replay", Admin),
+    ("GET", "/admin/replay", Admin),
     ("GET", "/admin/webhooks/dead", Admin),
     ("POST", "/admin/webhooks/dead/{id}/retry", Admin),
     ("DELETE", "/admin/webhooks/dead/{id}", Admin),

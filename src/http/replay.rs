@@ -1,0 +1,54 @@
+//! The read model built anew from the log, at an administrator's word, while the present one answers.
+
+use actix_web::{HttpResponse, web};
+use serde_json::json;
+
+use super::answer;
+use super::app::App;
+use super::caller::Caller;
+use super::json::{self, Fields, FromFields};
+use super::problem::{Code, Problem};
+use crate::views;
+
+/// The body of `POST admin/replay`; all of it may be left out.
+#[derive(Debug, Default, utoipa::ToSchema)]
+pub struct ReplayRequest {
+    /// Compare what is read with a replay, row by row, and change nothing.
+    pub diff: Option<bool>,
+    /// Positions of events to pass over from now on, since no view can take them in.
+    pub skip: Option<Vec<u64>>,
+}
+
+impl FromFields for ReplayRequest {
+    fn from_fields(fields: &mut Fields) -> Self {
+        Self { diff: fields.optional_bool("diff"), skip: fields.optional_numbers("skip", 0..=1000) }
+    }
+}
+
+/// `POST admin/replay`: begins; how far it is, `GET` of the same path tells.
+pub async fn start(
+    app: web::Data<App>,
+    _caller: Caller,
+    body: web::Bytes,
+) -> Result<HttpResponse, Problem> {
+    let request = if body.is_empty() { ReplayRequest::default() } else { json::parse(&body)? };
+    let compare = request.diff.unwrap_or(false);
+    let skip = request.skip.unwrap_or_default();
+    if compare && !skip.is_empty() {
+        return Err(Problem::field("skip", "changes what is compared: leave out diff"));
+    }
+    for position in skip {
+        views::skip(&app.system.views.path(), position).map_err(views::Error::Io)?;
+    }
+    let status = app
+        .rebuilds
+        .start(compare)
+        .map_err(|_| Problem::new(Code::Conflict).with_sentence("A replay is under way already"))?;
+    Ok(answer::accepted(status))
+}
+
+/// `GET admin/replay`: the one under way, else the last since the start.
+pub async fn status(app: web::Data<App>, _caller: Caller) -> HttpResponse {
+    let parked = app.system.progress.now().parked;
+    answer::ok(json!({ "replay": app.rebuilds.status(), "parked": parked }))
+}
