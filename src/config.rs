@@ -117,6 +117,13 @@ pub struct Options {
     #[arg(long, env = "T2M_STALLED_S", default_value_t = 120,
           value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub stalled_s: u32,
+    /// Log lines as `text` or as `json`
+    #[arg(long, env = "T2M_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// An OpenTelemetry collector that takes traces by OTLP over HTTP, such as
+    /// `http://127.0.0.1:4318`
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// What makes videos: `storyboard`, `command:PROGRAM ARGS…` or `none` (remote workers only)
     #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
     pub engine: String,
@@ -275,6 +282,13 @@ impl BlobStore {
     }
 }
 
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
 /// Checked settings.
 #[derive(Clone)]
 pub struct Settings {
@@ -308,6 +322,8 @@ pub struct Settings {
     pub running_per_user: String,
     pub streams_per_user: u32,
     pub stalled_s: u32,
+    pub log_format: LogFormat,
+    pub otlp_endpoint: Option<String>,
     pub engine: Engine,
     pub translation_engine: Engine,
     pub engine_limits: EngineLimits,
@@ -470,6 +486,8 @@ impl Options {
             running_per_user: self.running_per_user,
             streams_per_user: self.streams_per_user,
             stalled_s: self.stalled_s,
+            log_format: self.log_format,
+            otlp_endpoint: self.otlp_endpoint.filter(|url| !url.is_empty()),
             engine: video,
             translation_engine,
             engine_limits,

@@ -4,7 +4,8 @@
 //! Everything else is plumbing, with one place each. A module may use those above it in this list,
 //! never those below; a test holds that.
 //!
-//! 0. [`clock`] and [`config`]: the only source of now and of fresh ids; checked settings.
+//! 0. [`clock`], [`config`] and [`telemetry`]: the only source of now and of fresh ids; checked
+//!    settings; the metrics by name.
 //! 1. [`domain`]: users, sessions, files and jobs as pure functions. [`log`]: streams, revisions,
 //!    positions and a hash chain. They do not know each other.
 //! 2. [`views`]: the read models. [`clerk`]: tokens, keys and webhooks. [`media`]: bytes, links and
@@ -25,4 +26,5 @@ pub mod domain;
 pub mod http;
 pub mod log;
 pub mod media;
+pub mod telemetry;
 pub mod views;

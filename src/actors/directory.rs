@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::prelude::*;
+use tracing::Span;
 
 use super::codec::Metadata;
 use super::entity::{Entity, EntityActor, Execute, Executed, Failure};
@@ -84,7 +85,7 @@ impl<A: Aggregate + Unpin> Directory<A> {
         command: A::Command,
         origin: Metadata,
     ) -> Result<Executed<A>, Failure<A::Refusal>> {
-        self.send(id, Execute { command, origin, fresh: false }).await
+        self.send(id, Execute { command, origin, fresh: false, span: Span::current() }).await
     }
 
     /// The same for an entity whose id was made just now: spares the search for its past.
@@ -97,7 +98,7 @@ impl<A: Aggregate + Unpin> Directory<A> {
         command: A::Command,
         origin: Metadata,
     ) -> Result<Executed<A>, Failure<A::Refusal>> {
-        self.send(id, Execute { command, origin, fresh: true }).await
+        self.send(id, Execute { command, origin, fresh: true, span: Span::current() }).await
     }
 
     async fn send(
@@ -112,6 +113,12 @@ impl<A: Aggregate + Unpin> Directory<A> {
     /// How many entities are alive.
     pub fn alive(&self) -> usize {
         self.alive.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// How many commands wait for their entity or are being executed.
+    pub fn waiting(&self) -> usize {
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        alive.values().map(|live| live.waiting.load(Ordering::Relaxed)).sum()
     }
 
     fn find(&self, stream: &str) -> Found<A> {

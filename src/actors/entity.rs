@@ -2,14 +2,18 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Instant;
 
 use actix::prelude::*;
 use futures_util::FutureExt;
+use metrics::{counter, histogram};
+use tracing::{Instrument, Span};
 
 use super::codec::{self, Metadata};
 use crate::clock::Clock;
 use crate::domain::Aggregate;
 use crate::log::{self, EventLog, Expected, NewEvent};
+use crate::telemetry;
 
 /// Events read at once while a state is loaded.
 const PAGE: usize = 500;
@@ -142,6 +146,7 @@ impl<A: Aggregate> Entity<A> {
         let mut records = Vec::with_capacity(events.len());
         for event in events {
             let (kind, data) = codec::encode::<A>(event)?;
+            counter!(telemetry::EVENTS, "type" => kind.clone()).increment(1);
             let id = self.clock.fresh_id();
             records.push(NewEvent { id, kind, time: now, data, metadata: metadata.clone() });
         }
@@ -151,7 +156,9 @@ impl<A: Aggregate> Entity<A> {
         };
         // Until the log has answered, the state is not known: a failure may still have written.
         self.loaded = false;
+        let began = Instant::now();
         let appended = self.log.append(&self.stream, expected, records).await?;
+        histogram!(telemetry::APPEND_DURATION).record(began.elapsed());
         for event in events {
             self.state.evolve(event);
         }
@@ -174,6 +181,8 @@ pub struct Execute<A: Aggregate> {
     pub origin: Metadata,
     /// The id was made for this command, so there is nothing to load.
     pub fresh: bool,
+    /// What it is a part of.
+    pub span: Span,
 }
 
 impl<A: Aggregate> Message for Execute<A> {
@@ -200,7 +209,11 @@ impl<A: Aggregate + Unpin> Handler<Execute<A>> for EntityActor<A> {
             if message.fresh {
                 entity.assume_fresh();
             }
-            let execution = entity.execute(&message.command, &message.origin);
+            let correlation_id = message.origin.correlation_id.as_str();
+            let span = tracing::info_span!(
+                parent: &message.span, "command", stream = entity.stream, correlation_id
+            );
+            let execution = entity.execute(&message.command, &message.origin).instrument(span);
             // A panic must not take the thread with it, where thousands of other entities live.
             let outcome = AssertUnwindSafe(execution).catch_unwind().await.map_err(|_| {
                 tracing::error!(stream = entity.stream, "an entity panicked and is given up");

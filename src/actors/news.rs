@@ -35,6 +35,11 @@ impl News {
         Ok(Subscription { news: self.clone(), user_id: user_id.clone(), bell })
     }
 
+    /// How many follow anybody.
+    pub fn followers(&self) -> usize {
+        self.locked().values().map(Vec::len).sum()
+    }
+
     /// Wakes who follows one of these users.
     pub fn tell(&self, users: &HashSet<UserId>) {
         let followers = self.locked();

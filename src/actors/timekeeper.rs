@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Arbiter;
+use metrics::counter;
 
 use super::System;
 use super::codec::{Metadata, Source};
 use crate::domain::{job, session};
+use crate::telemetry;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +47,10 @@ pub async fn look(system: &System) -> Result<(), crate::views::Error> {
     }
     for id in system.views.lapsed_jobs(now, AT_ONCE)? {
         let done = system.jobs.execute(id, job::Command::Lapse, origin()).await;
+        let lapsed = |event: &job::Event| matches!(event, job::Event::LeaseExpired { .. });
+        if done.as_ref().is_ok_and(|done| done.events.iter().any(lapsed)) {
+            counter!(telemetry::LEASES_EXPIRED).increment(1);
+        }
         report(&id.to_string(), done.err());
     }
     Ok(())

@@ -79,6 +79,11 @@ impl Jwks {
         (now.saturating_sub(held.fetched_at) <= MAX_STALE_S).then(|| Arc::clone(&held.keys))
     }
 
+    /// When they were, in Unix seconds.
+    pub fn fetched_at(&self) -> Option<i64> {
+        Some(self.state().held.as_ref()?.fetched_at)
+    }
+
     /// Fetches the key set now; callers that come while one is being fetched share its outcome.
     ///
     /// # Errors

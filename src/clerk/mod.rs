@@ -43,6 +43,14 @@ impl Authenticator {
         }
     }
 
+    /// Seconds since the keys were fetched; none when they are given or not there yet.
+    pub fn keys_age(&self, now: i64) -> Option<i64> {
+        match &self.keys {
+            Keys::Fixed(_) => None,
+            Keys::Fetched(jwks) => Some(now.saturating_sub(jwks.fetched_at()?)),
+        }
+    }
+
     /// Verifies `token` as of `now` (Unix seconds). An unknown key id makes the key set be fetched
     /// again, at most once per 30 s for all callers together.
     ///

@@ -9,6 +9,7 @@ use actix_web::dev::Server;
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use super::BadConfiguration;
@@ -42,6 +43,7 @@ use crate::media::reservations::Reservations;
 use crate::media::signed_url::SigningSecrets;
 use crate::media::uploads::Uploads;
 use crate::media::vault::{MasterKey, SealingKey, Vault};
+use crate::telemetry;
 use crate::views::Views;
 
 /// Key id of the development key.
@@ -257,11 +259,28 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         dev_mode: settings.dev_mode,
         require_onboarding: settings.require_onboarding,
         production: settings.environment == Environment::Production,
+        metrics: metrics_of_this_process(),
         stopping: stopped,
     };
     let server = app::serve(Arc::new(app), listener).context("starting the front end")?;
     Ok(Assembled { system, server, address, stopping })
 }
+
+/// A second server in one process, as in a demo, counts nothing.
+fn metrics_of_this_process() -> Option<PrometheusHandle> {
+    let handle = telemetry::install().ok()?;
+    let kept = handle.clone();
+    actix::spawn(async move {
+        loop {
+            tokio::time::sleep(METRICS_UPKEEP).await;
+            kept.run_upkeep();
+        }
+    });
+    Some(handle)
+}
+
+/// How often what was measured is put into its buckets.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// The engine of a setting; none for remote workers alone.
 pub fn engine_of(setting: &config::Engine, limits: EngineLimits) -> Option<Engine> {

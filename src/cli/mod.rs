@@ -7,6 +7,7 @@ mod log;
 mod openapi;
 mod replay;
 mod serve;
+mod telemetry;
 mod token;
 mod webhooks;
 mod worker;

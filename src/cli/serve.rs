@@ -1,21 +1,23 @@
 //! `t2m serve`: the server, until it is told to stop.
 
-use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::assemble::{Assembled, assemble, check};
+use super::telemetry;
 use crate::clock::Clock;
 use crate::config::Options;
 
+/// Whoever keeps a connection open learns with its next answer that it must use another one; so long
+/// requests are still taken, that none is lost between two.
+const LAST_REQUESTS: Duration = Duration::from_millis(300);
+
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let colour = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
-    lines.with_writer(std::io::stderr).init();
+    // Dropped last, so that what is said at the very end is sent too.
+    let _telemetry = telemetry::init(&ready.settings)?;
     if ready.settings.dev_mode {
         tracing::warn!(
             "DEV_MODE is on: every request is trusted as dev_user; never do this in public"
@@ -34,6 +36,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             }
             tracing::info!("stopping: open requests may finish, event streams end");
             stopping.send_replace(true);
+            tokio::time::sleep(LAST_REQUESTS).await;
             handle.stop(true).await;
         });
         server.await.context("serving")

@@ -10,12 +10,14 @@ use actix_web::http::{Method, header};
 use actix_web::middleware::from_fn;
 use actix_web::{App as ActixApp, HttpServer, dev::Server, web};
 use chrono::TimeDelta;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use super::address::TrustedProxies;
 use super::edges::{FreshIds, Routes, edge, unmatched};
 use super::gate::gate;
 use super::health;
+use super::metrics;
 use super::quota::Quotas;
 use super::rates::Rates;
 use super::worker::WorkerTokens;
@@ -77,6 +79,8 @@ pub struct App {
     pub production: bool,
     /// Users who have not finished onboarding are sent to finish it.
     pub require_onboarding: bool,
+    /// What has been counted; none where nothing counts, as in a demo.
+    pub metrics: Option<PrometheusHandle>,
     /// Turns true when the server is about to stop, so that event streams end.
     pub stopping: watch::Receiver<bool>,
 }
@@ -101,6 +105,7 @@ pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
             .wrap(from_fn(edge))
             .configure(routes::configure)
             .route("/.well-known/jwks.json", web::get().to(health::development_keys))
+            .route("/metrics", web::get().to(metrics::metrics))
             .default_service(web::to(unmatched))
     });
     let server = server

@@ -15,16 +15,18 @@ use actix_web::{
     dev::{Payload, ResourceDef, ServiceRequest, ServiceResponse},
     error::InternalError,
     http::{
-        Method, StatusCode,
+        ConnectionType, Method, StatusCode,
         header::{self, HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
     web,
 };
 use futures_util::FutureExt;
+use tracing::Instrument;
 
 use super::app::App;
 use super::problem::{Code, Problem};
+use super::trace;
 
 /// What our answers may load, and who may frame them: nothing and nobody. JSON needs neither.
 const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
@@ -112,6 +114,8 @@ pub async fn edge(
     let id = request_id(&req);
     let method = req.method().clone();
     let protection = Protection::of(&req);
+    let app = req.app_data::<web::Data<App>>().cloned();
+    let span = trace::span(&req, &id);
     req.extensions_mut().insert(RequestId(id.clone()));
     // No clone of the request may live across this call: actix writes to it on the way in.
     let called = async {
@@ -120,7 +124,7 @@ pub async fn edge(
             None => next.call(req).await,
         }
     };
-    let called = AssertUnwindSafe(called).catch_unwind().await;
+    let called = AssertUnwindSafe(called.instrument(span.clone())).catch_unwind().await;
     let outcome = called.unwrap_or_else(|panic| Err(panicked(panic.as_ref()).into()));
     match outcome {
         Ok(response) => {
@@ -128,8 +132,13 @@ pub async fn edge(
             finish_headers(response.headers_mut(), &id, &protection);
             // The pattern, never the path or query: those hold ids, signatures and tokens.
             let route = response.request().match_pattern();
-            let error = response.response().error();
-            log(&method, route.as_deref(), response.status(), error, began, &id);
+            let (status, error) = (response.status(), response.response().error());
+            trace::answered(&span, &method, route.as_deref(), status, began.elapsed());
+            log(&method, route.as_deref(), status, error, began, &id);
+            if app.is_some_and(|app| *app.stopping.borrow()) {
+                // Another node, or the next process, takes what follows on this connection.
+                response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+            }
             Ok(response)
         }
         Err(error) => {
@@ -138,6 +147,7 @@ pub async fn edge(
                 None => error.error_response(),
             };
             finish_headers(response.headers_mut(), &id, &protection);
+            trace::answered(&span, &method, None, response.status(), began.elapsed());
             log(&method, None, response.status(), Some(&error), began, &id);
             Err(InternalError::from_response(error, response).into())
         }

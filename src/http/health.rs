@@ -25,6 +25,9 @@ pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
     let not_ready = |why: String| {
         Problem::new(Code::NotReady).with_detail(json!({ "reason": why })).retry_after(1)
     };
+    if *app.stopping.borrow() {
+        return Err(not_ready("the server is stopping".to_owned()));
+    }
     if let Err(error) = app.system.log.writable() {
         tracing::warn!(%error, "not ready");
         return Err(not_ready("the log cannot accept events".to_owned()));

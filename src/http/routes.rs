@@ -9,8 +9,8 @@ use actix_web::web::{self, ServiceConfig};
 use super::app::PREFIXES;
 use super::edges::unmatched;
 use super::{
-    admin, analytics, batch, caller, dead_letters, files, gate, health, jobs, links, me, openapi,
-    replay, sessions, streams, translations, tus, webhooks, worker,
+    admin, analytics, batch, caller, dead_letters, files, gate, health, jobs, links, me, metrics,
+    openapi, replay, sessions, streams, translations, tus, webhooks, worker,
 };
 
 /// Who may use a route.
@@ -127,6 +127,7 @@ pub fn table() -> Vec<Route> {
         route(GET, "/auth/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
         route(GET, "/system/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
         route(GET, "/system/ready", Public, "Whether the log is writable and the read model caught up", || web::get().to(health::ready)),
+        route(GET, "/metrics", Public, "Metrics in Prometheus' text format; also without a prefix", || web::get().to(metrics::metrics)),
         route(POST, "/webhooks/clerk", Public, "A delivery of Clerk's, signed by Svix", || web::post().to(webhooks::receive)),
         route(POST, "/auth/webhook", Public, "The same", || web::post().to(webhooks::receive)),
         route(GET, "/openapi.json", Public, "This document", || web::get().to(openapi::document)).metered(),

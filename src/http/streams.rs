@@ -67,6 +67,10 @@ fn respond(stream: Stream) -> HttpResponse {
         .streaming(stream::unfold(stream, Stream::next))
 }
 
+/// Said before the server stops: whoever follows is to ask again, of this address, a second later
+/// and with its `Last-Event-ID`.
+const COME_BACK: Bytes = Bytes::from_static(b"retry: 1000\n: the server restarts\n\n");
+
 struct Stream {
     app: Arc<App>,
     user_id: UserId,
@@ -79,6 +83,8 @@ struct Stream {
     /// When the client is to hear something again.
     heartbeat: Instant,
     greeted: bool,
+    /// It has been told to come back.
+    left: bool,
 }
 
 impl Stream {
@@ -108,6 +114,7 @@ impl Stream {
             subscription,
             heartbeat: Instant::now() + HEARTBEAT,
             greeted: false,
+            left: false,
         })
     }
 
@@ -120,8 +127,12 @@ impl Stream {
         }
         let mut stopping = self.app.stopping.clone();
         loop {
-            if self.is_over() || *stopping.borrow_and_update() {
+            if self.is_over() || self.left {
                 return None;
+            }
+            if *stopping.borrow_and_update() {
+                self.left = true;
+                return Some((Ok(COME_BACK), self));
             }
             if self.ready.is_empty()
                 && let Err(error) = self.fill()

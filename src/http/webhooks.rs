@@ -4,6 +4,7 @@
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
+use metrics::counter;
 use serde_json::json;
 
 use super::answer;
@@ -17,6 +18,7 @@ use crate::actors::entity::Failure;
 use crate::clerk::payload::Envelope;
 use crate::clerk::translate::{self, Command};
 use crate::domain::session;
+use crate::telemetry;
 
 /// Clerk's bodies carry whole users with their metadata.
 const MAX_BYTES: usize = 1024 * 1024;
@@ -35,11 +37,22 @@ pub async fn receive(
     let body = read_whole(declared_length(&request), payload, limits).await?;
     let now = app.system.clock.now();
     let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-    let message_id = verifier
-        .verify(headers, &body, now)
-        .map_err(|rejected| Problem::new(Code::WebhookInvalid).caused_by(rejected.to_string()))?;
+    let counted = |verdict| counter!(telemetry::WEBHOOKS, "verdict" => verdict).increment(1);
+    let message_id = verifier.verify(headers, &body, now).map_err(|rejected| {
+        counted("rejected");
+        Problem::new(Code::WebhookInvalid).caused_by(rejected.to_string())
+    })?;
     let delivery = Verified { message_id: &message_id.0, body: &body, received_at: now };
-    Ok(acknowledged(&use_or_keep(&app, delivery, request_id).await?))
+    match use_or_keep(&app, delivery, request_id).await {
+        Ok(outcome) => {
+            counted(outcome.name());
+            Ok(acknowledged(&outcome))
+        }
+        Err(problem) => {
+            counted("failed");
+            Err(problem)
+        }
+    }
 }
 
 /// A delivery that is Clerk's.

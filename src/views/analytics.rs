@@ -36,6 +36,11 @@ pub struct Analytics {
 }
 
 impl Views {
+    /// How many jobs are in each state; a state without jobs is absent.
+    pub fn jobs_by_state(&self) -> Result<BTreeMap<String, u64>, Error> {
+        self.read(|sql| tallies::totals(sql).map(|totals| totals.states))
+    }
+
     /// Read from counts that are kept, and for the active users from an index.
     pub fn analytics(&self, now: DateTime<Utc>) -> Result<Analytics, Error> {
         let days: Vec<String> =

@@ -8,6 +8,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
 use chrono::SubsecRound;
+use metrics::histogram;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -17,6 +18,7 @@ use super::file::connect_durably;
 use super::reader::Reader;
 use super::{Error, KNOWN_STREAMS, Shared, from_sql, to_sql};
 use crate::log::{Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded};
+use crate::telemetry;
 
 /// Bounds of one commit.
 const GROUP_APPENDS: usize = 1024;
@@ -104,10 +106,13 @@ impl Writer {
         while let Some(first) = appends.blocking_recv() {
             let group = gather(first, &mut appends, &last);
             let (began, size) = (Instant::now(), group.len());
+            let events: usize = group.iter().map(|append| append.events.len()).sum();
             if self.shared.stopped.get().is_some() || !self.commit_and_answer(group) {
                 break;
             }
             last = Pace { size, took: began.elapsed() };
+            histogram!(telemetry::COMMIT_EVENTS).record(events as f64);
+            histogram!(telemetry::COMMIT_DURATION).record(last.took);
             self.checkpoint_if_due(wake);
         }
         appends.close();

@@ -31,6 +31,7 @@ const EXPECTED: &[(&str, &str, Class)] = &[
     ("GET", "/auth/health", Free),
     ("GET", "/system/health", Free),
     ("GET", "/system/ready", Free),
+    ("GET", "/metrics", Public),
     ("POST", "/webhooks/clerk", Free),
     ("POST", "/auth/webhook", Free),
     ("GET", "/openapi.json", Free),

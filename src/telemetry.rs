@@ -1,0 +1,74 @@
+//! What operators see from outside: the names of all metrics, in Prometheus' naming, and the one
+//! recorder. They are counted where things happen; without a recorder that costs next to nothing.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// By `method`, `route` (its pattern below the prefix) and `status`.
+pub const HTTP_REQUESTS: &str = "t2m_http_requests_total";
+/// By `method` and `route`; until the head of the answer is ready.
+pub const HTTP_DURATION: &str = "t2m_http_request_duration_seconds";
+pub const EVENT_STREAMS: &str = "t2m_event_streams";
+/// By `verdict`.
+pub const WEBHOOKS: &str = "t2m_webhook_deliveries_total";
+/// From a decision until its events are durable.
+pub const APPEND_DURATION: &str = "t2m_log_append_duration_seconds";
+/// By `type`.
+pub const EVENTS: &str = "t2m_log_events_appended_total";
+/// Of the embedded engine, whose commits take whatever waits.
+pub const COMMIT_EVENTS: &str = "t2m_log_commit_events";
+pub const COMMIT_DURATION: &str = "t2m_log_commit_duration_seconds";
+pub const LOG_POSITION: &str = "t2m_log_position";
+/// 1 or 0.
+pub const LOG_WRITABLE: &str = "t2m_log_writable";
+pub const PROJECTION_POSITION: &str = "t2m_projection_position";
+pub const PROJECTION_LAG: &str = "t2m_projection_lag_positions";
+/// By `view`: 1 while it stands still.
+pub const PROJECTION_PARKED: &str = "t2m_projection_parked";
+/// By `kind` of entity.
+pub const ACTORS_ALIVE: &str = "t2m_actors_alive";
+/// By `kind`: commands that wait in mailboxes or are being executed.
+pub const MAILBOX_DEPTH: &str = "t2m_actor_mailbox_depth";
+/// By `state`.
+pub const JOBS: &str = "t2m_jobs";
+pub const LEASES_EXPIRED: &str = "t2m_job_leases_expired_total";
+pub const JWKS_AGE: &str = "t2m_jwks_age_seconds";
+
+const SECONDS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BATCH: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// The recorder of this process; what it gives tells all metrics in Prometheus' text format.
+///
+/// # Errors
+/// There is one already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(COMMIT_EVENTS.to_owned()), &BATCH)?
+        .install_recorder()?;
+    describe();
+    metrics_process::Collector::default().describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_counter!(HTTP_REQUESTS, "Requests answered");
+    describe_histogram!(HTTP_DURATION, Unit::Seconds, "From a request to the head of its answer");
+    describe_gauge!(EVENT_STREAMS, "Event streams that are open");
+    describe_counter!(WEBHOOKS, "Deliveries of Clerk's, by what became of them");
+    describe_histogram!(APPEND_DURATION, Unit::Seconds, "From a decision to its events durable");
+    describe_counter!(EVENTS, "Events made durable by this node");
+    describe_histogram!(COMMIT_EVENTS, "Events in one commit of the embedded log");
+    describe_histogram!(COMMIT_DURATION, Unit::Seconds, "One commit of the embedded log");
+    describe_gauge!(LOG_POSITION, "The log's last position");
+    describe_gauge!(LOG_WRITABLE, "Whether the log takes events");
+    describe_gauge!(PROJECTION_POSITION, "The last position in the read model");
+    describe_gauge!(PROJECTION_LAG, "How far the read model is behind the log");
+    describe_gauge!(PROJECTION_PARKED, "Whether a view stands still at an event");
+    describe_gauge!(ACTORS_ALIVE, "Entities in memory");
+    describe_gauge!(MAILBOX_DEPTH, "Commands that wait for their entity or are being executed");
+    describe_gauge!(JOBS, "Jobs in each state");
+    describe_counter!(LEASES_EXPIRED, "Leases whose worker was not heard of any more");
+    describe_gauge!(JWKS_AGE, Unit::Seconds, "Since Clerk's keys were last fetched");
+}
