@@ -1,5 +1,5 @@
 //! How fast the embedded log is: durable appends beside a bare SQLite group commit of the same rows,
-//! and reading a million events. `cargo bench --bench log`; the figures are per event.
+//! reading and verifying a million events, and taking them in from another log. `cargo bench --bench log`; the figures are per event.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::DateTime;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rusqlite::{Connection, params};
-use t2m::log::{EmbeddedLog, EventLog, Expected, NewEvent};
+use t2m::log::{EmbeddedLog, EventLog, Expected, Import, NewEvent};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -23,7 +23,7 @@ criterion_group!(
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2));
-    targets = durable_appends, bare_group_commit, read_a_million
+    targets = durable_appends, bare_group_commit, read_verify_and_import_a_million
 );
 criterion_main!(benches);
 
@@ -189,7 +189,7 @@ fn insert(conn: &Connection, positions: impl IntoIterator<Item = u64>) -> rusqli
     Ok(())
 }
 
-fn read_a_million(c: &mut Criterion) {
+fn read_verify_and_import_a_million(c: &mut Criterion) {
     let runtime = runtime();
     let dir = tempfile::tempdir().expect("a directory");
     let log = open(&dir.path().join("log.sqlite"));
@@ -214,6 +214,32 @@ fn read_a_million(c: &mut Criterion) {
                 }
             });
             assert_eq!(read, READ);
+        });
+    });
+    group.finish();
+    // With the file's size, of which the hashed bytes are somewhat less.
+    let bytes = runtime.block_on(log.stats()).expect("counted").bytes;
+    let mut group = c.benchmark_group("verify");
+    group.throughput(Throughput::Bytes(bytes));
+    group.bench_function("a million events", |b| {
+        b.iter(|| assert_eq!(runtime.block_on(log.verify()).expect("sound").events, READ));
+    });
+    group.finish();
+    let mut group = c.benchmark_group("import");
+    group.throughput(Throughput::Elements(READ));
+    group.bench_function("a million events", |b| {
+        b.iter(|| {
+            let path = dir.path().join("copy.sqlite");
+            let _ = std::fs::remove_file(&path);
+            let mut import = Import::begin(&path).expect("begun");
+            runtime.block_on(async {
+                for after in (0..READ).step_by(4000) {
+                    for event in log.read_all(after, 4000).await.expect("read") {
+                        import.take(&event).expect("taken");
+                    }
+                }
+            });
+            assert_eq!(import.finish().expect("finished").events, READ);
         });
     });
     group.finish();

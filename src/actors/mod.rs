@@ -12,6 +12,7 @@ pub mod news;
 pub mod outputs;
 pub mod projector;
 pub mod rebuild;
+pub mod records;
 pub mod secrets;
 pub mod storekeeper;
 pub mod timekeeper;

@@ -146,6 +146,7 @@ impl Projector {
             if let Err(error) = done {
                 tracing::error!(%error, "the projection could not go on; trying again");
                 tokio::time::sleep(PAUSE).await;
+                self.tell_damage(&error);
                 continue;
             }
             match tokio::time::timeout(SUCCESSOR_EVERY, head.changed()).await {
@@ -153,6 +154,14 @@ impl Projector {
                 Ok(Ok(())) | Err(_) => {}
             }
         }
+    }
+
+    /// A log that is damaged stops every view before the damage; nobody may skip that.
+    fn tell_damage(&self, error: &Error) {
+        let Error::Log(log::Error::Corrupt { position, .. }) = error else { return };
+        let parked =
+            |view| Parked { view, position: *position, reason: "the log is damaged".to_owned() };
+        self.reached.send_modify(|at| at.parked = View::ALL.map(parked).to_vec());
     }
 
     async fn catch_up_to(&self, until: u64) -> Result<(), Error> {

@@ -236,6 +236,8 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let app = App {
         development_keys,
         system: Arc::clone(&system),
+        log_engine: settings.log.split(':').next().unwrap_or_default().to_owned(),
+        started_at: clock.now(),
         blobs,
         uploads,
         upload_lifetime: settings.upload_lifetime,

@@ -1,12 +1,16 @@
 //! The operator's command line: one file a command.
 
 mod assemble;
+mod backup;
 mod clerk;
 mod demo;
+mod doctor;
 mod log;
 mod openapi;
 mod replay;
+mod restore;
 mod serve;
+mod state;
 mod telemetry;
 mod token;
 mod webhooks;
@@ -39,6 +43,14 @@ enum Command {
     Log(log::Log),
     /// Rebuild the read model from the log into a fresh file
     Replay(replay::Replay),
+    /// Show one entity, now or as it was, and the events that made it so
+    State(state::State),
+    /// Copy log, keys and files of a server that may be running
+    Backup(backup::Backup),
+    /// Put a backup into an empty data directory, once all of it is verified
+    Restore(restore::Restore),
+    /// Check log, read model, keys, files, disk and clock; changes nothing
+    Doctor(Box<doctor::Doctor>),
     /// See to webhook deliveries
     #[command(subcommand)]
     Webhooks(webhooks::Webhooks),
@@ -75,6 +87,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Worker(worker) => worker.run(),
         Command::Log(log) => log.run(),
         Command::Replay(replay) => replay.run(),
+        Command::State(state) => state.run(),
+        Command::Backup(backup) => backup.run(),
+        Command::Restore(restore) => restore.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Webhooks(webhooks) => webhooks.run(),
         Command::Clerk(clerk) => clerk.run(),
         Command::Token(token) => token.run(),

@@ -82,7 +82,8 @@ pub enum Refusal {
     KeyReused,
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum File {
     #[default]
     Absent,

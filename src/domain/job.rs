@@ -287,7 +287,8 @@ pub enum Refusal {
     SecretGone,
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Job {
     #[default]
     Absent,
@@ -295,7 +296,7 @@ pub enum Job {
 }
 
 /// A job that exists: what was asked for, and how far it is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Progressing {
     pub request: Request,
     /// Attempts of this round; a retry by the user starts a new one.
@@ -303,7 +304,8 @@ pub struct Progressing {
     pub phase: Phase,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     Queued,
     Running(Lease),
@@ -317,7 +319,7 @@ pub enum Phase {
     Cancelled,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lease {
     pub id: LeaseId,
     pub expires_at: DateTime<Utc>,

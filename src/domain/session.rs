@@ -109,7 +109,8 @@ pub enum Refusal {
     Ended(EndReason),
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Session {
     #[default]
     Unknown,
@@ -117,7 +118,7 @@ pub enum Session {
     Ended(EndReason),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Live {
     pub user_id: UserId,
     pub started_at: DateTime<Utc>,

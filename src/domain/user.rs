@@ -252,7 +252,7 @@ pub enum Refusal {
     Deleted,
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct User {
     pub standing: Standing,
     pub profile: Profile,
@@ -270,7 +270,7 @@ pub struct User {
     pub decided: Decided,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Decided {
     pub role: Option<DateTime<Utc>>,
     pub permissions: Option<DateTime<Utc>>,
@@ -279,7 +279,8 @@ pub struct Decided {
     pub flags: Option<DateTime<Utc>>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Standing {
     #[default]
     Unknown,
@@ -288,7 +289,8 @@ pub enum Standing {
     Deleted,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MembershipState {
     Member { membership: Membership, as_of: DateTime<Utc> },
     Left,

@@ -9,7 +9,7 @@ use actix_cors::Cors;
 use actix_web::http::{Method, header};
 use actix_web::middleware::from_fn;
 use actix_web::{App as ActixApp, HttpServer, dev::Server, web};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
@@ -43,6 +43,9 @@ const DRAIN_S: u64 = 10;
 /// What the handlers share.
 pub struct App {
     pub system: Arc<System>,
+    /// The name of the log's engine.
+    pub log_engine: String,
+    pub started_at: DateTime<Utc>,
     pub blobs: Arc<Blobs>,
     /// Those that come in pieces.
     pub uploads: Arc<Uploads>,

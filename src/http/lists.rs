@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use std::future::{Ready, ready};
 
 use super::problem::Problem;
-use crate::actors::dead_letters;
+use crate::actors::{dead_letters, records};
 use crate::views::Cursor;
 
 const DEFAULT: usize = 50;
@@ -32,6 +32,12 @@ impl AnyCursor for Cursor {
 }
 
 impl AnyCursor for dead_letters::Cursor {
+    fn parse_text(text: &str) -> Option<Self> {
+        Self::parse(text)
+    }
+}
+
+impl AnyCursor for records::Order {
     fn parse_text(text: &str) -> Option<Self> {
         Self::parse(text)
     }

@@ -15,6 +15,7 @@ pub mod links;
 pub mod me;
 pub mod metrics;
 pub mod openapi;
+pub mod operations;
 pub mod routes;
 pub mod sessions;
 pub mod streams;

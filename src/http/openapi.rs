@@ -27,6 +27,7 @@ use super::health::Health;
 use super::jobs::{JobAnswer, VideoRequest};
 use super::links::{LinkAnswer, LinkRequest};
 use super::me::OnboardingRequest;
+use super::operations::SystemAnswer;
 use super::replay::ReplayRequest;
 use super::routes::{Access, Route, table};
 use super::sessions::Remember;
@@ -46,6 +47,7 @@ use super::worker::{
         AccessRequest,
         ReplayRequest,
         AnalyticsAnswer,
+        SystemAnswer,
         BatchAnswer,
         BatchRequest,
         CompleteRequest,

@@ -10,7 +10,7 @@ use super::app::PREFIXES;
 use super::edges::unmatched;
 use super::{
     admin, analytics, batch, caller, dead_letters, files, gate, health, jobs, links, me, metrics,
-    openapi, replay, sessions, streams, translations, tus, webhooks, worker,
+    openapi, operations, replay, sessions, streams, translations, tus, webhooks, worker,
 };
 
 /// Who may use a route.
@@ -175,6 +175,8 @@ pub fn table() -> Vec<Route> {
         route(GET, "/admin/analytics", Admin, "How much is used, by how many", || web::get().to(analytics::analytics)).gives("AnalyticsAnswer"),
         route(POST, "/admin/replay", Admin, "Build the read model anew from the log, or compare it", || web::post().to(replay::start)).takes("ReplayRequest").accepted(),
         route(GET, "/admin/replay", Admin, "How far that is, and which views stand still", || web::get().to(replay::status)),
+        route(GET, "/admin/events", Admin, "Events of the log (query `stream`, `type`, `from`)", || web::get().to(operations::events)),
+        route(GET, "/admin/system", Admin, "How the server is", || web::get().to(operations::system)).gives("SystemAnswer"),
         route(GET, "/admin/webhooks/dead", Admin, "Deliveries that could not be used", || web::get().to(dead_letters::list)),
         route(POST, "/admin/webhooks/dead/{id}/retry", Admin, "Use such a delivery now", || web::post().to(dead_letters::retry)),
         route(DELETE, "/admin/webhooks/dead/{id}", Admin, "Forget such a delivery", || web::delete().to(dead_letters::discard)),

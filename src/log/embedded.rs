@@ -16,15 +16,24 @@ use super::{
     Appended, Error, EventLog, Expected, NewEvent, Recorded, Stats, Verified, check_limits,
 };
 use file::{Found, create, inspect, lock};
-use reader::{Reader, Readers, Tally, stats, verify};
+use reader::{Reader, Readers, Tally, stats};
 use tail::Tail;
+use verify::verify;
 use writer::{Append, Checkpointer, Writer};
 
+pub use import::Import;
+
+#[cfg(test)]
+mod damage_tests;
 mod file;
+mod import;
+#[cfg(test)]
+mod import_tests;
 mod reader;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod writer;
 
 /// Appends that may wait; one more waits for its turn in `append`.
@@ -98,6 +107,25 @@ impl EmbeddedLog {
         log.threads.push(spawn("log-follow", follow)?);
         log.poll = Some(poll);
         Ok(log)
+    }
+
+    /// As [`EventLog::verify`], for what follows position `after` only, whose own hash is believed;
+    /// `progress` is told the position every now and then. From 0 on the file's structure and its
+    /// indices are checked too, which streams are read by.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] names the first bad position; 0 when it is the file's structure.
+    pub async fn verify_after(
+        &self,
+        after: u64,
+        mut progress: impl FnMut(u64) + Send + 'static,
+    ) -> Result<Verified, Error> {
+        let head = *self.shared.head.borrow();
+        // Its own connection: names remembered from before must not vouch for the file.
+        let path = self.readers.path.clone();
+        let work =
+            move |_: &mut Reader| verify(&mut Reader::open(&path)?, after, head, &mut progress);
+        self.readers.run(work).await
     }
 
     fn around(path: &Path, shared: Arc<Shared>, lock: Option<File>) -> Result<Self, Error> {
@@ -190,10 +218,7 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn verify(&self) -> Result<Verified, Error> {
-        let head = *self.shared.head.borrow();
-        // Its own connection: names remembered from before must not vouch for the file.
-        let path = self.readers.path.clone();
-        self.readers.run(move |_| verify(&mut Reader::open(&path)?, head)).await
+        self.verify_after(0, |_| {}).await
     }
 }
 

@@ -10,10 +10,12 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-pub use embedded::EmbeddedLog;
+pub use embedded::{EmbeddedLog, Import};
 
 pub mod conformance;
+pub mod dump;
 mod embedded;
+pub mod transfer;
 
 /// The most events one append may carry.
 pub const MAX_EVENTS: usize = 1000;
@@ -259,6 +261,23 @@ impl<'a> Link<'a> {
         with_length(&mut sha, self.metadata);
         sha.finalize().into()
     }
+
+    /// Adds what [`Link::hash`] is taken over: for whoever hashes many events in one go.
+    pub(crate) fn encode(&self, previous: &[u8; 32], to: &mut Vec<u8>) {
+        let with_length = |to: &mut Vec<u8>, bytes: &[u8]| {
+            to.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            to.extend_from_slice(bytes);
+        };
+        to.extend_from_slice(previous);
+        to.extend_from_slice(&self.position.to_le_bytes());
+        with_length(to, self.stream.as_bytes());
+        to.extend_from_slice(&self.revision.to_le_bytes());
+        with_length(to, self.kind.as_bytes());
+        to.extend_from_slice(self.id.as_bytes());
+        to.extend_from_slice(&self.time.timestamp_micros().to_le_bytes());
+        with_length(to, self.data);
+        with_length(to, self.metadata);
+    }
 }
 
 fn with_length(sha: &mut Sha256, bytes: &[u8]) {
@@ -285,6 +304,19 @@ pub(crate) fn check_limits(stream: &str, events: &[NewEvent]) -> Result<(), Erro
     let distinct: HashSet<Uuid> = events.iter().map(|event| event.id).collect();
     if distinct.len() < events.len() {
         return Err(Error::Invalid("two events of one append have the same id".into()));
+    }
+    Ok(())
+}
+
+/// The same for one event that another log holds.
+pub(crate) fn check_recorded(event: &Recorded) -> Result<(), Error> {
+    check_name("a stream's name", &event.stream)?;
+    check_name("an event's type", &event.kind)?;
+    if event.data.len() > MAX_BYTES || event.metadata.len() > MAX_BYTES {
+        return Err(Error::Invalid(format!(
+            "event {} has more than {MAX_BYTES} bytes of data or metadata",
+            event.id
+        )));
     }
     Ok(())
 }
@@ -322,6 +354,13 @@ mod tests {
     }
 
     const EXPECTED: &str = "8547efde8f02fa8b4156e0b15179d5ba39aca43a735911feab1bfb8d05f306a0";
+
+    #[test]
+    fn what_is_hashed_in_one_go_is_what_is_hashed_in_parts() {
+        let mut encoded = Vec::new();
+        link().encode(&GENESIS, &mut encoded);
+        assert_eq!(Sha256::digest(&encoded)[..], link().hash(&GENESIS));
+    }
 
     #[test]
     fn every_field_and_the_predecessor_are_in_the_hash() {

@@ -69,8 +69,8 @@ pub struct Stored {
 pub struct Blobs {
     pub(super) store: Arc<dyn ObjectStore>,
     /// `blobs` under the data directory: the store itself, unless that is elsewhere.
-    root: PathBuf,
-    is_local: bool,
+    pub(super) root: PathBuf,
+    pub(super) is_local: bool,
     part_bytes: usize,
 }
 

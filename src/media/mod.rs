@@ -2,7 +2,9 @@
 
 pub mod aside;
 pub mod blobs;
+pub mod disk;
 pub mod documents;
+pub mod inventory;
 pub mod renderer;
 pub mod reservations;
 pub mod signed_url;

@@ -133,6 +133,11 @@ impl Server {
         Self::start_on(setup, Arc::new(TempDir::new().expect("a temporary directory")))
     }
 
+    /// On data that are there already.
+    pub fn start_in(setup: Setup, data: TempDir) -> Self {
+        Self::start_on(setup, Arc::new(data))
+    }
+
     fn start_on(setup: Setup, data: Arc<TempDir>) -> Self {
         let mut command = setup.command(data.path(), &["serve"]);
         let mut process = command.stdout(Stdio::piped()).spawn().expect("t2m starts");

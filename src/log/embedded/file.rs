@@ -94,23 +94,45 @@ pub(super) fn create(path: &Path) -> Result<(), Error> {
         )));
     }
     let new = path.with_extension("new");
-    for stale in [new.clone(), beside(&new, "-journal"), beside(&new, "-wal")] {
-        match std::fs::remove_file(stale) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-            _ => {}
-        }
-    }
-    let conn = connect(&new, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    move_into_place(lay_out(&new)?, &new, path)
+}
+
+/// A log without events at `new`, in the place of whatever a crash left there. Not durable yet, and
+/// not in WAL mode.
+pub(super) fn lay_out(new: &Path) -> Result<Connection, Error> {
+    remove(new)?;
+    let conn = connect(new, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
     conn.pragma_update(None, "page_size", 8192)?;
     conn.execute_batch(&format!(
         "BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; \
          PRAGMA user_version = {VERSION}; COMMIT;"
     ))?;
+    Ok(conn)
+}
+
+/// Makes what `conn` wrote at `new` durable, and then the log at `path`.
+pub(super) fn move_into_place(conn: Connection, new: &Path, path: &Path) -> Result<(), Error> {
     conn.pragma_update(None, "journal_mode", "wal")?;
     conn.close().map_err(|(_, error)| error)?;
-    File::open(&new).and_then(|file| file.sync_all()).map_err(io)?;
-    std::fs::rename(&new, path).map_err(io)?;
+    File::open(new).and_then(|file| file.sync_all()).map_err(io)?;
+    std::fs::rename(new, path).map_err(io)?;
     sync_directory(path)
+}
+
+/// Deletes a file of SQLite's with its companions; one that is not there is no error.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        match std::fs::remove_file(beside(path, suffix)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The statements that made the file, one an object, as SQLite keeps them.
+pub(super) fn statements() -> Vec<&'static str> {
+    SCHEMA.split(';').map(str::trim).filter(|statement| !statement.is_empty()).collect()
 }
 
 fn sync_directory(path: &Path) -> Result<(), Error> {

@@ -5,19 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
+use rusqlite::{Connection, OpenFlags, Params, Row, params};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::file::{beside, connect};
 use super::writer::leave_wal_alone;
 use super::{Error, KNOWN_STREAMS, bad, from_sql, guard, to_sql};
-use crate::log::{GENESIS, Link, Recorded, Stats, Verified};
+use crate::log::{GENESIS, Link, Recorded, Stats};
 
-const COLUMNS: &str = "position, stream_id, revision, type_id, id, time, hash, data, metadata";
-
-/// Events a verification reads in one transaction, so that it holds up no checkpoint for long.
-const VERIFY_PAGE: i64 = 2000;
+pub(super) const COLUMNS: &str =
+    "position, stream_id, revision, type_id, id, time, hash, data, metadata";
 
 /// Connections for reading. Reads go to tokio's blocking threads, always: even a small one may
 /// have to wait for a disk, and an actor's runtime has only the one thread.
@@ -54,13 +52,13 @@ impl Readers {
 }
 
 pub(super) struct Reader {
-    conn: Connection,
-    names: Names,
+    pub(super) conn: Connection,
+    pub(super) names: Names,
 }
 
 /// Names by their numbers, as far as this connection has met them.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     streams: HashMap<i64, Arc<str>>,
     types: HashMap<i64, Arc<str>>,
 }
@@ -82,19 +80,19 @@ impl Reader {
     }
 
     pub(super) fn hash_at(&self, position: u64) -> Result<[u8; 32], Error> {
-        if position == 0 {
-            return Ok(GENESIS);
-        }
-        let mut statement =
-            self.conn.prepare_cached("SELECT hash FROM events WHERE position = ?1")?;
-        let hash: Vec<u8> = statement.query_row([to_sql(position)], |row| row.get(0))?;
-        hash.try_into().map_err(|_| bad(position, "its hash has not 32 bytes"))
+        hash_at(&self.conn, position)
     }
 
+    /// This engine leaves no gaps, so that a missing position is damage.
     pub(super) fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Recorded>, Error> {
         let sql =
             format!("SELECT {COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2");
-        self.collect(&sql, params![to_sql(after), to_sql(limit as u64)])
+        let events = self.collect(&sql, params![to_sql(after), to_sql(limit as u64)])?;
+        let expected = (1..).map(|nth| after.saturating_add(nth));
+        match events.iter().zip(expected).find(|(event, expected)| event.position != *expected) {
+            Some((_, missing)) => Err(bad(missing, "the event is missing")),
+            None => Ok(events),
+        }
     }
 
     pub(super) fn stream_page(
@@ -108,53 +106,123 @@ impl Reader {
              WHERE stream_id = (SELECT id FROM streams WHERE name = ?1) AND revision >= ?2
              ORDER BY revision LIMIT ?3"
         );
-        self.collect(&sql, params![stream, to_sql(from), to_sql(limit as u64)])
+        let events = self.collect(&sql, params![stream, to_sql(from), to_sql(limit as u64)])?;
+        let expected = (0..).map(|nth| from.saturating_add(nth));
+        let astray =
+            |event: &Recorded, revision| event.revision != revision || *event.stream != *stream;
+        match events.iter().zip(expected).find(|(event, expected)| astray(event, *expected)) {
+            Some((event, _)) => Err(bad(event.position, "an event before it is missing")),
+            None => Ok(events),
+        }
     }
 
+    /// Each event is held against its hash: nobody is given one that was altered.
     fn collect(&mut self, sql: &str, params: impl Params) -> Result<Vec<Recorded>, Error> {
-        let mut events = Vec::new();
-        self.each(sql, params, |event| {
-            events.push(event);
-            Ok(())
-        })?;
-        Ok(events)
-    }
-
-    fn each(
-        &mut self,
-        sql: &str,
-        params: impl Params,
-        mut visit: impl FnMut(Recorded) -> Result<(), Error>,
-    ) -> Result<(), Error> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
+        let mut events: Vec<Recorded> = Vec::new();
         while let Some(row) = rows.next()? {
-            visit(decode(row, &self.conn, &mut self.names)?)?;
+            let row = decode(row, &self.conn, &mut self.names)?;
+            let previous = match events.last() {
+                Some(last) if last.position + 1 == row.position => last.hash,
+                _ => hash_at(&self.conn, row.position - 1)?,
+            };
+            if row.hash != row.link().hash(&previous) {
+                return Err(bad(row.position, "the event and its hash do not belong together"));
+            }
+            events.push(row.to_recorded());
         }
-        Ok(())
+        Ok(events)
     }
 }
 
-/// A row of [`COLUMNS`].
-fn decode(row: &Row, conn: &Connection, names: &mut Names) -> Result<Recorded, Error> {
-    let position = from_sql(row.get(0)?);
-    let stream = name(conn, "streams", &mut names.streams, row.get(1)?, position)?;
-    let revision: i64 = row.get(2)?;
-    let kind = name(conn, "types", &mut names.types, row.get(3)?, position)?;
+fn hash_at(conn: &Connection, position: u64) -> Result<[u8; 32], Error> {
+    if position == 0 {
+        return Ok(GENESIS);
+    }
+    let mut statement = conn.prepare_cached("SELECT hash FROM events WHERE position = ?1")?;
+    let mut rows = statement.query([to_sql(position)])?;
+    let row = rows.next()?.ok_or_else(|| bad(position, "the event is missing"))?;
+    hash_of(row.get_ref(0)?.as_blob().unwrap_or_default(), position)
+}
+
+fn hash_of(bytes: &[u8], position: u64) -> Result<[u8; 32], Error> {
+    bytes.try_into().map_err(|_| bad(position, "its hash has not 32 bytes"))
+}
+
+/// A row of [`COLUMNS`], whose bytes are SQLite's until it moves on.
+pub(super) struct Decoded<'row> {
+    pub(super) position: u64,
+    pub(super) stream: Arc<str>,
+    /// The number of its name.
+    pub(super) stream_id: i64,
+    pub(super) revision: u64,
+    kind: Arc<str>,
+    id: Uuid,
+    time: DateTime<Utc>,
+    pub(super) hash: [u8; 32],
+    data: &'row [u8],
+    metadata: &'row [u8],
+}
+
+impl Decoded<'_> {
+    pub(super) fn link(&self) -> Link<'_> {
+        Link {
+            position: self.position,
+            stream: &self.stream,
+            revision: self.revision,
+            kind: &self.kind,
+            id: self.id,
+            time: self.time,
+            data: self.data,
+            metadata: self.metadata,
+        }
+    }
+
+    fn to_recorded(&self) -> Recorded {
+        Recorded {
+            id: self.id,
+            stream: Arc::clone(&self.stream),
+            revision: self.revision,
+            position: self.position,
+            kind: Arc::clone(&self.kind),
+            time: self.time,
+            data: self.data.to_vec(),
+            metadata: self.metadata.to_vec(),
+            hash: self.hash,
+        }
+    }
+}
+
+/// A field that is not of its column's kind is damage at that position.
+pub(super) fn decode<'row>(
+    row: &'row Row,
+    conn: &Connection,
+    names: &mut Names,
+) -> Result<Decoded<'row>, Error> {
+    let position = match row.get_ref(0)?.as_i64() {
+        Ok(position @ 1..) => from_sql(position),
+        Ok(_) | Err(_) => return Err(bad(1, "an event stands before the first position")),
+    };
+    let number = |at| -> Result<i64, Error> {
+        row.get_ref(at)?.as_i64().map_err(|_| bad(position, "a field is not a number"))
+    };
     let blob = |at| -> Result<&[u8], Error> {
         row.get_ref(at)?.as_blob().map_err(|_| bad(position, "a field is not bytes"))
     };
-    Ok(Recorded {
-        id: Uuid::from_slice(blob(4)?).map_err(|_| bad(position, "its id has not 16 bytes"))?,
-        stream,
-        revision: u64::try_from(revision).map_err(|_| bad(position, "its revision is negative"))?,
+    let (stream_id, revision) = (number(1)?, number(2)?);
+    Ok(Decoded {
         position,
-        kind,
-        time: DateTime::from_timestamp_micros(row.get(5)?)
+        stream: name(conn, "streams", &mut names.streams, stream_id, position)?,
+        stream_id,
+        revision: u64::try_from(revision).map_err(|_| bad(position, "its revision is negative"))?,
+        kind: name(conn, "types", &mut names.types, number(3)?, position)?,
+        id: Uuid::from_slice(blob(4)?).map_err(|_| bad(position, "its id has not 16 bytes"))?,
+        time: DateTime::from_timestamp_micros(number(5)?)
             .ok_or_else(|| bad(position, "its time is out of range"))?,
-        data: blob(7)?.to_vec(),
-        metadata: blob(8)?.to_vec(),
-        hash: blob(6)?.try_into().map_err(|_| bad(position, "its hash has not 32 bytes"))?,
+        hash: hash_of(blob(6)?, position)?,
+        data: blob(7)?,
+        metadata: blob(8)?,
     })
 }
 
@@ -168,12 +236,12 @@ fn name(
     if let Some(name) = known.get(&id) {
         return Ok(name.clone());
     }
-    let found: Option<String> = conn
-        .prepare_cached(&format!("SELECT name FROM {table} WHERE id = ?1"))?
-        .query_row([id], |row| row.get(0))
-        .optional()?;
-    let name: Arc<str> =
-        found.ok_or_else(|| bad(position, &format!("its name is not among the {table}")))?.into();
+    let mut statement = conn.prepare_cached(&format!("SELECT name FROM {table} WHERE id = ?1"))?;
+    let mut rows = statement.query([id])?;
+    let row = rows.next()?;
+    let found = row.ok_or_else(|| bad(position, &format!("its name is not among the {table}")))?;
+    let name = found.get_ref(0)?.as_str();
+    let name: Arc<str> = name.map_err(|_| bad(position, "its name is not a text"))?.into();
     if known.len() >= KNOWN_STREAMS {
         known.clear();
     }
@@ -233,49 +301,4 @@ pub(super) fn stats(
         first: tally.first,
         last: tally.last,
     })
-}
-
-/// Walk the chain up to the end, which must not be before `head`. This engine leaves no gaps, so a
-/// missing position is damage.
-pub(super) fn verify(reader: &mut Reader, head: u64) -> Result<Verified, Error> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2");
-    let (mut position, mut hash) = (0, GENESIS);
-    loop {
-        let start = position;
-        let walked = reader.each(&sql, params![to_sql(start), VERIFY_PAGE], |event| {
-            check_link(&event, position, &hash)?;
-            (position, hash) = (event.position, event.hash);
-            Ok(())
-        });
-        walked.map_err(|error| match error {
-            // SQLite itself stumbled: right after the last event that was good.
-            Error::Corrupt { position: 0, what } => bad(position + 1, &what),
-            other => other,
-        })?;
-        if position == start {
-            break;
-        }
-    }
-    if position < head {
-        return Err(bad(position + 1, "the event is missing"));
-    }
-    check_structure(reader)?;
-    Ok(Verified { events: position, head_hash: hash })
-}
-
-fn check_link(event: &Recorded, before: u64, hash: &[u8; 32]) -> Result<(), Error> {
-    if event.position != before + 1 {
-        return Err(bad(before + 1, "the event is missing"));
-    }
-    if event.hash != Link::of(event).hash(hash) {
-        return Err(bad(event.position, "the event and its hash do not belong together"));
-    }
-    Ok(())
-}
-
-/// The chain says nothing of the indices, which streams are read by.
-fn check_structure(reader: &Reader) -> Result<(), Error> {
-    let found: String = reader.conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    if found == "ok" { Ok(()) } else { Err(bad(0, &found)) }
 }

@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::file::connect_durably;
 use super::reader::Reader;
-use super::{Error, KNOWN_STREAMS, Shared, from_sql, to_sql};
-use crate::log::{Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded};
+use super::{Error, KNOWN_STREAMS, Shared, bad, from_sql, to_sql};
+use crate::log::{Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded, check_recorded};
 use crate::telemetry;
 
 /// Bounds of one commit.
@@ -59,7 +59,7 @@ pub(super) struct StreamEnd {
 /// because after a failed commit it never writes again.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    conn: Connection,
+    pub(super) conn: Connection,
     position: u64,
     hash: [u8; 32],
     /// What the present transaction has inserted.
@@ -274,24 +274,64 @@ impl Writer {
                 hash: [0; 32],
             };
             recorded.hash = Link::of(&recorded).hash(&self.hash);
-            self.conn
-                .prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
-                .execute(params![
-                    to_sql(recorded.position),
-                    stream,
-                    to_sql(revision),
-                    kind_id,
-                    recorded.id.as_bytes(),
-                    recorded.time.timestamp_micros(),
-                    recorded.hash,
-                    recorded.data,
-                    recorded.metadata,
-                ])?;
-            (self.position, self.hash) = (recorded.position, recorded.hash);
+            self.write(&recorded, stream, kind_id)?;
             self.fresh.push(recorded);
         }
         self.remember(&append.stream, StreamEnd { id: stream, last: revision });
         Ok(Appended { revision, position: self.position })
+    }
+
+    /// Moves the end to this event.
+    fn write(&mut self, event: &Recorded, stream: i64, kind: i64) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+            .execute(params![
+                to_sql(event.position),
+                stream,
+                to_sql(event.revision),
+                kind,
+                event.id.as_bytes(),
+                event.time.timestamp_micros(),
+                event.hash,
+                event.data,
+                event.metadata,
+            ])?;
+        (self.position, self.hash) = (event.position, event.hash);
+        Ok(())
+    }
+
+    pub(super) fn into_connection(self) -> Connection {
+        self.conn
+    }
+
+    /// The last position and its hash.
+    pub(super) fn end(&self) -> (u64, [u8; 32]) {
+        (self.position, self.hash)
+    }
+
+    /// Writes what another log holds right after this one's end, as it is. The caller has begun a
+    /// transaction, and rolls it back after an error.
+    pub(super) fn take(&mut self, event: &Recorded) -> Result<(), Error> {
+        let next = self.position + 1;
+        if event.position != next {
+            return Err(bad(next, "the event is missing"));
+        }
+        check_recorded(event)?;
+        if event.hash != Link::of(event).hash(&self.hash) {
+            return Err(bad(next, "the event and its hash do not belong together"));
+        }
+        let end = self.find_stream(&event.stream)?;
+        if event.revision != end.map_or(0, |end| end.last + 1) {
+            return Err(bad(next, "its revision does not follow its stream's last one"));
+        }
+        let stream = match end {
+            Some(end) => end.id,
+            None => intern(&self.conn, "streams", &event.stream)?,
+        };
+        let (_, kind) = self.find_type(&event.kind)?;
+        self.write(event, stream, kind)?;
+        self.remember(&event.stream, StreamEnd { id: stream, last: event.revision });
+        Ok(())
     }
 
     fn find_type(&mut self, name: &str) -> rusqlite::Result<(Arc<str>, i64)> {

@@ -17,9 +17,10 @@ fn help_lists_every_command() {
     let output = Setup::development().run(data.path(), &["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for command in
-        ["serve", "demo", "worker", "log", "replay", "clerk", "webhooks", "token", "openapi"]
-    {
+    for command in [
+        "serve", "demo", "worker", "log", "replay", "state", "backup", "restore", "doctor",
+        "clerk", "webhooks", "token", "openapi",
+    ] {
         let listed = help.lines().any(|line| line.split_whitespace().next() == Some(command));
         assert!(listed, "{command} is not in\n{help}");
     }

@@ -9,6 +9,7 @@ mod dead_letters;
 mod identity;
 mod links;
 mod main_job;
+mod operators;
 mod origins;
 mod quota;
 mod refusals;

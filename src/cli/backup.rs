@@ -1,0 +1,220 @@
+//! `t2m backup`: the log, the keys and the files of a server that may be running, in a directory of
+//! their own. What is computed from the log (the read model) is not in it.
+//!
+//! The log comes first, and it is copied event by event, so that it is a whole prefix of the
+//! server's and checked on the way. Bytes are stored before the event that names them, so that the
+//! files of that prefix are there, save those that were deleted meanwhile: then the log is copied on
+//! to where their deletion is. Keys come last: each was there before the first event it sealed.
+
+pub mod files;
+pub mod manifest;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::log::{bar, open};
+use crate::clock::Clock;
+use crate::config::BlobStore;
+use crate::log::{EmbeddedLog, EventLog, Import, Verified};
+use crate::media::blobs::Blobs;
+use files::{Copied, Needed};
+use manifest::{BlobPart, LogPart, Manifest, Part};
+
+/// What of the data directory is secret: it goes into the keys' part.
+const SECRETS: [&str; 3] = ["master.key", "file-signing-secret", "development-key.pem"];
+/// Folders of the store that hold sealed keys and secrets, or say which were destroyed.
+const KEY_FOLDERS: [&str; 3] = ["keys", "erased", "secrets"];
+/// What else is kept there for more than a moment.
+const OTHER_FOLDERS: [&str; 1] = ["dead-letters"];
+/// How far the push to Clerk is. Copied before the log, so that it is not ahead of it.
+const SYNC_POSITION: &str = "clerk-sync-position";
+const PAGE: usize = 1000;
+/// How often files that were deleted meanwhile are looked up in what the log has since.
+const TRIES: u32 = 5;
+
+#[derive(Args)]
+pub struct Backup {
+    /// The directory to write, which must be empty or not there
+    #[arg(value_name = "DIR")]
+    to: PathBuf,
+    /// The server's data directory; the server may be running
+    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
+    data_dir: PathBuf,
+    /// The server's store of files: `file` or `s3://bucket/prefix`
+    #[arg(long = "store", env = "T2M_BLOBS", default_value = "file")]
+    store: String,
+    /// Whether files are copied, linked (the same disk; damage to one is damage to both), or only
+    /// listed [default: link where that is possible, else copy; in S3 none]
+    #[arg(long, value_name = "HOW")]
+    blobs: Option<HowBlobs>,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HowBlobs {
+    Copy,
+    Link,
+    None,
+}
+
+impl Backup {
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let manifest = runtime.block_on(self.make())?;
+        let Manifest { log, blobs, parts, .. } = &manifest;
+        if self.json {
+            println!(
+                "{}",
+                json!({
+                    "events": log.events, "head_hash": log.head_hash, "blobs": blobs.count,
+                    "blob_bytes": blobs.bytes, "missing_blobs": blobs.missing, "parts": parts.len(),
+                })
+            );
+            return Ok(());
+        }
+        println!("backup     {}", self.to.display());
+        println!("events     {}", log.events);
+        println!("head hash  {}", log.head_hash);
+        println!("files      {} ({} bytes), {}", blobs.count, blobs.bytes, blobs.how);
+        if !blobs.missing.is_empty() {
+            println!("missing    {} files are not in the store either", blobs.missing.len());
+        }
+        println!("keep `keys` apart from the rest: with it, all of this can be read");
+        Ok(())
+    }
+
+    async fn make(&self) -> anyhow::Result<Manifest> {
+        let store = BlobStore::parse(&self.store)
+            .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
+        let log = open(&self.data_dir.join("log.sqlite"))?;
+        begin(&self.to)?;
+        let synced = std::fs::read(self.data_dir.join(SYNC_POSITION));
+        let blobs = Blobs::open(&store, &self.data_dir).context("opening the store of files")?;
+
+        let mut needed = Needed::default();
+        let mut verified = copy_log(&log, &self.to, &mut needed).await?;
+        let mut copied = Copied::default();
+        for _ in 0..TRIES {
+            copied = self.copy_blobs(&blobs, &needed)?;
+            if copied.missing.is_empty() {
+                break;
+            }
+            verified = copy_log(&log, &self.to, &mut needed).await?;
+        }
+        let list = needed.write_list(&self.to.join("blobs.txt"))?;
+
+        let mut parts = vec![list];
+        parts.extend(self.copy_keys(&blobs).await?);
+        if let Ok(position) = synced {
+            parts.push(Part::write(&self.to, &format!("rest/{SYNC_POSITION}"), &position)?);
+        }
+        for folder in OTHER_FOLDERS {
+            parts.extend(copy_folder(&blobs, folder, &self.to, "rest").await?);
+        }
+        let manifest = Manifest {
+            format: manifest::FORMAT.to_owned(),
+            version: manifest::VERSION,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            created_at: Clock::system().now(),
+            log: LogPart {
+                part: Part::of(&self.to, "log.sqlite")?,
+                events: verified.events,
+                position: verified.events,
+                head_hash: hex::encode(verified.head_hash),
+            },
+            blobs: BlobPart {
+                how: copied.how,
+                count: needed.blobs().len() as u64,
+                bytes: needed.blobs().values().sum(),
+                missing: copied.missing,
+            },
+            parts,
+        };
+        manifest.finish(&self.to)?;
+        Ok(manifest)
+    }
+
+    fn copy_blobs(&self, blobs: &Blobs, needed: &Needed) -> anyhow::Result<Copied> {
+        let is_local = blobs.local_root().is_some();
+        let how = match self.blobs {
+            Some(HowBlobs::None) => HowBlobs::None,
+            _ if !is_local => {
+                let asked = self.blobs.is_none();
+                ensure!(asked, "files in S3 are not copied: give --blobs none");
+                HowBlobs::None
+            }
+            Some(how) => how,
+            None => files::can_link(&self.data_dir, &self.to),
+        };
+        files::copy_blobs(blobs, needed, how, &self.to)
+    }
+
+    async fn copy_keys(&self, blobs: &Blobs) -> anyhow::Result<Vec<Part>> {
+        files::make_private(&self.to.join("keys"))?;
+        let mut parts = Vec::new();
+        for name in SECRETS {
+            match std::fs::read(self.data_dir.join(name)) {
+                Ok(bytes) => parts.push(Part::write(&self.to, &format!("keys/{name}"), &bytes)?),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("reading {name}")),
+            }
+        }
+        for folder in KEY_FOLDERS {
+            parts.extend(copy_folder(blobs, folder, &self.to, "keys").await?);
+        }
+        Ok(parts)
+    }
+}
+
+fn begin(to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+    let mut entries = std::fs::read_dir(to).with_context(|| format!("reading {}", to.display()))?;
+    ensure!(entries.next().is_none(), "{} is not empty; name a fresh directory", to.display());
+    Ok(())
+}
+
+/// Copies the log, or what it has beyond the copy, up to where it ends now.
+async fn copy_log(log: &EmbeddedLog, to: &Path, needed: &mut Needed) -> anyhow::Result<Verified> {
+    let mut import = Import::begin(&to.join("log.sqlite")).context("making the copy of the log")?;
+    // Told anew for as long as pages come in full: `head` follows another process with a delay.
+    let (mut after, _) = import.end();
+    let bar = bar("log", (*log.head().borrow()).max(after))?;
+    loop {
+        let page = log.read_all(after, PAGE).await.context("reading the log")?;
+        for event in &page {
+            import.take(event).context("copying the log")?;
+            needed.see(event)?;
+            after = event.position;
+        }
+        bar.set_position(after);
+        if page.len() < PAGE {
+            break;
+        }
+    }
+    let verified = import.finish().context("finishing the copy of the log")?;
+    bar.finish_and_clear();
+    let _ = std::fs::remove_file(to.join("log.lock"));
+    Ok(verified)
+}
+
+async fn copy_folder(
+    blobs: &Blobs,
+    folder: &str,
+    to: &Path,
+    part: &str,
+) -> anyhow::Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    let reading = || format!("reading the folder {folder} of the store");
+    for name in blobs.names_in(folder).await.with_context(reading)? {
+        // Gone since it was listed: then it was to go.
+        if let Some(bytes) = blobs.document(folder, &name).await.with_context(reading)? {
+            parts.push(Part::write(to, &format!("{part}/{folder}/{name}"), &bytes)?);
+        }
+    }
+    Ok(parts)
+}

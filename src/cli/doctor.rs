@@ -1,0 +1,314 @@
+//! `t2m doctor`: is everything there that a server needs, and does it fit together? It works beside
+//! a running server and on a stopped one, and changes nothing.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
+use serde::Serialize;
+
+use super::assemble;
+use super::log::bar;
+use crate::clock::Clock;
+use crate::config::{BlobStore, Options};
+use crate::log::{EmbeddedLog, EventLog};
+use crate::media::blobs::Blobs;
+use crate::media::disk::Space;
+use crate::media::vault::{MasterKey, SealingKey, Vault};
+use crate::views::{Parked, peek};
+
+/// Sealed documents that are opened to see whether the master key is theirs.
+const TRIED: usize = 20;
+/// Clocks of several machines never agree quite.
+const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(5);
+
+#[derive(Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    options: Box<Options>,
+    /// Verify the whole log, not only its end
+    #[arg(long)]
+    full: bool,
+    /// How many events at the log's end are verified
+    #[arg(long, default_value_t = 10_000, value_name = "EVENTS")]
+    last: u64,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Ok,
+    Warning,
+    Fault,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    verdict: Verdict,
+    says: String,
+}
+
+struct Doctoring {
+    data_dir: PathBuf,
+    findings: Vec<Finding>,
+}
+
+impl Doctor {
+    pub fn run(self) -> anyhow::Result<()> {
+        let data_dir = self.options.data_dir.clone();
+        let mut doctoring = Doctoring { data_dir, findings: Vec::new() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(doctoring.look(&self));
+        let findings = doctoring.findings;
+        if self.json {
+            println!("{}", serde_json::to_string(&findings)?);
+        } else {
+            for Finding { check, verdict, says } in &findings {
+                let verdict = match verdict {
+                    Verdict::Ok => "ok",
+                    Verdict::Warning => "warning",
+                    Verdict::Fault => "fault",
+                };
+                println!("{verdict:<8} {check:<14} {says}");
+            }
+        }
+        let faults = findings.iter().filter(|it| it.verdict == Verdict::Fault).count();
+        anyhow::ensure!(faults == 0, "{faults} of {} checks found a fault", findings.len());
+        Ok(())
+    }
+}
+
+impl Doctoring {
+    async fn look(&mut self, asked: &Doctor) {
+        match assemble::check((*asked.options).clone()) {
+            Ok(_) => self.ok("configuration", "every setting makes sense"),
+            Err(faults) => self.fault("configuration", faults.0.join("; ")),
+        }
+        self.disk();
+        if !self.data_dir.is_dir() {
+            let missing = format!("there is no data directory {}", self.data_dir.display());
+            return self.fault("log", missing);
+        }
+        let log = self.log(asked).await;
+        let blobs = self.views(log.as_ref()).await;
+        match self.store(&asked.options.blobs) {
+            Some(store) => {
+                self.keys(asked, &store).await;
+                self.blobs(&store, blobs).await;
+            }
+            None => self.warning("blobs", "there is no store of files yet"),
+        }
+    }
+
+    async fn log(&mut self, asked: &Doctor) -> Option<EmbeddedLog> {
+        let path = self.data_dir.join("log.sqlite");
+        if !path.exists() {
+            self.warning("log", format!("there is no log at {} yet", path.display()));
+            return None;
+        }
+        let log = match EmbeddedLog::open_read_only(&path) {
+            Ok(log) => log,
+            Err(error) => {
+                self.fault("log", error);
+                return None;
+            }
+        };
+        let head = *log.head().borrow();
+        let after = if asked.full { 0 } else { head.saturating_sub(asked.last) };
+        let moving = bar("verify", head).ok();
+        let shown = moving.clone();
+        let progress = move |at| shown.iter().for_each(|bar| bar.set_position(at));
+        let verified = log.verify_after(after, progress).await;
+        moving.iter().for_each(|bar| bar.finish_and_clear());
+        match verified {
+            Ok(verified) => {
+                let head_hash = hex::encode(verified.head_hash);
+                let count = verified.events;
+                let which = if after == 0 { "all" } else { "the last" };
+                self.ok("log", format!("{which} {count} events verified; head hash {head_hash}"));
+            }
+            Err(error) => self.fault("log", error),
+        }
+        match log.read_all(head.saturating_sub(1), 1).await.map(|events| events.into_iter().next())
+        {
+            Ok(Some(last)) => self.clock(last.time, Clock::system().now()),
+            Ok(None) => self.ok("clock", "the log has no event to hold it against"),
+            // Said already.
+            Err(_) => {}
+        }
+        Some(log)
+    }
+
+    fn clock(&mut self, last: DateTime<Utc>, now: DateTime<Utc>) {
+        let says =
+            format!("it is {}, the last event is of {}", now.to_rfc3339(), last.to_rfc3339());
+        match last - now > CLOCK_SKEW {
+            true => self.fault("clock", format!("the clock is behind the log: {says}")),
+            false => self.ok("clock", says),
+        }
+    }
+
+    /// The blobs that files refer to, as far as the read model knows.
+    async fn views(&mut self, log: Option<&EmbeddedLog>) -> Option<HashMap<String, u64>> {
+        let head = log.map_or(0, |log| *log.head().borrow());
+        let found = match peek(&self.data_dir.join("views.sqlite")) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.warning("views", "there is no read model; the server makes one at its start");
+                return None;
+            }
+            Err(error) => {
+                let anew = "the server makes them anew at its start if they are of another version";
+                self.warning("views", format!("{error}; {anew}"));
+                return None;
+            }
+        };
+        let checkpoint = found.checkpoint;
+        if let Some(log) = log
+            && checkpoint > head
+            // The server may have written on since its end was looked up.
+            && log.read_all(checkpoint - 1, 1).await.is_ok_and(|events| events.is_empty())
+        {
+            let cut = "the log was cut or exchanged";
+            self.fault("views", format!("at {checkpoint}, and the log ends at {head}: {cut}"));
+        } else if checkpoint >= head {
+            self.ok("views", format!("at {checkpoint}, with nothing left to apply"));
+        } else {
+            let lag = head - checkpoint;
+            let soon = "a server catches up within moments of its start";
+            self.warning("views", format!("at {checkpoint}, {lag} events behind the log; {soon}"));
+        }
+        for Parked { view, position, reason } in &found.parked {
+            let remedy = "see `t2m replay --skip`";
+            let view = view.as_str();
+            self.fault("views", format!("{view} stand still at {position}: {reason}; {remedy}"));
+        }
+        Some(found.blobs)
+    }
+
+    fn store(&mut self, setting: &str) -> Option<Blobs> {
+        let store = match BlobStore::parse(setting) {
+            Ok(store) => store,
+            // Said already, of the configuration.
+            Err(_) => return None,
+        };
+        // Opening makes the directory.
+        if store == BlobStore::File && !self.data_dir.join("blobs/sha256").is_dir() {
+            return None;
+        }
+        Blobs::open(&store, &self.data_dir).map_err(|error| self.fault("blobs", error)).ok()
+    }
+
+    async fn keys(&mut self, asked: &Doctor, store: &Blobs) {
+        let path = self.data_dir.join("master.key");
+        let master = match &asked.options.master_key {
+            Some(key) => match SealingKey::parse(key.reveal()) {
+                Ok(key) => Some(MasterKey::given(key)),
+                // Said already, of the configuration.
+                Err(_) => return,
+            },
+            None if path.exists() => Some(MasterKey::kept_in(&path)),
+            None => None,
+        };
+        let (mut sealed, mut opened) = (0, 0);
+        for folder in ["keys", "secrets"] {
+            let names = match store.names_in(folder).await {
+                Ok(names) => names,
+                Err(error) => return self.fault("keys", error),
+            };
+            sealed += names.len();
+            let Some(master) = &master else { continue };
+            let vault = Vault::new(store, folder, master.clone());
+            // What is escaped in the store has another name in the vault.
+            for name in names.iter().filter(|name| !name.contains('%')).take(TRIED) {
+                match vault.open(name).await {
+                    Ok(_) => opened += 1,
+                    Err(error) => return self.fault("keys", format!("{folder}/{name}: {error}")),
+                }
+            }
+        }
+        match (master.is_some(), sealed) {
+            (false, 0) => self.ok("keys", "there is no master key yet, and nothing was sealed"),
+            (false, sealed) => self.fault(
+                "keys",
+                format!(
+                    "{sealed} sealed keys and secrets, and no master key at {}",
+                    path.display()
+                ),
+            ),
+            (true, sealed) => {
+                let says = format!("the master key opens {opened} of {sealed} that were sealed");
+                let tried = "the others were not tried";
+                self.ok("keys", if opened == sealed { says } else { format!("{says}; {tried}") });
+            }
+        }
+    }
+
+    async fn blobs(&mut self, store: &Blobs, needed: Option<HashMap<String, u64>>) {
+        let sizes = match store.sizes().await {
+            Ok(sizes) => sizes,
+            Err(error) => return self.fault("blobs", error),
+        };
+        let Some(needed) = needed else {
+            return self.warning("blobs", "not checked: the read model knows the files");
+        };
+        let bytes: u64 = needed.values().sum();
+        let missing: Vec<_> =
+            needed.iter().filter(|(sha256, size)| sizes.get(*sha256) != Some(*size)).collect();
+        if let Some((first, _)) = missing.first() {
+            let count = missing.len();
+            self.fault("blobs", format!("{count} files without their bytes, such as {first}"));
+        } else {
+            self.ok("blobs", format!("{} with {bytes} bytes, all there", needed.len()));
+        }
+        let spare: Vec<u64> = sizes
+            .iter()
+            .filter(|(sha256, _)| !needed.contains_key(*sha256))
+            .map(|(_, size)| *size)
+            .collect();
+        let (count, bytes) = (spare.len(), spare.iter().sum::<u64>());
+        self.ok("spare blobs", format!("{count} with {bytes} bytes that no file refers to"));
+    }
+
+    fn disk(&mut self) {
+        // The directory may not be there yet.
+        let mut place: &Path = &self.data_dir;
+        while !place.exists() {
+            place = match place.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+        }
+        match Space::of(place) {
+            Ok(space) => {
+                let says = format!("{} of {} bytes free", space.free, space.total);
+                match space.is_scarce() {
+                    true => self.warning("disk", says),
+                    false => self.ok("disk", says),
+                }
+            }
+            Err(error) => self.fault("disk", error),
+        }
+    }
+
+    fn ok(&mut self, check: &'static str, says: impl ToString) {
+        self.note(check, Verdict::Ok, says);
+    }
+
+    fn warning(&mut self, check: &'static str, says: impl ToString) {
+        self.note(check, Verdict::Warning, says);
+    }
+
+    fn fault(&mut self, check: &'static str, says: impl ToString) {
+        self.note(check, Verdict::Fault, says);
+    }
+
+    fn note(&mut self, check: &'static str, verdict: Verdict, says: impl ToString) {
+        self.findings.push(Finding { check, verdict, says: says.to_string() });
+    }
+}

@@ -1,0 +1,193 @@
+//! Events on the terminal, and their counts.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+
+use anyhow::Context;
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde_json::json;
+
+use super::Where;
+use super::selection::{Selection, Then};
+use crate::actors::records::Envelope;
+use crate::log::{EventLog, Recorded};
+
+const PAGE: usize = 500;
+
+#[derive(Args)]
+pub struct Show {
+    #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
+    selection: Selection,
+    /// At most so many
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    limit: u64,
+    /// The newest first
+    #[arg(long)]
+    reverse: bool,
+}
+
+#[derive(Args)]
+pub struct Tail {
+    #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
+    selection: Selection,
+    /// Begin so many events before the end
+    #[arg(long, default_value_t = 10)]
+    last: u64,
+    /// End after so many
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    limit: u64,
+}
+
+#[derive(Args)]
+pub struct Count {
+    #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+/// Writes one event.
+pub fn print(out: &mut impl Write, event: &Recorded, json: bool) -> std::io::Result<()> {
+    if json {
+        serde_json::to_writer(&mut *out, &Envelope::from(event))?;
+        return writeln!(out);
+    }
+    let data = String::from_utf8_lossy(&event.data);
+    let time = event.time.format("%Y-%m-%dT%H:%M:%S%.3fZ");
+    let Recorded { position, revision, stream, kind, .. } = event;
+    writeln!(out, "{position:>8}  {time}  {stream} #{revision}  {kind}  {data}")
+}
+
+impl Show {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let log = self.place.open()?;
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        let mut left = self.limit;
+        if left == 0 {
+            return Ok(());
+        }
+        let print_next = |event: &Recorded| {
+            left -= 1;
+            print(&mut out, event, self.place.json)?;
+            Ok(if left == 0 { Then::Stop } else { Then::GoOn })
+        };
+        let printed = self.selection.walk(&*log, self.reverse, print_next).await;
+        // What was read before a damaged event is shown too.
+        out.flush()?;
+        printed
+    }
+}
+
+impl Tail {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let log = self.place.open()?;
+        let mut head = log.head();
+        let mut after = head.borrow_and_update().saturating_sub(self.last);
+        let mut left = self.limit;
+        while left > 0 {
+            loop {
+                let page = log.read_all(after, PAGE).await.context("reading the log")?;
+                let mut out = BufWriter::new(std::io::stdout().lock());
+                for event in page.iter().filter(|event| self.selection.wants(event)) {
+                    if left == 0 {
+                        break;
+                    }
+                    left -= 1;
+                    print(&mut out, event, self.place.json)?;
+                }
+                out.flush()?;
+                after = page.last().map_or(after, |event| event.position);
+                if page.len() < PAGE || left == 0 {
+                    break;
+                }
+            }
+            if left > 0 {
+                head.changed().await.context("following the log")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Count {
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.selection.is_all() {
+            true => self.of_all().await,
+            false => self.of_some().await,
+        }
+    }
+
+    async fn of_all(self) -> anyhow::Result<()> {
+        let stats = self.place.open()?.stats().await.context("counting the log")?;
+        let head_hash = hex::encode(stats.head_hash);
+        if self.place.json {
+            let stats = json!({
+                "events": stats.events, "streams": stats.streams, "position": stats.position,
+                "head_hash": head_hash, "bytes": stats.bytes, "types": stats.types,
+                "first": stats.first, "last": stats.last,
+            });
+            println!("{stats}");
+            return Ok(());
+        }
+        println!("log        {}", self.place.path().display());
+        println!("events     {}", stats.events);
+        println!("streams    {}", stats.streams);
+        println!("position   {}", stats.position);
+        println!("bytes      {}", stats.bytes);
+        println!("head hash  {head_hash}");
+        list(stats.first, stats.last, stats.types.into_iter());
+        Ok(())
+    }
+
+    async fn of_some(self) -> anyhow::Result<()> {
+        let log = self.place.open()?;
+        let head = *log.head().borrow();
+        let (mut events, mut streams) = (0_u64, HashSet::<Arc<str>>::new());
+        let mut types = BTreeMap::<Arc<str>, u64>::new();
+        let (mut first, mut last) = (None, None);
+        let count = |event: &Recorded| {
+            events += 1;
+            streams.insert(Arc::clone(&event.stream));
+            *types.entry(Arc::clone(&event.kind)).or_default() += 1;
+            first = first.or(Some(event.time));
+            last = Some(event.time);
+            Ok(Then::GoOn)
+        };
+        self.selection.walk(&*log, false, count).await?;
+        if self.place.json {
+            let types: BTreeMap<_, _> = types.iter().map(|(kind, n)| (&**kind, n)).collect();
+            let counted = json!({
+                "events": events, "streams": streams.len(), "position": head, "types": types,
+                "first": first, "last": last,
+            });
+            println!("{counted}");
+            return Ok(());
+        }
+        println!("log        {}, up to position {head}", self.place.path().display());
+        println!("events     {events}");
+        println!("streams    {}", streams.len());
+        list(first, last, types.into_iter());
+        Ok(())
+    }
+}
+
+fn list(
+    first: Option<DateTime<Utc>>,
+    last: Option<DateTime<Utc>>,
+    types: impl Iterator<Item = (impl std::fmt::Display, u64)>,
+) {
+    for (label, time) in [("first", first), ("last", last)] {
+        if let Some(time) = time {
+            println!("{label:<9}  {}", time.to_rfc3339());
+        }
+    }
+    for (kind, count) in types {
+        println!("{count:>9}  {kind}");
+    }
+}

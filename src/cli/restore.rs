@@ -1,0 +1,273 @@
+//! `t2m restore`: a backup into an empty data directory. Everything is checked before anything
+//! takes its place: each file against the manifest, each blob against its name, the log's chain.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use serde_json::json;
+
+use super::backup::files::{copy_as, parse_list, place};
+use super::backup::manifest::{Manifest, Part, sync_tree, write_private};
+use super::log::{bar, open};
+use crate::config::BlobStore;
+use crate::media::blobs::Blobs;
+
+/// What a restore that was cut off leaves in the data directory, and the next one removes.
+const STAGING: &str = "restoring";
+
+#[derive(Args)]
+pub struct Restore {
+    /// The backup
+    #[arg(value_name = "DIR")]
+    from: PathBuf,
+    /// Where to; must be empty or not there
+    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
+    data_dir: PathBuf,
+    /// The store of files that the server will use: `file` or `s3://bucket/prefix`
+    #[arg(long = "store", env = "T2M_BLOBS", default_value = "file")]
+    store: String,
+    /// The backup's keys, where they are kept apart [default: `keys` in the backup]
+    #[arg(long, value_name = "DIR")]
+    keys: Option<PathBuf>,
+    /// Who was erased since the backup: a copy of the live store's folder `erased`, or a file with
+    /// the names in it, one a line. Their keys are not restored
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    tombstones: Option<PathBuf>,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+impl Restore {
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let done = runtime.block_on(self.restore())?;
+        let Restored { manifest, blobs, erased } = done;
+        let (events, head_hash) = (manifest.log.events, &manifest.log.head_hash);
+        if self.json {
+            let restored = json!({
+                "events": events, "head_hash": head_hash, "blobs": blobs, "erased": erased,
+                "missing_blobs": manifest.blobs.missing, "backup_of": manifest.created_at,
+            });
+            println!("{restored}");
+            return Ok(());
+        }
+        println!("data       {}", self.data_dir.display());
+        println!("backup of  {}", manifest.created_at.to_rfc3339());
+        println!("events     {events}, each chained to the one before it");
+        println!("head hash  {head_hash}");
+        println!("files      {blobs} of {}", manifest.blobs.count);
+        println!("erased     {erased} users since the backup");
+        println!("`t2m serve` computes the read model anew at its start");
+        Ok(())
+    }
+
+    async fn restore(&self) -> anyhow::Result<Restored> {
+        let store = BlobStore::parse(&self.store)
+            .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
+        let manifest = Manifest::read(&self.from)?;
+        let erased = self.erased()?;
+        let staging = self.begin()?;
+        let restored = self.stage(&store, &staging, &manifest, &erased).await;
+        let (blobs, documents) = match restored {
+            Ok(staged) => staged,
+            Err(error) => {
+                std::fs::remove_dir_all(&staging).context("removing what was restored")?;
+                return Err(error.context("nothing was restored"));
+            }
+        };
+        if store != BlobStore::File {
+            // The last thing that can fail; the store's own tombstones go before the keys.
+            let target = Blobs::open(&store, &self.data_dir).context("opening the store")?;
+            bring_documents(&target, &documents, &erased).await?;
+        }
+        put_into_place(&staging, &self.data_dir)?;
+        Ok(Restored { manifest, blobs, erased: erased.len() })
+    }
+
+    /// The directory in which everything is put together.
+    fn begin(&self) -> anyhow::Result<PathBuf> {
+        let target = &self.data_dir;
+        let context = || format!("making the data directory {}", target.display());
+        std::fs::create_dir_all(target).with_context(context)?;
+        let staging = target.join(STAGING);
+        for entry in std::fs::read_dir(target).with_context(context)? {
+            let is_ours = entry.with_context(context)?.file_name() == STAGING;
+            ensure!(
+                is_ours,
+                "{} is not empty; a backup is never restored over data",
+                target.display()
+            );
+        }
+        match std::fs::remove_dir_all(&staging) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(context);
+            }
+            _ => {}
+        }
+        std::fs::create_dir(&staging).with_context(context)?;
+        Ok(staging)
+    }
+
+    /// The number of files, and the documents of the store.
+    async fn stage(
+        &self,
+        store: &BlobStore,
+        staging: &Path,
+        manifest: &Manifest,
+        erased: &HashSet<String>,
+    ) -> anyhow::Result<(u64, Vec<Document>)> {
+        let blobs = self.stage_blobs(staging, manifest)?;
+        let mut documents = Vec::new();
+        let keys = self.keys.clone().unwrap_or_else(|| self.from.join("keys"));
+        for part in manifest.parts.iter().filter(|part| part.path != "blobs.txt") {
+            let bytes = part.read(&self.from, &keys)?;
+            match Target::of(part)? {
+                Target::File(name) => write_private(&staging.join(name), &bytes)
+                    .with_context(|| format!("writing {name}"))?,
+                Target::Document { folder, name } => documents.push(Document {
+                    folder: folder.to_owned(),
+                    name: name.to_owned(),
+                    bytes,
+                }),
+            }
+        }
+        if *store == BlobStore::File {
+            let target = Blobs::open(store, staging).context("making the store of files")?;
+            bring_documents(&target, &documents, erased).await?;
+        }
+        self.stage_log(staging, manifest).await?;
+        Ok((blobs, documents))
+    }
+
+    fn stage_blobs(&self, staging: &Path, manifest: &Manifest) -> anyhow::Result<u64> {
+        let list = manifest.parts.iter().find(|part| part.path == "blobs.txt");
+        let list = list.context("the manifest names no list of files")?;
+        let list = parse_list(&list.read(&self.from, &self.from)?)?;
+        if manifest.blobs.how == "listed" {
+            return Ok(0);
+        }
+        let missing: HashSet<_> = manifest.blobs.missing.iter().collect();
+        let mut brought = 0;
+        for (sha256, _) in list.iter().filter(|(sha256, _)| !missing.contains(sha256)) {
+            let target = place(staging, sha256);
+            if let Some(directory) = target.parent() {
+                std::fs::create_dir_all(directory).context("making the store of files")?;
+            }
+            copy_as(&place(&self.from, sha256), &target, sha256)
+                .with_context(|| format!("restoring the file {sha256}"))?;
+            brought += 1;
+        }
+        Ok(brought)
+    }
+
+    async fn stage_log(&self, staging: &Path, manifest: &Manifest) -> anyhow::Result<()> {
+        let target = staging.join("log.sqlite");
+        let Part { path, sha256, .. } = &manifest.log.part;
+        copy_as(&self.from.join(path), &target, sha256).context("restoring the log")?;
+        let log = open(&target)?;
+        let bar = bar("verify", manifest.log.events)?;
+        let moving = bar.clone();
+        let verified = log.verify_after(0, move |position| moving.set_position(position)).await;
+        bar.finish_and_clear();
+        let verified = verified.context("verifying the restored log")?;
+        let same = verified.events == manifest.log.events
+            && hex::encode(verified.head_hash) == manifest.log.head_hash;
+        ensure!(same, "the backup's log is not the one its manifest names");
+        drop(log);
+        for suffix in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(staging.join(format!("log.sqlite{suffix}")));
+        }
+        Ok(())
+    }
+
+    fn erased(&self) -> anyhow::Result<HashSet<String>> {
+        let Some(path) = &self.tombstones else { return Ok(HashSet::new()) };
+        let context = || format!("reading the tombstones {}", path.display());
+        if path.is_dir() {
+            let entries = std::fs::read_dir(path).with_context(context)?;
+            let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            return names.collect::<std::io::Result<_>>().with_context(context);
+        }
+        let text = std::fs::read_to_string(path).with_context(context)?;
+        let names = text.lines().map(str::trim).filter(|name| !name.is_empty());
+        Ok(names.map(str::to_owned).collect())
+    }
+}
+
+struct Restored {
+    manifest: Manifest,
+    blobs: u64,
+    erased: usize,
+}
+
+struct Document {
+    folder: String,
+    name: String,
+    bytes: Vec<u8>,
+}
+
+/// Where a part of the backup belongs.
+enum Target<'a> {
+    /// Right in the data directory.
+    File(&'a str),
+    Document {
+        folder: &'a str,
+        name: &'a str,
+    },
+}
+
+impl<'a> Target<'a> {
+    fn of(part: &'a Part) -> anyhow::Result<Self> {
+        let segments: Vec<&str> = part.path.split('/').collect();
+        match segments[..] {
+            ["keys" | "rest", name] => Ok(Self::File(name)),
+            ["keys" | "rest", folder, name] => Ok(Self::Document { folder, name }),
+            _ => bail!("the manifest names {}, which belongs nowhere", part.path),
+        }
+    }
+}
+
+/// Tombstones first: whoever has one, here or in the backup, gets no key.
+async fn bring_documents(
+    target: &Blobs,
+    documents: &[Document],
+    erased: &HashSet<String>,
+) -> anyhow::Result<()> {
+    let context = "bringing the keys into the store";
+    for name in erased {
+        target.bring_document("erased", name, b"{}".to_vec()).await.context(context)?;
+        target.remove_document("keys", name).await.context(context)?;
+    }
+    let is_tombstone = |document: &&Document| document.folder == "erased";
+    for Document { folder, name, bytes } in documents.iter().filter(is_tombstone) {
+        target.bring_document(folder, name, bytes.clone()).await.context(context)?;
+    }
+    for Document { folder, name, bytes } in documents.iter().filter(|it| !is_tombstone(it)) {
+        let gone =
+            folder == "keys" && target.document("erased", name).await.context(context)?.is_some();
+        if !gone {
+            target.bring_document(folder, name, bytes.clone()).await.context(context)?;
+        }
+    }
+    Ok(())
+}
+
+/// The log last: without one, a data directory is an empty server's.
+fn put_into_place(staging: &Path, data_dir: &Path) -> anyhow::Result<()> {
+    let context = || format!("moving what was restored into {}", data_dir.display());
+    sync_tree(staging).with_context(context)?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(staging).with_context(context)? {
+        names.push(entry.with_context(context)?.file_name());
+    }
+    names.sort_by_key(|name| name == "log.sqlite");
+    for name in names {
+        std::fs::rename(staging.join(&name), data_dir.join(&name)).with_context(context)?;
+    }
+    std::fs::remove_dir(staging).with_context(context)?;
+    File::open(data_dir).and_then(|dir| dir.sync_all()).with_context(context)
+}

@@ -1,0 +1,185 @@
+//! What a damaged file does: each altered bit and each cut is found, or harms nothing, and no
+//! reader is given an event that was altered. All bits and all cuts with `T2M_EVERY_BIT=1`, which
+//! `scripts/soak` sets; otherwise a sample that leaves out most of what is empty.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use chrono::DateTime;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::reader::Reader;
+use super::verify::verify;
+use super::*;
+use crate::log::{GENESIS, Verified};
+
+const EVENTS: u64 = 50;
+const STREAMS: u64 = 7;
+
+/// A closed log of [`EVENTS`] events.
+struct Sound {
+    dir: TempDir,
+    bytes: Vec<u8>,
+    events: Vec<Recorded>,
+}
+
+impl Sound {
+    async fn new() -> Self {
+        // In memory where there is such a directory: it is written many thousand times.
+        let shm = Path::new("/dev/shm");
+        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+        let dir = dir.unwrap();
+        let path = dir.path().join("sound.sqlite");
+        let log = EmbeddedLog::open(&path).unwrap();
+        for number in 0..EVENTS {
+            let event = NewEvent {
+                id: Uuid::from_u128(u128::from(number) << 70),
+                kind: format!("thing.happened.v{}", number % 3),
+                time: DateTime::from_timestamp_micros(1_700_000_000_000_000).unwrap(),
+                // The largest reaches over pages of its own.
+                data: format!(r#"{{"n":"{:1$}"}}"#, number, if number == 30 { 20_000 } else { 40 })
+                    .into_bytes(),
+                metadata: br#"{"source":"system"}"#.to_vec(),
+            };
+            let stream = format!("thing-{}", number % STREAMS);
+            log.append(&stream, Expected::Any, vec![event]).await.unwrap();
+        }
+        let events = log.read_all(0, 1000).await.unwrap();
+        drop(log);
+        Self { bytes: std::fs::read(&path).unwrap(), dir, events }
+    }
+
+    fn copy(&self) -> PathBuf {
+        let path = self.dir.path().join("copy.sqlite");
+        std::fs::write(&path, &self.bytes).unwrap();
+        path
+    }
+
+    /// What the copy at `path` is like: the error that names its damage, or nothing.
+    fn judge(&self, path: &Path, what: &str) -> Option<Error> {
+        let whole =
+            Verified { events: EVENTS, head_hash: self.events.last().map_or(GENESIS, |e| e.hash) };
+        // Whatever verification says: what is read is what was written, or its beginning.
+        let read = read(path);
+        if let Ok(read) = &read {
+            assert!(self.events.starts_with(&read.all), "{what}: read_all gave what is not there");
+            for (stream, events) in &read.streams {
+                let mut ours = self.events.iter().filter(|event| *event.stream == **stream);
+                let same = events.iter().all(|event| ours.next() == Some(event));
+                assert!(same, "{what}: {stream} was read otherwise than it was written");
+            }
+        }
+        match found(path) {
+            Ok(verified) => {
+                assert_eq!(verified, whole, "{what}: verified, but not the same");
+                let read = read.unwrap_or_else(|error| panic!("{what}: verified, but {error}"));
+                assert_eq!(read.all, self.events, "{what}: verified, but read otherwise");
+                let of_streams: usize = read.streams.iter().map(|(_, events)| events.len()).sum();
+                assert_eq!(
+                    of_streams,
+                    self.events.len(),
+                    "{what}: verified, but streams miss some"
+                );
+                None
+            }
+            Err(error) => {
+                let located = match &error {
+                    Error::Corrupt { position, .. } => *position <= EVENTS,
+                    Error::Foreign(_) | Error::Storage(_) => true,
+                    _ => false,
+                };
+                assert!(located, "{what}: {error}");
+                Some(error)
+            }
+        }
+    }
+}
+
+struct Read {
+    all: Vec<Recorded>,
+    streams: Vec<(String, Vec<Recorded>)>,
+}
+
+fn read(path: &Path) -> Result<Read, Error> {
+    inspect(path)?;
+    let mut reader = Reader::open(path)?;
+    let all = reader.page(0, 1000)?;
+    let streams = (0..STREAMS).map(|number| {
+        let stream = format!("thing-{number}");
+        Ok((stream.clone(), reader.stream_page(&stream, 0, 1000)?))
+    });
+    Ok(Read { all, streams: streams.collect::<Result<_, Error>>()? })
+}
+
+fn found(path: &Path) -> Result<Verified, Error> {
+    inspect(path)?;
+    let mut reader = Reader::open(path)?;
+    let head = reader.head()?;
+    verify(&mut reader, 0, head, &mut |_| {})
+}
+
+fn every_bit() -> bool {
+    std::env::var_os("T2M_EVERY_BIT").is_some()
+}
+
+#[tokio::test]
+async fn every_flipped_bit_of_the_file_is_found_or_harmless() {
+    let sound = Sound::new().await;
+    let path = sound.copy();
+    let file = File::options().write(true).open(&path).unwrap();
+    assert_eq!(sound.judge(&path, "the sound one"), None);
+    let (mut judged, mut harmless) = (0, 0);
+    for (at, byte) in sound.bytes.iter().enumerate() {
+        let bits = if every_bit() { 0..8 } else { at % 8..at % 8 + 1 };
+        // Filling, whether or not it belongs to an event.
+        let is_dull = |byte: u8| byte == 0 || byte == b' ';
+        if !every_bit() && is_dull(*byte) && !at.is_multiple_of(41) {
+            continue;
+        }
+        for bit in bits {
+            file.write_all_at(&[byte ^ (1 << bit)], at as u64).unwrap();
+            judged += 1;
+            harmless += u32::from(sound.judge(&path, &format!("bit {bit} of byte {at}")).is_none());
+            file.write_all_at(&[*byte], at as u64).unwrap();
+        }
+    }
+    assert_eq!(sound.judge(&path, "the sound one again"), None);
+    println!("{judged} bits flipped, {harmless} of them without harm");
+    assert!(judged > 5000 && harmless < judged / 2, "{judged} judged, {harmless} without harm");
+}
+
+#[tokio::test]
+async fn every_cut_of_the_file_is_found() {
+    let sound = Sound::new().await;
+    let path = sound.copy();
+    let file = File::options().write(true).open(&path).unwrap();
+    for length in (0..sound.bytes.len()).rev() {
+        if every_bit() || length.is_multiple_of(97) || length.is_multiple_of(8192) {
+            file.set_len(length as u64).unwrap();
+            let found = sound.judge(&path, &format!("cut to {length} bytes"));
+            assert!(found.is_some(), "cut to {length} bytes, and nothing said");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_altered_event_is_given_to_no_reader() {
+    let sound = Sound::new().await;
+    let path = sound.copy();
+    let stranger = rusqlite::Connection::open(&path).unwrap();
+    stranger
+        .execute_batch("UPDATE events SET data = CAST('{}' AS BLOB) WHERE position = 20")
+        .unwrap();
+    let log = EmbeddedLog::open(&path).unwrap();
+    let damaged = |answer: Result<Vec<Recorded>, Error>, at| {
+        assert!(matches!(answer, Err(Error::Corrupt { position, .. }) if position == at));
+    };
+    damaged(log.read_all(10, 100).await, 20);
+    damaged(log.read_all(19, 1).await, 20);
+    damaged(log.read_stream(&sound.events[19].stream, 0, 100).await, 20);
+    assert_eq!(log.read_all(20, 100).await.unwrap(), sound.events[20..]);
+    stranger.execute_batch("DELETE FROM events WHERE position = 20").unwrap();
+    damaged(log.read_all(10, 100).await, 20);
+    damaged(log.read_all(20, 100).await, 20);
+}
