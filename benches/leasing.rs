@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use t2m::actors::System;
 use t2m::actors::codec::{Metadata, Source};
+use t2m::actors::keyring::Keyring;
 use t2m::actors::leasing::Leasing;
 use t2m::clock::Clock;
 use t2m::domain::ids::{JobId, UserId};
@@ -15,6 +16,7 @@ use t2m::domain::text::{Personal, Prompt};
 use t2m::domain::tier::{Caps, Tier};
 use t2m::log;
 use t2m::media::blobs::Blobs;
+use t2m::media::vault::MasterKey;
 use t2m::views::Views;
 
 const JOBS: usize = 10_000;
@@ -33,8 +35,9 @@ async fn run() {
     let clock = Clock::system();
     let log = log::open("embedded", dir.path()).await.expect("a log");
     let views = Views::open(&dir.path().join("views.sqlite")).expect("views");
-    let system = System::start(clock, log, views);
     let blobs = Blobs::open(&t2m::config::BlobStore::File, dir.path()).expect("a blob store");
+    let keyring = Keyring::new(&blobs, MasterKey::kept_in(&dir.path().join("master.key")));
+    let system = System::start(clock, log, views, keyring);
     let leasing = Leasing::new(Arc::clone(&system), &blobs, CAPS);
     let ids = fill(&system).await;
 
@@ -84,7 +87,7 @@ fn request(number: usize) -> Request {
     Request {
         user_id: UserId::try_from(user).expect("an id"),
         kind: Kind::Video,
-        prompt: Personal(Prompt::parse("a lighthouse").expect("a prompt")),
+        prompt: Personal::Known(Prompt::parse("a lighthouse").expect("a prompt")),
         options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,

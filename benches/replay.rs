@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt, stream};
-use t2m::actors::codec::{self, Metadata, Source};
+use t2m::actors::codec::{Metadata, Source};
+use t2m::actors::keyring::Keyring;
 use t2m::actors::rebuild::rebuild;
+use t2m::config::BlobStore;
 use t2m::domain::file::{self, File, Stored};
 use t2m::domain::ids::{FileId, JobId, LeaseId, SessionId, UserId};
 use t2m::domain::job::{self, AspectRatio, Job, Kind, Options, Output, Quality, VideoOptions};
@@ -22,6 +24,8 @@ use t2m::domain::tier::Tier;
 use t2m::domain::user::{self, Profile, Told, User};
 use t2m::domain::{self, Aggregate};
 use t2m::log::{EmbeddedLog, EventLog, Expected, NewEvent};
+use t2m::media::blobs::Blobs;
+use t2m::media::vault::MasterKey;
 use t2m::views::{Building, Views};
 use uuid::Uuid;
 
@@ -40,25 +44,28 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let directory = tempfile::tempdir().expect("a directory");
     let (log, views) = (directory.path().join("log.sqlite"), directory.path().join("views.sqlite"));
+    let blobs = Blobs::open(&BlobStore::File, directory.path()).expect("a store");
+    let keyring = Keyring::new(&blobs, MasterKey::kept_in(&directory.path().join("master.key")));
     runtime.block_on(async {
-        appends("an empty log", &log).await;
-        fill(&log, events).await;
-        appends("the same log", &log).await;
+        appends("an empty log", &log, &keyring).await;
+        fill(&log, &keyring, events).await;
+        appends("the same log", &log, &keyring).await;
     });
     runtime.block_on(async {
-        replay(&log, &views).await;
+        replay(&log, &views, keyring.clone()).await;
         restart(&log, &views);
         verify(&log).await;
     });
 }
 
 /// One caller that waits for each of its events.
-async fn appends(what: &str, path: &Path) {
+async fn appends(what: &str, path: &Path, keyring: &Keyring) {
     let log = EmbeddedLog::open(path).expect("a log");
     let mut took = Vec::new();
     for number in 0..2000 {
         let stream = format!("session-bench_{number}");
-        let event = recorded::<Session>(active(&user_id(0), at(number)), number.unsigned_abs());
+        let event = active(&user_id(0), at(number));
+        let event = recorded::<Session>(keyring, &stream, event, 0).await;
         let began = Instant::now();
         log.append(&stream, Expected::Any, vec![event]).await.expect("appended");
         took.push(began.elapsed());
@@ -67,21 +74,16 @@ async fn appends(what: &str, path: &Path) {
     println!("append to {what}: {:?} median, {:?} p99", took[1000], took[1980]);
 }
 
-async fn fill(path: &Path, events: usize) {
+async fn fill(path: &Path, keyring: &Keyring, events: usize) {
     let log = Arc::new(EmbeddedLog::open(path).expect("a log"));
     let began = Instant::now();
-    let mut written = 0;
-    let lives = (1_u64..).map_while(|number| {
-        let more = written < events;
-        let life = life(number);
-        written += life.len();
-        more.then_some(life)
-    });
-    stream::iter(lives)
-        .map(|life| {
+    let one = life(keyring, 0).await.len();
+    let lives = events.div_ceil(one) as u64;
+    stream::iter(1..=lives)
+        .map(|number| {
             let log = Arc::clone(&log);
             async move {
-                for (stream, event) in life {
+                for (stream, event) in life(keyring, number).await {
                     log.append(&stream, Expected::Any, vec![event]).await.expect("appended");
                 }
             }
@@ -93,13 +95,13 @@ async fn fill(path: &Path, events: usize) {
     println!("{head} events written at {:.0}/s", head as f64 / began.elapsed().as_secs_f64());
 }
 
-async fn replay(log: &Path, views: &Path) {
+async fn replay(log: &Path, views: &Path, keyring: Keyring) {
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open_read_only(log).expect("the log"));
     let head = *log.head().borrow();
     let before = resident();
     let began = Instant::now();
     let building = Building::at(views).expect("a read model");
-    let built = rebuild(log, building, head, |_| ()).await.expect("rebuilt");
+    let built = rebuild(log, keyring, building, head, |_| ()).await.expect("rebuilt");
     let fresh = built.finish().expect("finished");
     let took = began.elapsed();
     assert_eq!((fresh.checkpoint(), fresh.parked()), (head, vec![]));
@@ -141,46 +143,63 @@ fn resident() -> String {
 
 type Written = (String, NewEvent);
 
-/// Everything that one user does, in its order.
-fn life(number: u64) -> Vec<Written> {
+/// Everything that one user does, in its order, sealed with the user's key.
+async fn life(keyring: &Keyring, number: u64) -> Vec<Written> {
+    let mut life = Life { keyring, number, written: Vec::new() };
     let user_id = user_id(number);
-    let mut life = Vec::new();
     let mut second = i64::try_from(number % 1_000_000).unwrap_or_default() * 60;
-    let user_stream = domain::stream::<User>(&user_id);
+    let stream = domain::stream::<User>(&user_id);
     for event in account(number, at(second)) {
-        life.push((user_stream.clone(), recorded::<User>(event, number)));
+        life.say::<User>(&stream, event).await;
     }
     for session in 0..SESSIONS {
         let name = format!("sess_{number}_{session}");
         let id = SessionId::try_from(name).expect("an id");
         let stream = domain::stream::<Session>(&id);
-        let mut say = |event| life.push((stream.clone(), recorded::<Session>(event, number)));
-        say(session::Event::Started {
+        let started = session::Event::Started {
             user_id: user_id.clone(),
             started_at: at(second),
             expires_at: at(second + 604_800),
-            ip_address: Some(Personal("203.0.113.7".to_owned())),
-            user_agent: Some(Personal("Mozilla/5.0 (X11; Linux x86_64)".to_owned())),
-        });
+            ip_address: Some(Personal::Known("203.0.113.7".to_owned())),
+            user_agent: Some(Personal::Known("Mozilla/5.0 (X11; Linux x86_64)".to_owned())),
+        };
+        life.say::<Session>(&stream, started).await;
         for minute in 0..ACTIVITIES {
-            say(active(&user_id, at(second + minute * 60)));
+            life.say::<Session>(&stream, active(&user_id, at(second + minute * 60))).await;
         }
         second += ACTIVITIES * 60;
-        let (user_id, at) = (Some(user_id.clone()), at(second));
-        say(session::Event::Ended { user_id, reason: EndReason::SignedOut, at });
+        let ended = session::Event::Ended {
+            user_id: Some(user_id.clone()),
+            reason: EndReason::SignedOut,
+            at: at(second),
+        };
+        life.say::<Session>(&stream, ended).await;
         for _ in 0..JOBS / SESSIONS {
             second += 30;
-            video(&mut life, number, second);
+            video(&mut life, second).await;
         }
     }
-    life
+    life.written
+}
+
+struct Life<'a> {
+    keyring: &'a Keyring,
+    number: u64,
+    written: Vec<Written>,
+}
+
+impl Life<'_> {
+    async fn say<A: Aggregate>(&mut self, stream: &str, event: A::Event) {
+        let event = recorded::<A>(self.keyring, stream, event, self.number).await;
+        self.written.push((stream.to_owned(), event));
+    }
 }
 
 fn account(number: u64, now: DateTime<Utc>) -> [user::Event; 2] {
     let profile = Profile {
-        email: Some(Personal(format!("user{number}@example.com"))),
-        first_name: Some(Personal("Ada".to_owned())),
-        last_name: Some(Personal("Lovelace".to_owned())),
+        email: Some(Personal::Known(format!("user{number}@example.com"))),
+        first_name: Some(Personal::Known("Ada".to_owned())),
+        last_name: Some(Personal::Known("Lovelace".to_owned())),
         ..Profile::default()
     };
     [
@@ -197,17 +216,17 @@ fn active(user_id: &UserId, at: DateTime<Utc>) -> session::Event {
     session::Event::Active { user_id: user_id.clone(), at }
 }
 
-fn video(life: &mut Vec<Written>, number: u64, second: i64) {
+async fn video(life: &mut Life<'_>, second: i64) {
+    let number = life.number;
     let user_id = user_id(number);
     let job_id = JobId(fresh(second));
     let lease_id = LeaseId(Uuid::from_u128(u128::from(number)));
     let stream = domain::stream::<Job>(job_id);
-    let mut say = |event| life.push((stream.clone(), recorded::<Job>(event, number)));
     let prompt = "A lighthouse above a quiet sea at dusk. Stars come out one by one.";
-    say(job::Event::Requested(job::Request {
+    let requested = job::Event::Requested(job::Request {
         user_id: user_id.clone(),
         kind: Kind::Video,
-        prompt: Personal(Prompt::parse(prompt).expect("a prompt")),
+        prompt: Personal::Known(Prompt::parse(prompt).expect("a prompt")),
         options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,
@@ -220,19 +239,23 @@ fn video(life: &mut Vec<Written>, number: u64, second: i64) {
         tier: Tier::Standard,
         batch: false,
         fingerprint: None,
-    }));
+    });
+    life.say::<Job>(&stream, requested).await;
     let worker_id = "storyboard".to_owned();
     let expires_at = at(second + 60);
-    say(job::Event::Leased { lease_id, worker_id, attempt: 1, expires_at });
+    let leased = job::Event::Leased { lease_id, worker_id, attempt: 1, expires_at };
+    life.say::<Job>(&stream, leased).await;
     for tick in 1..=TICKS {
         let expires_at = at(second + 60 + i64::from(tick));
-        say(job::Event::Progressed { lease_id, progress: tick * 5, message: None, expires_at });
+        let progress = tick * 5;
+        let tick = job::Event::Progressed { lease_id, progress, message: None, expires_at };
+        life.say::<Job>(&stream, tick).await;
     }
-    let [film, poster] = ["video.mp4", "poster.jpg"].map(|name| {
-        let id = FileId(fresh(second));
+    let [film, poster] = [FileId(fresh(second)), FileId(fresh(second))];
+    for (id, name) in [(film, "video.mp4"), (poster, "poster.jpg")] {
         let stored = Stored {
             user_id: user_id.clone(),
-            filename: Personal(name.to_owned()),
+            filename: Personal::Known(name.to_owned()),
             content_type: "video/mp4".to_owned(),
             size: 2_500_000,
             sha256: format!("{:064x}", id.0.as_u128()),
@@ -240,10 +263,8 @@ fn video(life: &mut Vec<Written>, number: u64, second: i64) {
             job_id: Some(job_id),
             fingerprint: None,
         };
-        let event = recorded::<File>(file::Event::Stored(stored), number);
-        life.push((domain::stream::<File>(id), event));
-        id
-    });
+        life.say::<File>(&domain::stream::<File>(id), file::Event::Stored(stored)).await;
+    }
     let output = Output {
         file_id: film,
         content_type: "video/mp4".to_owned(),
@@ -254,12 +275,16 @@ fn video(life: &mut Vec<Written>, number: u64, second: i64) {
         poster_file_id: Some(poster),
         captions_file_id: None,
     };
-    let event = job::Event::Completed { lease_id, output };
-    life.push((stream.clone(), recorded::<Job>(event, number)));
+    life.say::<Job>(&stream, job::Event::Completed { lease_id, output }).await;
 }
 
-fn recorded<A: Aggregate>(event: A::Event, number: u64) -> NewEvent {
-    let (kind, data) = codec::encode::<A>(&event).expect("it can be written");
+async fn recorded<A: Aggregate>(
+    keyring: &Keyring,
+    stream: &str,
+    event: A::Event,
+    number: u64,
+) -> NewEvent {
+    let (kind, data) = keyring.encode::<A>(stream, &event).await.expect("it can be sealed");
     let metadata = Metadata {
         correlation_id: format!("req_{number}"),
         causation_id: None,

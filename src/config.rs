@@ -132,7 +132,8 @@ pub struct Options {
     pub translation_engine: String,
     #[command(flatten)]
     pub engine_limits: LimitOptions,
-    /// 32 bytes, base64: seals secrets [default: made and kept in the data directory]
+    /// 32 bytes, base64: seals the keys of users and secrets of jobs; of several, comma separated, the
+    /// first seals and all open [default: made and kept in the data directory]
     #[arg(long, env = "T2M_MASTER_KEY", hide_env_values = true)]
     pub master_key: Option<Secret>,
 }

@@ -1,10 +1,6 @@
 //! Between an event and its record in the log: the type's name, the data as JSON, and the metadata.
 //!
-//! This is the one door between the two, hence the place where [`Personal`] fields are sealed with
-//! their user's key. Sealing is not done yet: personal fields are stored in clear, so deleting a
-//! user ends its access but does not erase what older records say about it.
-//!
-//! [`Personal`]: crate::domain::text::Personal
+//! Personal fields pass as they are: [`super::keyring`] seals them before and opens them after.
 
 use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, StrDeserializer};
 use serde::de::{DeserializeSeed, MapAccess};
@@ -16,6 +12,7 @@ use crate::domain::file::{self, File};
 use crate::domain::ids::{FileId, JobId, SessionId, UserId};
 use crate::domain::job::{self, Job};
 use crate::domain::session::{self, Session};
+use crate::domain::text::Visit;
 use crate::domain::user::{self, User};
 
 /// What is known about how an event came about (CONTRACT §5).
@@ -56,8 +53,16 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Written by a newer version: refused and not skipped, for the state without it would be wrong.
-    #[error("the event type {0} is not known to this version")]
+    #[error(
+        "the event type {0} is not known: the log was written by a newer version than this program"
+    )]
     UnknownType(String),
+    /// A user's key is neither there nor was it destroyed: it was lost, or belongs to a backup.
+    #[error(
+        "the key of the user {0} is missing and was not destroyed: bring it back from a backup, or \
+         give it up with `t2m erase {0}`"
+    )]
+    NoKey(String),
     #[error("the data of {kind} cannot be read: {what}")]
     BadData { kind: String, what: String },
     #[error("the stream {0} belongs to no entity of this version")]
@@ -71,6 +76,28 @@ pub enum AnyEvent {
     Session(SessionId, session::Event),
     File(FileId, file::Event),
     Job(JobId, job::Event),
+}
+
+impl AnyEvent {
+    /// Shows every personal field.
+    pub fn personal(&mut self, visit: Visit<'_>) {
+        match self {
+            Self::User(_, event) => User::personal(event, visit),
+            Self::Session(_, event) => Session::personal(event, visit),
+            Self::File(_, event) => File::personal(event, visit),
+            Self::Job(_, event) => Job::personal(event, visit),
+        }
+    }
+
+    /// Whose the personal fields are.
+    pub fn owner(&self) -> Option<UserId> {
+        match self {
+            Self::User(id, _) => Some(id.clone()),
+            Self::Session(id, event) => Session::owner(id.as_str(), event),
+            Self::File(_, event) => File::owner("", event),
+            Self::Job(_, event) => Job::owner("", event),
+        }
+    }
 }
 
 /// The type's name and the data as JSON.
@@ -154,8 +181,18 @@ pub fn is_retired(kind: &str) -> bool {
 /// Gives the following version's type and data.
 type Step = fn(Value) -> (&'static str, Value);
 
-/// Every retired version. Empty, because each type is still at its first.
-const RETIRED: &[(&str, Step)] = &[];
+/// Every retired version.
+const RETIRED: &[(&str, Step)] = &[("file.deleted.v1", file_deleted_v1)];
+
+/// It told by leaving the reason out that the owner had asked for it.
+fn file_deleted_v1(mut data: Value) -> (&'static str, Value) {
+    if let Value::Object(fields) = &mut data
+        && fields.get("reason").is_none_or(Value::is_null)
+    {
+        fields.insert("reason".to_owned(), "requested".into());
+    }
+    ("file.deleted.v2", data)
+}
 
 fn upcast_by(retired: &[(&str, Step)], kind: &str, data: Value) -> (String, Value) {
     let (mut kind, mut data) = (kind.to_owned(), data);
@@ -307,6 +344,25 @@ mod tests {
         assert_eq!(upcast_by(retired, "user.named.v1", json!("Ada")), expected);
         let present = expected.1.clone();
         assert_eq!(upcast_by(retired, "user.named.v3", present), expected);
+    }
+
+    #[test]
+    fn a_deletion_of_the_first_version_tells_its_reason() {
+        let deleted = |reason| {
+            let user_id = UserId::try_from("ada".to_owned()).unwrap();
+            Ok(file::Event::Deleted { user_id, sha256: "ab".to_owned(), reason })
+        };
+        let check = |data: Value, then| {
+            let data = data.to_string();
+            assert_eq!(decode::<File>("file.deleted.v1", data.as_bytes()), then, "{data}");
+        };
+        check(json!({ "user_id": "ada", "sha256": "ab" }), deleted(file::Reason::Requested));
+        let expired = json!({ "user_id": "ada", "sha256": "ab", "reason": "expired" });
+        check(expired, deleted(file::Reason::Expired));
+        for bad in [json!(7), json!({ "sha256": "ab" })] {
+            let refused = decode::<File>("file.deleted.v1", bad.to_string().as_bytes());
+            assert!(matches!(refused, Err(Error::BadData { .. })), "{bad}: {refused:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock::Clock;
+use crate::domain::ids::UserId;
 use crate::media::blobs::{Blobs, Error};
 use crate::media::documents::{Documents, Listed};
 
@@ -130,6 +131,28 @@ impl DeadLetters {
         Ok((headings, end.map(|it| Cursor { written_at: it.written_at, name: it.name.clone() })))
     }
 
+    /// How many letters this process has kept so far.
+    pub fn kept(&self) -> usize {
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    /// Removes every letter whose body names one of these users, and says how many.
+    ///
+    /// # Errors
+    /// The store cannot be read or does not remove one.
+    pub async fn forget(&self, users: &HashSet<UserId>) -> Result<usize, Error> {
+        let mut forgotten = 0;
+        for listed in self.documents.list().await? {
+            let Some(letter) = self.read(&listed.name).await? else { continue };
+            if names_one_of(&letter.body, users) {
+                self.documents.delete(&listed.name).await?;
+                self.known().remove(&listed.name);
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// Drops what is too old and what is too many, and learns what is there.
     pub async fn trim(&self, now: DateTime<Utc>) -> Result<(), Error> {
         self.trim_to(now, MOST).await
@@ -186,6 +209,15 @@ impl Cursor {
         let nanos = self.written_at.timestamp_nanos_opt().unwrap_or_default();
         URL_SAFE_NO_PAD.encode(format!("{nanos} {}", self.name))
     }
+}
+
+/// Whether a whole word of the text is one of the ids.
+fn names_one_of(text: &str, users: &HashSet<UserId>) -> bool {
+    let between = |c: char| !UserId::may_hold(c);
+    text.split(between).any(|word| {
+        let id = UserId::try_from(word.to_owned());
+        id.is_ok_and(|id| users.contains(&id))
+    })
 }
 
 /// The message id itself if any file system takes it, else its hash. (An id never holds a dot.)
@@ -264,6 +296,24 @@ mod tests {
         letters.trim(now() + TimeDelta::days(31)).await.unwrap();
         assert_eq!(ids(&letters).await, [""; 0]);
         assert!(letters.known().is_empty());
+    }
+
+    #[tokio::test]
+    async fn letters_that_name_a_user_are_forgotten_and_those_of_a_like_name_are_not() {
+        let (_dir, letters) = letters();
+        let about = |id: &str, body: &str| Letter { body: body.to_owned(), ..letter(id, "x") };
+        for (id, body) in [
+            ("msg_1", r#"{"data":{"id":"user_1"}}"#),
+            ("msg_2", r#"{"data":{"id":"user_12"}}"#),
+            ("msg_3", "no json, user_1"),
+            ("msg_4", ""),
+        ] {
+            letters.keep(&about(id, body), now()).await.unwrap();
+        }
+        let gone = HashSet::from([UserId::try_from("user_1".to_owned()).unwrap()]);
+        assert_eq!(letters.forget(&gone).await.unwrap(), 2);
+        assert_eq!(letters.forget(&gone).await.unwrap(), 0);
+        assert_eq!(ids(&letters).await, ["msg_4", "msg_2"]);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use tracing::Span;
 
 use super::codec::Metadata;
 use super::entity::{Entity, EntityActor, Execute, Executed, Failure};
+use super::keyring::Keyring;
 use crate::clock::Clock;
 use crate::domain::{self, Aggregate};
 use crate::log::EventLog;
@@ -42,6 +43,7 @@ pub struct Directory<A: Aggregate + Unpin> {
     arbiters: Arbiters,
     log: Arc<dyn EventLog>,
     clock: Clock,
+    keyring: Keyring,
     alive: Mutex<HashMap<String, Live<A>>>,
 }
 
@@ -66,11 +68,17 @@ impl Drop for Waiting {
 }
 
 impl<A: Aggregate + Unpin> Directory<A> {
-    pub fn new(arbiters: &Arbiters, log: &Arc<dyn EventLog>, clock: &Clock) -> Self {
+    pub fn new(
+        arbiters: &Arbiters,
+        log: &Arc<dyn EventLog>,
+        clock: &Clock,
+        keyring: &Keyring,
+    ) -> Self {
         Self {
             arbiters: Arbiters(arbiters.0.clone()),
             log: Arc::clone(log),
             clock: clock.clone(),
+            keyring: keyring.clone(),
             alive: Mutex::default(),
         }
     }
@@ -142,7 +150,7 @@ impl<A: Aggregate + Unpin> Directory<A> {
 
     fn start(&self, stream: &str) -> Live<A> {
         let (log, clock) = (Arc::clone(&self.log), self.clock.clone());
-        let entity = Entity::new(log, clock, stream.to_owned());
+        let entity = Entity::new(log, clock, self.keyring.clone(), stream.to_owned());
         let address = EntityActor::start_in_arbiter(self.arbiters.of(stream), move |context| {
             context.set_mailbox_capacity(MAILBOX);
             EntityActor::new(entity)

@@ -67,6 +67,7 @@ async fn run(system: Arc<System>, rendering: Rendering) {
     let running = Arc::new(tokio::sync::Semaphore::new(rendering.slots));
     let busy = Busy::default();
     sweep(&system, &rendering.scratch, &busy);
+    let mut swept = tokio::time::Instant::now();
     loop {
         while let Ok(slot) = Arc::clone(&running).try_acquire_owned() {
             match lease_next(&rendering, &busy).await {
@@ -89,6 +90,11 @@ async fn run(system: Arc<System>, rendering: Rendering) {
             progress.moved().await;
         };
         let _ = tokio::time::timeout(LOOK_EVERY, free).await;
+        // The read model moves often; what a deleted user's jobs have left can wait a second.
+        if swept.elapsed() >= LOOK_EVERY {
+            sweep(&system, &rendering.scratch, &busy);
+            swept = tokio::time::Instant::now();
+        }
     }
 }
 
@@ -138,9 +144,9 @@ fn sweep(system: &System, scratch: &Path, busy: &Busy) {
     for entry in entries.flatten() {
         let id = entry.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()).map(JobId);
         let needed = id.is_some_and(|id| {
-            let over = match system.views.job(&id) {
-                Ok(Some(job)) => job.is_over(),
-                Ok(None) => true,
+            // What a render has left of a deleted user's job goes too.
+            let over = match system.views.job_is_alive(&id) {
+                Ok(alive) => alive != Some(true),
                 Err(_) => false,
             };
             !over || busy.jobs().contains(&id)
@@ -311,7 +317,7 @@ async fn prepare(
     Ok(Work {
         job_id: leased.job_id,
         attempt: leased.attempt,
-        prompt: request.prompt.0.as_str().to_owned(),
+        prompt: request.prompt_text().to_owned(),
         options: request.options.clone(),
         source,
         api_key,

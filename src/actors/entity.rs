@@ -10,6 +10,7 @@ use metrics::{counter, histogram};
 use tracing::{Instrument, Span};
 
 use super::codec::{self, Metadata};
+use super::keyring::{self, Keyring};
 use crate::clock::Clock;
 use crate::domain::Aggregate;
 use crate::log::{self, EventLog, Expected, NewEvent};
@@ -24,6 +25,7 @@ const TRIES: u32 = 3;
 pub struct Entity<A> {
     log: Arc<dyn EventLog>,
     clock: Clock,
+    keyring: Keyring,
     stream: String,
     state: A,
     /// How many events the state has taken in: the next event's revision.
@@ -60,6 +62,9 @@ pub enum Failure<R: std::error::Error> {
     Log(log::Error),
     #[error(transparent)]
     Codec(#[from] codec::Error),
+    /// The keys that seal what is personal cannot be read or made now; nothing was recorded.
+    #[error(transparent)]
+    Keys(keyring::Error),
     /// Too many commands wait for this entity, or it is shutting down.
     #[error("too many commands are waiting")]
     Overloaded,
@@ -77,10 +82,19 @@ impl<R: std::error::Error> From<log::Error> for Failure<R> {
     }
 }
 
+impl<R: std::error::Error> From<keyring::Error> for Failure<R> {
+    fn from(error: keyring::Error) -> Self {
+        match error {
+            keyring::Error::Codec(error) => Self::Codec(error),
+            keyring::Error::Vault(_) | keyring::Error::Store(_) => Self::Keys(error),
+        }
+    }
+}
+
 impl<A: Aggregate> Entity<A> {
-    pub fn new(log: Arc<dyn EventLog>, clock: Clock, stream: String) -> Self {
+    pub fn new(log: Arc<dyn EventLog>, clock: Clock, keyring: Keyring, stream: String) -> Self {
         let state = A::default();
-        Self { log, clock, stream, state, next_revision: 0, position: 0, loaded: false }
+        Self { log, clock, keyring, stream, state, next_revision: 0, position: 0, loaded: false }
     }
 
     /// Takes the stream as empty without looking: right for a fresh id, and if it is not, the
@@ -126,9 +140,12 @@ impl<A: Aggregate> Entity<A> {
         while !self.loaded {
             let page = self.log.read_stream(&self.stream, self.next_revision, PAGE).await?;
             self.loaded = page.len() < PAGE;
-            for recorded in page {
-                let event = codec::decode::<A>(&recorded.kind, &recorded.data)?;
-                self.state.evolve(&event);
+            let (events, unreadable) = self.keyring.decode::<A>(&page).await?;
+            if let Some(error) = unreadable {
+                return Err(error.into());
+            }
+            for (recorded, event) in page.iter().zip(&events) {
+                self.state.evolve(event);
                 self.next_revision = recorded.revision + 1;
                 self.position = recorded.position;
             }
@@ -145,7 +162,7 @@ impl<A: Aggregate> Entity<A> {
         let metadata = origin.to_bytes();
         let mut records = Vec::with_capacity(events.len());
         for event in events {
-            let (kind, data) = codec::encode::<A>(event)?;
+            let (kind, data) = self.keyring.encode::<A>(&self.stream, event).await?;
             counter!(telemetry::EVENTS, "type" => kind.clone()).increment(1);
             let id = self.clock.fresh_id();
             records.push(NewEvent { id, kind, time: now, data, metadata: metadata.clone() });

@@ -355,7 +355,7 @@ impl Leasing {
     ) -> Result<(), Error> {
         let file = Stored {
             user_id: request.user_id.clone(),
-            filename: Personal(filename(request, slot, handed)),
+            filename: Personal::Known(filename(request, slot, handed)),
             content_type: handed.content_type.clone(),
             size: handed.size,
             sha256: handed.sha256.clone(),
@@ -426,7 +426,7 @@ fn is_completed(job: &Job) -> bool {
 fn filename(request: &Request, slot: &Slot, handed: &Handed) -> String {
     match &request.options {
         Options::Video(_) => slot.filename(&handed.content_type).unwrap_or(slot.name).to_owned(),
-        Options::Translation(options) => translated_name(request.prompt.0.as_str(), options),
+        Options::Translation(options) => translated_name(request.prompt_text(), options),
     }
 }
 

@@ -17,6 +17,9 @@ const ANY: [Kind; 2] = Kind::ALL;
 const SHAPE: Shape = Shape { duration: Some(1.0), width: Some(64), height: Some(64) };
 
 /// A server without its front end, whose time stands still.
+use crate::actors::keyring::Keyring;
+use crate::media::vault::MasterKey;
+
 struct World {
     clock: Clock,
     system: Arc<System>,
@@ -31,8 +34,9 @@ impl World {
         let clock = Clock::manual(DateTime::from_timestamp(1_800_000_000, 0).unwrap());
         let log = log::open("embedded", dir.path()).await.unwrap();
         let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
-        let system = System::start(clock.clone(), log, views);
         let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
+        let master = MasterKey::kept_in(&dir.path().join("master.key"));
+        let system = System::start(clock.clone(), log, views, Keyring::new(&blobs, master));
         let leasing = Leasing::new(Arc::clone(&system), &blobs, Caps::DEFAULT);
         Self { clock, system, blobs, leasing, _dir: dir }
     }
@@ -42,7 +46,7 @@ impl World {
         let request = Request {
             user_id: self.user(user),
             kind: Kind::Video,
-            prompt: Personal(Prompt::parse("a pier").unwrap()),
+            prompt: Personal::Known(Prompt::parse("a pier").unwrap()),
             options: Options::Video(VideoOptions {
                 duration: 1,
                 quality: Quality::P480,

@@ -6,6 +6,8 @@ pub mod dead_letters;
 pub mod directory;
 pub mod dispatcher;
 pub mod entity;
+pub mod erasure;
+pub mod keyring;
 pub mod leasing;
 pub mod metadata_sync;
 pub mod news;
@@ -13,6 +15,7 @@ pub mod outputs;
 pub mod projector;
 pub mod rebuild;
 pub mod records;
+pub mod sealing;
 pub mod secrets;
 pub mod storekeeper;
 pub mod timekeeper;
@@ -26,6 +29,7 @@ use crate::log::EventLog;
 use crate::views::{View, Views};
 
 use directory::Directory;
+use keyring::Keyring;
 use news::News;
 use projector::{Progress, Projector};
 
@@ -37,6 +41,7 @@ pub struct System {
     pub clock: Clock,
     pub log: Arc<dyn EventLog>,
     pub views: Views,
+    pub keyring: Keyring,
     pub users: Directory<User>,
     pub sessions: Directory<Session>,
     pub files: Directory<File>,
@@ -49,19 +54,25 @@ pub struct System {
 
 impl System {
     /// Starts the entities' arbiters and the projector; needs a running actix system.
-    pub fn start(clock: Clock, log: Arc<dyn EventLog>, views: Views) -> Arc<Self> {
+    pub fn start(
+        clock: Clock,
+        log: Arc<dyn EventLog>,
+        views: Views,
+        keyring: Keyring,
+    ) -> Arc<Self> {
         let arbiters = directory::Arbiters::new(2);
-        let projector = Projector::new(Arc::clone(&log), views.clone());
+        let projector = Projector::new(Arc::clone(&log), views.clone(), keyring.clone());
         let news = projector.news();
         let progress = projector.start();
         Arc::new(Self {
-            users: Directory::new(&arbiters, &log, &clock),
-            sessions: Directory::new(&arbiters, &log, &clock),
-            files: Directory::new(&arbiters, &log, &clock),
-            jobs: Directory::new(&arbiters, &log, &clock),
+            users: Directory::new(&arbiters, &log, &clock, &keyring),
+            sessions: Directory::new(&arbiters, &log, &clock, &keyring),
+            files: Directory::new(&arbiters, &log, &clock, &keyring),
+            jobs: Directory::new(&arbiters, &log, &clock, &keyring),
             clock,
             log,
             views,
+            keyring,
             progress,
             news,
         })

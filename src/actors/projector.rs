@@ -7,6 +7,7 @@ use actix::Arbiter;
 use tokio::sync::watch;
 
 use super::codec::{self, AnyEvent};
+use super::keyring::{self, Keyring};
 use super::news::News;
 use crate::domain::{Aggregate, file::File, job::Job, session::Session, user::User};
 use crate::log::{self, EventLog, Recorded};
@@ -76,6 +77,8 @@ pub enum Error {
     #[error(transparent)]
     Log(#[from] log::Error),
     #[error(transparent)]
+    Keys(#[from] keyring::Error),
+    #[error(transparent)]
     Views(#[from] views::Error),
 }
 
@@ -83,15 +86,16 @@ pub enum Error {
 pub struct Projector {
     log: Arc<dyn EventLog>,
     views: Views,
+    keyring: Keyring,
     reached: watch::Sender<Reached>,
     news: News,
 }
 
 impl Projector {
-    pub fn new(log: Arc<dyn EventLog>, views: Views) -> Self {
+    pub fn new(log: Arc<dyn EventLog>, views: Views, keyring: Keyring) -> Self {
         let (reached, _) =
             watch::channel(Reached { position: views.checkpoint(), parked: views.parked() });
-        Self { log, views, reached, news: News::default() }
+        Self { log, views, keyring, reached, news: News::default() }
     }
 
     pub fn progress(&self) -> Progress {
@@ -115,7 +119,7 @@ impl Projector {
     /// # Errors
     /// [`Error`]; an event that cannot be understood is none: its view is parked there.
     pub async fn apply_next(&self, until: u64) -> Result<usize, Error> {
-        let happened = next(self.log.as_ref(), self.views.checkpoint(), until, BATCH).await?;
+        let happened = self.next(self.views.checkpoint(), until).await?;
         if !happened.is_empty() {
             let touched = self.views.apply(&happened)?;
             self.tell();
@@ -173,13 +177,17 @@ impl Projector {
         Ok(())
     }
 
+    async fn next(&self, from: u64, until: u64) -> Result<Vec<Happened>, Error> {
+        next(self.log.as_ref(), &self.keyring, from, until, BATCH).await
+    }
+
     /// Puts the views that another process has built in the place of these, once they have caught
     /// up.
     async fn succeed(&self) -> Result<(), Error> {
         let Some(successor) = self.views.successor()? else { return Ok(()) };
         tracing::info!(position = successor.checkpoint(), "views that were built beside take over");
         while successor.checkpoint() < self.views.checkpoint() {
-            let happened = next(self.log.as_ref(), successor.checkpoint(), u64::MAX, BATCH).await?;
+            let happened = self.next(successor.checkpoint(), u64::MAX).await?;
             if happened.is_empty() {
                 break;
             }
@@ -194,19 +202,22 @@ impl Projector {
 /// The next events after `from`, as far as they are understood.
 ///
 /// # Errors
-/// The log cannot be read.
+/// The log or the keys cannot be read at present.
 pub async fn next(
     log: &dyn EventLog,
+    keyring: &Keyring,
     from: u64,
     until: u64,
     limit: usize,
-) -> Result<Vec<Happened>, log::Error> {
-    let page = log.read_all(from, limit).await?;
-    Ok(page.iter().filter(|recorded| recorded.position <= until).map(understood).collect())
+) -> Result<Vec<Happened>, Error> {
+    let mut page = log.read_all(from, limit).await?;
+    page.truncate(page.partition_point(|recorded| recorded.position <= until));
+    let events = keyring.decode_each(&page).await?;
+    Ok(page.iter().zip(events).map(|(recorded, event)| understood(recorded, event)).collect())
 }
 
-fn understood(recorded: &Recorded) -> Happened {
-    let entity = match codec::decode_any(&recorded.stream, &recorded.kind, &recorded.data) {
+fn understood(recorded: &Recorded, event: Result<AnyEvent, codec::Error>) -> Happened {
+    let entity = match event {
         Ok(AnyEvent::User(id, event)) => Entity::User(id, event),
         Ok(AnyEvent::Session(id, event)) => Entity::Session(id, event),
         Ok(AnyEvent::File(id, event)) => Entity::File(id, event),

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::keyring::Keyring;
 use super::projector::{self, Error};
 use crate::clock::Clock;
 use crate::log::EventLog;
@@ -25,6 +26,7 @@ const AHEAD: usize = 1;
 /// The log cannot be read, or the file not written; the building is lost then.
 pub async fn rebuild(
     log: Arc<dyn EventLog>,
+    keyring: Keyring,
     building: Building,
     until: u64,
     mut seen: impl FnMut(u64) + Send + 'static,
@@ -32,7 +34,7 @@ pub async fn rebuild(
     let (decoded, batches) = mpsc::channel::<Vec<Happened>>(AHEAD);
     let from = building.checkpoint();
     let folding = tokio::task::spawn_blocking(move || fold(building, batches, until, &mut seen));
-    let reading = read(log, from, until, decoded).await;
+    let reading = read(log, keyring, from, until, decoded).await;
     let folded = folding.await.map_err(|error| views::Error::Io(std::io::Error::other(error)))?;
     reading?;
     Ok(folded?)
@@ -41,12 +43,13 @@ pub async fn rebuild(
 /// Ends early when nobody folds any more; why not is what the folding answers.
 async fn read(
     log: Arc<dyn EventLog>,
+    keyring: Keyring,
     mut from: u64,
     until: u64,
     decoded: mpsc::Sender<Vec<Happened>>,
 ) -> Result<(), Error> {
     while from < until {
-        let batch = projector::next(log.as_ref(), from, until, BATCH).await?;
+        let batch = projector::next(log.as_ref(), &keyring, from, until, BATCH).await?;
         let Some(last) = batch.last() else { break };
         from = last.position;
         if decoded.send(batch).await.is_err() {
@@ -75,6 +78,7 @@ fn fold(
 pub struct Rebuilds {
     clock: Clock,
     log: Arc<dyn EventLog>,
+    keyring: Keyring,
     views: Views,
     last: Arc<Mutex<Option<Status>>>,
 }
@@ -109,8 +113,8 @@ pub struct UnderWay;
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Rebuilds {
-    pub fn new(clock: Clock, log: Arc<dyn EventLog>, views: Views) -> Self {
-        Self { clock, log, views, last: Arc::default() }
+    pub fn new(clock: Clock, log: Arc<dyn EventLog>, keyring: Keyring, views: Views) -> Self {
+        Self { clock, log, keyring, views, last: Arc::default() }
     }
 
     /// The one under way, else the last; none since the start.
@@ -156,7 +160,8 @@ impl Rebuilds {
     async fn replace(&self) -> Result<(), Error> {
         let building = Building::beside(&self.views.path())?;
         let until = *self.log.head().borrow();
-        let built = rebuild(Arc::clone(&self.log), building, until, self.seen()).await?;
+        let (log, keyring) = (Arc::clone(&self.log), self.keyring.clone());
+        let built = rebuild(log, keyring, building, until, self.seen()).await?;
         blocking(move || built.finish_as_current().map(drop)).await?;
         while self.views.is_outdated()? {
             tokio::time::sleep(LOOK).await;
@@ -168,8 +173,8 @@ impl Rebuilds {
         let live = Snapshot::of(&self.views.path())?;
         self.note(|status| status.until = live.checkpoint());
         let building = Building::beside(&self.views.path())?;
-        let (log, until) = (Arc::clone(&self.log), live.checkpoint());
-        let built = rebuild(log, building, until, self.seen()).await?;
+        let (log, keyring) = (Arc::clone(&self.log), self.keyring.clone());
+        let built = rebuild(log, keyring, building, live.checkpoint(), self.seen()).await?;
         let found = blocking(move || built.compare_and_remove(&live)).await?;
         self.note(|status| status.differences = Some(found));
         Ok(())

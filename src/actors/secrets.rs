@@ -14,6 +14,8 @@ use crate::domain::ids::JobId;
 use crate::media::vault::{self, Vault};
 use crate::views::View;
 
+/// Where they lie in the object store.
+pub const SECRETS: &str = "secrets";
 /// The longest that it sleeps; the read model's movement wakes it sooner.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Movements come in bursts, and a look lists the whole folder.

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::actors::directory::{Arbiters, Directory};
+use crate::actors::keyring::Keyring;
 use crate::actors::projector::Projector;
 use crate::clock::Clock;
 use crate::config::{BlobStore, ByTier};
@@ -18,6 +19,7 @@ use crate::domain::user::{self, Snapshot, Told};
 use crate::log;
 use crate::media::reservations::Reservations;
 use crate::media::uploads::Wanted;
+use crate::media::vault::MasterKey;
 use crate::views::Views;
 
 struct House {
@@ -29,6 +31,11 @@ struct House {
 
 fn id(name: &str) -> UserId {
     UserId::try_from(name.to_owned()).unwrap()
+}
+
+fn keyring(dir: &TempDir) -> Keyring {
+    let blobs = Blobs::open(&BlobStore::File, dir.path()).unwrap();
+    Keyring::new(&blobs, MasterKey::kept_in(&dir.path().join("master.key")))
 }
 
 fn origin() -> Metadata {
@@ -45,7 +52,7 @@ impl House {
         let blobs = Arc::new(Blobs::open(&BlobStore::File, dir.path()).unwrap());
         let reservations = Reservations::default();
         let keeper = Storekeeper {
-            system: System::start(clock.clone(), log, views),
+            system: System::start(clock.clone(), log, views, keyring(&dir)),
             uploads: Arc::new(Uploads::open(&blobs, &reservations).unwrap()),
             blobs,
             retention: ByTier { standard: Some(TimeDelta::days(30)), premium: None },
@@ -71,7 +78,7 @@ impl House {
         let file_id = FileId(self.clock.fresh_id());
         let command = Command::Store(Stored {
             user_id: id(owner),
-            filename: Personal("a".to_owned()),
+            filename: Personal::Known("a".to_owned()),
             content_type: "text/plain".to_owned(),
             size: 1,
             sha256: sha256.to_owned(),
@@ -160,15 +167,16 @@ async fn nothing_is_removed_while_the_read_model_is_behind_the_log() {
     let empty = Views::open(&dir.path().join("views.sqlite")).unwrap();
     let (log, arbiters) = (Arc::clone(&house.keeper.system.log), Arbiters::new(1));
     // A read model that is being built anew and stands at the beginning.
-    let projector = Projector::new(Arc::clone(&log), empty.clone());
+    let projector = Projector::new(Arc::clone(&log), empty.clone(), keyring(&dir));
     let behind = System {
-        users: Directory::new(&arbiters, &log, &house.clock),
-        sessions: Directory::new(&arbiters, &log, &house.clock),
-        files: Directory::new(&arbiters, &log, &house.clock),
-        jobs: Directory::new(&arbiters, &log, &house.clock),
+        users: Directory::new(&arbiters, &log, &house.clock, &keyring(&dir)),
+        sessions: Directory::new(&arbiters, &log, &house.clock, &keyring(&dir)),
+        files: Directory::new(&arbiters, &log, &house.clock, &keyring(&dir)),
+        jobs: Directory::new(&arbiters, &log, &house.clock, &keyring(&dir)),
         clock: house.clock.clone(),
         progress: projector.progress(),
         news: projector.news(),
+        keyring: keyring(&dir),
         log,
         views: empty,
     };

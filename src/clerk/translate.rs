@@ -14,6 +14,7 @@ use crate::domain::text::Personal;
 use crate::domain::user::{self, Membership, Profile, Snapshot, Told};
 
 /// What a delivery asks of our aggregates.
+#[expect(clippy::large_enum_variant, reason = "one a delivery, and gone at once")]
 #[derive(Debug, Clone)]
 pub enum Command {
     User(UserId, user::Command),
@@ -67,7 +68,7 @@ pub fn command(delivery: Delivery, made_at: DateTime<Utc>) -> Result<Option<Comm
 
 /// What a token says of its user, for the first request before any webhook.
 pub fn claims_snapshot(token: &Verified) -> Snapshot {
-    let email = token.email.clone().filter(|email| !email.is_empty()).map(Personal);
+    let email = token.email.clone().filter(|email| !email.is_empty()).map(Personal::Known);
     Snapshot {
         profile: Profile { email, ..Profile::default() },
         told: Told {
@@ -82,7 +83,8 @@ pub fn claims_snapshot(token: &Verified) -> Snapshot {
 }
 
 fn snapshot(user: &payload::User) -> Snapshot {
-    let personal = |text: &Option<String>| text.clone().filter(|t| !t.is_empty()).map(Personal);
+    let personal =
+        |text: &Option<String>| text.clone().filter(|t| !t.is_empty()).map(Personal::Known);
     let email = user.primary_email().and_then(|address| address.email_address.clone());
     Snapshot {
         profile: Profile {
@@ -179,7 +181,7 @@ mod tests {
     #[test]
     fn the_primary_address_is_taken_wherever_it_stands() {
         let first = synced("user.created").profile.email;
-        assert_eq!(first, Some(Personal("ada@example.com".to_owned())));
+        assert_eq!(first, Some(Personal::Known("ada@example.com".to_owned())));
         let second = synced("user.updated.primary_is_second_email").profile.email;
         assert!(second.is_some());
         assert_eq!(synced("user.created.no_email_phone_only").profile.email, None);

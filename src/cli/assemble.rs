@@ -15,9 +15,11 @@ use tokio::sync::watch;
 use super::BadConfiguration;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
+use crate::actors::erasure::Eraser;
+use crate::actors::keyring::Keyring;
 use crate::actors::leasing::Leasing;
 use crate::actors::rebuild::Rebuilds;
-use crate::actors::secrets::Secrets;
+use crate::actors::secrets::{SECRETS, Secrets};
 use crate::actors::storekeeper::Storekeeper;
 use crate::actors::{System, metadata_sync, timekeeper};
 use crate::clerk::api::{self, Api};
@@ -42,7 +44,7 @@ use crate::media::renderer::command::{CommandEngine, Limits};
 use crate::media::reservations::Reservations;
 use crate::media::signed_url::SigningSecrets;
 use crate::media::uploads::Uploads;
-use crate::media::vault::{MasterKey, SealingKey, Vault};
+use crate::media::vault::{MasterKey, Vault};
 use crate::telemetry;
 use crate::views::Views;
 
@@ -57,7 +59,7 @@ pub struct Ready {
     rates: Rates,
     proxies: TrustedProxies,
     caps: Caps,
-    master_key: Option<SealingKey>,
+    master_key: Option<MasterKey>,
 }
 
 enum ParsedKeys {
@@ -94,7 +96,7 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
     let caps = settings.running_per_user.parse::<Caps>();
     let caps = caps.map_err(|fault| noted("T2M_RUNNING_PER_USER", fault.to_string())).ok();
     let master_key = settings.master_key.as_ref().and_then(|key| {
-        SealingKey::parse(key.reveal())
+        MasterKey::parse(key.reveal())
             .map_err(|fault| noted("T2M_MASTER_KEY", fault.to_string()))
             .ok()
     });
@@ -160,12 +162,19 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let uploads = Uploads::open(&blobs, &reservations).context("reading unfinished uploads")?;
     let uploads = Arc::new(uploads);
 
-    let system = System::start(clock.clone(), log, views);
+    let master = master_key.unwrap_or_else(|| MasterKey::kept_in(&data_dir.join("master.key")));
+    let keyring = Keyring::new(&blobs, master.clone());
+    let system = System::start(clock.clone(), log, views, keyring);
     // What was written before the last stop shows before the first request is taken.
     while system.progress.now().position < head {
         let _ = system.visible(head).await;
     }
-    let rebuilds = Rebuilds::new(clock.clone(), Arc::clone(&system.log), system.views.clone());
+    let rebuilds = Rebuilds::new(
+        clock.clone(),
+        Arc::clone(&system.log),
+        system.keyring.clone(),
+        system.views.clone(),
+    );
     if !system.progress.now().parked.is_empty() {
         // A newer program may understand what this data was parked at.
         let _ = rebuilds.start(false);
@@ -184,16 +193,13 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         tracing::warn!(%error, "the dead letters could not be read");
     }
     dead_letters.start(clock.clone());
+    Eraser::new(Arc::clone(&system), dead_letters.clone(), Arc::clone(&uploads)).start();
     let leasing = Leasing::new(Arc::clone(&system), &blobs, caps);
     let leasing = Arc::new(leasing);
     if let Err(error) = leasing.sweep().await {
         tracing::warn!(%error, "outputs of workers that died could not be cleared");
     }
-    let master = match master_key {
-        Some(key) => MasterKey::given(key),
-        None => MasterKey::kept_in(&data_dir.join("master.key")),
-    };
-    let secrets = Secrets::new(Vault::new(&blobs, "secrets", master));
+    let secrets = Secrets::new(Vault::new(&blobs, SECRETS, master));
     secrets.clone().start(Arc::clone(&system));
     // An engine is told its paths, and runs somewhere else. What a crash left there is of use to
     // the next attempt.

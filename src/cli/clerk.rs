@@ -11,9 +11,10 @@ use clap::{Args, Subcommand};
 use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::BadConfiguration;
+use super::{BadConfiguration, keys};
 use crate::actors::codec::{self, AnyEvent, Metadata, Source};
 use crate::actors::entity::Entity;
+use crate::actors::keyring::Keyring;
 use crate::actors::metadata_sync::send_difference;
 use crate::clerk::api::{AT_ONCE, Api, unix_clock};
 use crate::clerk::metadata::Wanted;
@@ -42,9 +43,8 @@ pub enum Clerk {
 
 #[derive(Args)]
 pub struct Place {
-    /// Where the log lies
-    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    keys: keys::Place,
     #[command(flatten)]
     backend: BackendOptions,
 }
@@ -83,6 +83,7 @@ type There = BTreeMap<UserId, payload::User>;
 /// What is needed to work.
 struct Session {
     data_dir: PathBuf,
+    keyring: Keyring,
     api: Api,
     clock: Clock,
 }
@@ -93,7 +94,8 @@ impl Place {
         let missing = || BadConfiguration(vec!["CLERK_SECRET_KEY: required".to_owned()]);
         let clock = Clock::system();
         let api = Api::new(&backend.ok_or_else(missing)?, unix_clock(&clock))?;
-        Ok(Session { data_dir: self.data_dir, api, clock })
+        let keyring = self.keys.open()?.keyring();
+        Ok(Session { data_dir: self.keys.data_dir, keyring, api, clock })
     }
 }
 
@@ -189,7 +191,8 @@ impl Session {
                 return (id, Err("it cannot be understood".to_owned()));
             };
             let stream = domain::stream::<User>(&id);
-            let mut entity = Entity::<User>::new(Arc::clone(log), self.clock.clone(), stream);
+            let (log, clock) = (Arc::clone(log), self.clock.clone());
+            let mut entity = Entity::<User>::new(log, clock, self.keyring.clone(), stream);
             let done = entity.execute(&command, &Metadata::by("clerk", Source::Clerk)).await;
             let changed = done.map(|done| !done.events.is_empty());
             (id, changed.map_err(|error| error.to_string()))
@@ -287,7 +290,8 @@ fn bar(what: &str, count: usize) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(count as u64).with_style(ProgressStyle::with_template(&template)?))
 }
 
-/// All users as the log has them; a server may be writing to it.
+/// All users as the log has them, with what is personal sealed: nobody asks for it here. A server
+/// may be writing to it.
 async fn read_users(data_dir: &Path) -> anyhow::Result<Here> {
     let path = data_dir.join("log.sqlite");
     let log = EmbeddedLog::open_read_only(&path)

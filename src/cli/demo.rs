@@ -150,7 +150,10 @@ async fn prove_replay(system: &Arc<System>, data: &ScratchDir) -> anyhow::Result
     let head = *system.log.head().borrow();
     system.visible(head).await.context("waiting for the read model")?;
     let verified = system.log.verify().await.context("verifying the log")?;
-    let fresh = replay(Arc::clone(&system.log), &data.0.join("replayed.sqlite"), head).await?;
+    let fresh = {
+        let (log, keyring) = (Arc::clone(&system.log), system.keyring.clone());
+        replay(log, keyring, &data.0.join("replayed.sqlite"), head).await?
+    };
     let (live, replayed) = (system.views.content_hash()?, fresh.content_hash()?);
     ensure!(live == replayed, "the replayed read model differs: {live} live, {replayed} replayed");
     println!(

@@ -5,6 +5,8 @@ mod backup;
 mod clerk;
 mod demo;
 mod doctor;
+mod erase;
+mod keys;
 mod log;
 mod openapi;
 mod replay;
@@ -51,6 +53,11 @@ enum Command {
     Restore(restore::Restore),
     /// Check log, read model, keys, files, disk and clock; changes nothing
     Doctor(Box<doctor::Doctor>),
+    /// Destroy a user's key, and with it everything personal in the log
+    Erase(erase::Erase),
+    /// See to the master key
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// See to webhook deliveries
     #[command(subcommand)]
     Webhooks(webhooks::Webhooks),
@@ -91,6 +98,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
         Command::Doctor(doctor) => doctor.run(),
+        Command::Erase(erase) => erase.run(),
+        Command::Keys(keys) => keys.run(),
         Command::Webhooks(webhooks) => webhooks.run(),
         Command::Clerk(clerk) => clerk.run(),
         Command::Token(token) => token.run(),

@@ -8,15 +8,16 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::keys::Place;
+use crate::actors::keyring::Keyring;
 use crate::actors::rebuild::rebuild;
 use crate::log::{EmbeddedLog, EventLog};
 use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
 
 #[derive(Args)]
 pub struct Replay {
-    /// Where the log lies; it may be in use by a server
-    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Stop at a position, or at a time (RFC 3339); only with --to
     #[arg(long, value_name = "POSITION|TIME", value_parser = until, requires = "to")]
     until: Option<Until>,
@@ -62,7 +63,7 @@ impl Replay {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {
-            let path = self.data_dir.join("log.sqlite");
+            let path = self.place.data_dir.join("log.sqlite");
             let log: Arc<dyn EventLog> = Arc::new(
                 EmbeddedLog::open_read_only(&path)
                     .with_context(|| format!("opening the log {}", path.display()))?,
@@ -86,7 +87,7 @@ impl Replay {
         }
         let head = *log.head().borrow();
         let building = Building::beside(&base).context("making the read model")?;
-        let built = with_bar(log, building, head).await?;
+        let built = with_bar(log, self.keyring()?, building, head).await?;
         let views = built.finish_as_current().context("making the read model durable")?;
         summary(&views, head, &base)?;
         println!("A server that runs takes it over within a second or two.");
@@ -101,15 +102,16 @@ impl Replay {
             Some(Until::Time(time)) => position_at(log.as_ref(), time).await?,
         };
         let building = Building::at(to).context("making the read model; name another with --to")?;
-        let built = with_bar(log, building.only(self.view), until).await?;
+        let built = with_bar(log, self.keyring()?, building.only(self.view), until).await?;
         summary(&built.finish().context("making the read model durable")?, head, to)
     }
 
     async fn compare(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
         let live = Snapshot::of(&self.base()).context("reading the read model in use")?;
-        let scratch = Scratch::new(&self.data_dir)?;
+        let scratch = Scratch::new(&self.place.data_dir)?;
         let building = Building::at(&scratch.0).context("making the read model")?;
-        let built = with_bar(log, building.only(self.view), live.checkpoint()).await?;
+        let built =
+            with_bar(log, self.keyring()?, building.only(self.view), live.checkpoint()).await?;
         drop(built.finish().context("making the read model durable")?);
         let fresh = Snapshot::of(&scratch.0).context("reading the fresh read model")?;
         let found = live.compare(&fresh).context("comparing the two")?;
@@ -130,8 +132,12 @@ impl Replay {
         Ok(())
     }
 
+    fn keyring(&self) -> anyhow::Result<Keyring> {
+        Ok(self.place.open()?.keyring())
+    }
+
     fn base(&self) -> PathBuf {
-        self.data_dir.join("views.sqlite")
+        self.place.data_dir.join("views.sqlite")
     }
 }
 
@@ -162,31 +168,44 @@ fn summary(views: &Views, head: u64, path: &Path) -> anyhow::Result<()> {
     for (table, rows, digest) in views.dump().context("reading the read model")? {
         println!("{table:<12}{rows:>9} rows  sha256 {digest}");
     }
-    for Parked { view, position, reason } in views.parked() {
-        println!("parked      {} at {position}: {reason}", view.as_str());
+    let parked = views.parked();
+    for Parked { view, position, .. } in &parked {
+        println!("parked      {} at {position}", view.as_str());
     }
-    Ok(())
+    match parked.first() {
+        Some(Parked { position, reason, .. }) => {
+            anyhow::bail!("event at position {position}: {reason}")
+        }
+        None => Ok(()),
+    }
 }
 
 /// Builds up to `until` in a file of its own.
 ///
 /// # Errors
 /// The log cannot be read, or the file cannot be written.
-pub async fn replay(log: Arc<dyn EventLog>, target: &Path, until: u64) -> anyhow::Result<Views> {
+pub async fn replay(
+    log: Arc<dyn EventLog>,
+    keyring: Keyring,
+    target: &Path,
+    until: u64,
+) -> anyhow::Result<Views> {
     let building = Building::at(target).context("making the read model")?;
-    let built = with_bar(log, building, until).await?;
+    let built = with_bar(log, keyring, building, until).await?;
     built.finish().context("making the read model durable")
 }
 
 async fn with_bar(
     log: Arc<dyn EventLog>,
+    keyring: Keyring,
     building: Building,
     until: u64,
 ) -> anyhow::Result<Building> {
     let style = ProgressStyle::with_template("replay {bar:40} {pos}/{len} events {per_sec} {eta}")?;
     let bar = ProgressBar::new(until).with_style(style);
     let shown = bar.clone();
-    let built = rebuild(log, building, until, move |position| shown.set_position(position)).await;
+    let built =
+        rebuild(log, keyring, building, until, move |position| shown.set_position(position)).await;
     bar.finish_and_clear();
     built.context("replaying the log")
 }

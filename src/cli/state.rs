@@ -1,15 +1,15 @@
 //! `t2m state`: one entity as the log has it, now or as it was, and what each event changed of it.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::keys::Place;
 use super::log::open;
 use crate::actors::codec;
+use crate::actors::keyring::Keyring;
 use crate::actors::records::Envelope;
 use crate::domain::Aggregate;
 use crate::domain::file::File;
@@ -28,9 +28,8 @@ pub struct State {
     /// As it was after a position of the log, or at a time (RFC 3339)
     #[arg(long, value_name = "POSITION|TIME", value_parser = at)]
     at: Option<At>,
-    /// Where the log lies; it may be in use by a server
-    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -80,14 +79,15 @@ impl State {
     pub fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let log = open(&self.data_dir.join("log.sqlite"))?;
+            let log = open(&self.place.data_dir.join("log.sqlite"))?;
             let head = *log.head().borrow();
             let events = self.events(&log).await?;
+            let keyring = self.place.open()?.keyring();
             let (state, steps) = match codec::category(&self.stream) {
-                User::CATEGORY => fold::<User>(events)?,
-                Session::CATEGORY => fold::<Session>(events)?,
-                File::CATEGORY => fold::<File>(events)?,
-                Job::CATEGORY => fold::<Job>(events)?,
+                User::CATEGORY => fold::<User>(&keyring, events).await?,
+                Session::CATEGORY => fold::<Session>(&keyring, events).await?,
+                File::CATEGORY => fold::<File>(&keyring, events).await?,
+                Job::CATEGORY => fold::<Job>(&keyring, events).await?,
                 _ => bail!("the stream {} belongs to no entity of this version", self.stream),
             };
             match self.json {
@@ -111,7 +111,7 @@ impl State {
             }
         }
         if events.is_empty() {
-            bail!("the log {} has no stream {}", self.data_dir.display(), self.stream);
+            bail!("the log {} has no stream {}", self.place.data_dir.display(), self.stream);
         }
         if let Some(at) = self.at {
             let upto = events.iter().take_while(|event| at.is_after(event)).count();
@@ -126,13 +126,19 @@ impl State {
     }
 }
 
-fn fold<A: Aggregate + Serialize>(events: Vec<Recorded>) -> anyhow::Result<(Value, Vec<Step>)> {
+async fn fold<A: Aggregate + Serialize>(
+    keyring: &Keyring,
+    events: Vec<Recorded>,
+) -> anyhow::Result<(Value, Vec<Step>)> {
+    let (decoded, unreadable) = keyring.decode::<A>(&events).await.context("reading the keys")?;
+    if let Some(error) = unreadable {
+        let position = events[decoded.len()].position;
+        return Err(error).with_context(|| format!("the event at position {position}"));
+    }
     let mut state = A::default();
     let mut json = serde_json::to_value(&state)?;
     let mut steps = Vec::with_capacity(events.len());
-    for event in events {
-        let decoded = codec::decode::<A>(&event.kind, &event.data)
-            .with_context(|| format!("the event at position {}", event.position))?;
+    for (event, decoded) in events.into_iter().zip(decoded) {
         state.evolve(&decoded);
         let after = serde_json::to_value(&state)?;
         let mut changes = Vec::new();

@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use super::Aggregate;
 use super::ids::{JobId, UserId};
-use super::text::Personal;
+use super::text::{Personal, Visit};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
 pub enum Event {
     #[serde(rename = "file.stored.v1")]
     Stored(Stored),
-    #[serde(rename = "file.deleted.v1")]
+    #[serde(rename = "file.deleted.v2")]
     Deleted {
         user_id: UserId,
         /// The bytes that lost a referrer, for whoever clears the blob store.
         sha256: String,
-        /// Absent when its owner asked for it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reason: Option<Reason>,
+        reason: Reason,
     },
 }
 
-/// Why a file goes without its owner's word.
+/// Why a file goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
+    /// Its owner asked for it.
+    Requested,
     /// A job made it, and the time for which such files are kept is over.
     Expired,
     /// Its owner was deleted.
@@ -54,12 +54,6 @@ pub struct Stored {
     /// Digest of the request that an `Idempotency-Key` came with, to tell a retry from a misuse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
-}
-
-impl Default for Personal<serde_json::Map<String, serde_json::Value>> {
-    fn default() -> Self {
-        Self(serde_json::Map::new())
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -107,10 +101,10 @@ impl Aggregate for File {
             }
             (Command::Store(_), Self::Present(_) | Self::Deleted) => Err(Refusal::KeyReused),
             (Command::Delete { by }, Self::Present(stored)) if *by == stored.user_id => {
-                Ok(vec![deleted(stored, None)])
+                Ok(vec![deleted(stored, Reason::Requested)])
             }
             (Command::Remove { reason }, Self::Present(stored)) => {
-                Ok(vec![deleted(stored, Some(*reason))])
+                Ok(vec![deleted(stored, *reason)])
             }
             (Command::Remove { .. }, _) => Ok(vec![]),
             (Command::Delete { .. }, _) => Err(Refusal::NotFound),
@@ -123,9 +117,27 @@ impl Aggregate for File {
             Event::Deleted { .. } => Self::Deleted,
         };
     }
+
+    fn personal(event: &mut Event, visit: Visit<'_>) {
+        match event {
+            Event::Stored(stored) => {
+                visit("filename", &mut stored.filename);
+                visit("metadata", &mut stored.metadata);
+            }
+            Event::Deleted { .. } => {}
+        }
+    }
+
+    fn owner(_id: &str, event: &Event) -> Option<UserId> {
+        match event {
+            Event::Stored(Stored { user_id, .. }) | Event::Deleted { user_id, .. } => {
+                Some(user_id.clone())
+            }
+        }
+    }
 }
 
-fn deleted(stored: &Stored, reason: Option<Reason>) -> Event {
+fn deleted(stored: &Stored, reason: Reason) -> Event {
     Event::Deleted { user_id: stored.user_id.clone(), sha256: stored.sha256.clone(), reason }
 }
 
@@ -140,7 +152,7 @@ mod tests {
     fn photo() -> Stored {
         Stored {
             user_id: user("ada"),
-            filename: Personal("photo.png".to_owned()),
+            filename: Personal::Known("photo.png".to_owned()),
             content_type: "image/png".to_owned(),
             size: 3,
             sha256: "ab".repeat(32),
@@ -158,7 +170,7 @@ mod tests {
     #[test]
     fn a_file_is_stored_once_and_deleted_by_its_owner_alone() {
         let stored = Event::Stored(photo());
-        let deleted = deleted(&photo(), None);
+        let deleted = deleted(&photo(), Reason::Requested);
         let other = Stored { fingerprint: Some("g".to_owned()), ..photo() };
         check(&[], Command::Store(photo()), Ok(1));
         check(std::slice::from_ref(&stored), Command::Store(photo()), Ok(0));

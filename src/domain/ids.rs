@@ -56,8 +56,11 @@ pub fn derived_id(user_id: &UserId, kind: &str, idempotency_key: &str) -> Uuid {
     Uuid::new_v5(&IDEMPOTENCY, format!("{kind}\n{user_id}\n{idempotency_key}").as_bytes())
 }
 
+fn allowed(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_-.:@|".contains(c)
+}
+
 fn checked(text: String) -> Result<String, InvalidId> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.:@|".contains(c);
     if (1..=128).contains(&text.len()) && text.chars().all(allowed) {
         Ok(text)
     } else {
@@ -92,6 +95,11 @@ impl From<SessionId> for String {
 }
 
 impl UserId {
+    /// Whether an id may hold this character.
+    pub fn may_hold(c: char) -> bool {
+        allowed(c)
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Aggregate;
 use super::ids::{FileId, LeaseId, UserId};
-use super::text::{Personal, Prompt};
+use super::text::{Personal, Prompt, Visit};
 use super::tier::{Class, Tier};
 use super::translation::TranslationOptions;
 
@@ -85,6 +85,25 @@ impl Request {
     /// Among which jobs it takes its turn.
     pub fn class(&self) -> Class {
         Class::of(self.tier, self.batch)
+    }
+
+    /// The prompt; empty once it was erased with its user.
+    pub fn prompt_text(&self) -> &str {
+        self.prompt.known().map_or("", Prompt::as_str)
+    }
+
+    /// Every field is named, so that a new one is not forgotten here.
+    fn personal(&mut self, visit: Visit<'_>) {
+        let Self { prompt, options, user_id: _, kind: _, tier: _, batch: _, fingerprint: _ } = self;
+        visit("prompt", prompt);
+        match options {
+            Options::Video(_) => {}
+            Options::Translation(options) => {
+                if let Some(style) = &mut options.style_data {
+                    visit("options.style_data", style);
+                }
+            }
+        }
     }
 }
 
@@ -390,6 +409,36 @@ impl Aggregate for Job {
         }
         if let Self::Requested(job) = self {
             job.evolve(event);
+        }
+    }
+
+    fn personal(event: &mut Event, visit: Visit<'_>) {
+        match event {
+            Event::Requested(request) => request.personal(visit),
+            Event::Leased { .. }
+            | Event::Progressed { .. }
+            | Event::LeaseExpired { .. }
+            | Event::AttemptFailed { .. }
+            | Event::CancelRequested { .. }
+            | Event::Completed { .. }
+            | Event::Failed { .. }
+            | Event::Cancelled {}
+            | Event::Retried { .. } => {}
+        }
+    }
+
+    fn owner(_id: &str, event: &Event) -> Option<UserId> {
+        match event {
+            Event::Requested(request) => Some(request.user_id.clone()),
+            Event::Leased { .. }
+            | Event::Progressed { .. }
+            | Event::LeaseExpired { .. }
+            | Event::AttemptFailed { .. }
+            | Event::CancelRequested { .. }
+            | Event::Completed { .. }
+            | Event::Failed { .. }
+            | Event::Cancelled {}
+            | Event::Retried { .. } => None,
         }
     }
 }

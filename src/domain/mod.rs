@@ -40,6 +40,12 @@ pub trait Aggregate: Default + Clone + Send + 'static {
     /// Takes in what has happened. Never refuses: what is in the log is a fact.
     fn evolve(&mut self, event: &Self::Event);
 
+    /// Shows `visit` every personal field of an event. An event that has none is passed over.
+    fn personal(event: &mut Self::Event, visit: text::Visit<'_>);
+
+    /// Whose an event's personal fields are; `id` is the stream's. None where there are none.
+    fn owner(id: &str, event: &Self::Event) -> Option<ids::UserId>;
+
     /// The state after `events`.
     fn fold<'a>(events: impl IntoIterator<Item = &'a Self::Event>) -> Self {
         let mut state = Self::default();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Aggregate;
 use super::ids::UserId;
-use super::text::Personal;
+use super::text::{Personal, Visit};
 
 /// How long a session lives from its start (seed `t2m-auth-and-sessions`, `SESSION_CONFIG`).
 pub const LIFETIME: TimeDelta = TimeDelta::days(7);
@@ -157,8 +157,8 @@ impl Aggregate for Session {
                     user_id: user_id.clone(),
                     started_at: *started_at,
                     expires_at: expires_at.map_or(ours, |theirs| theirs.min(ours)),
-                    ip_address: ip_address.clone().map(Personal),
-                    user_agent: user_agent.clone().map(Personal),
+                    ip_address: ip_address.clone().map(Personal::Known),
+                    user_agent: user_agent.clone().map(Personal::Known),
                 };
                 // A start that comes late says nothing of what happened since: inactivity counts
                 // from now.
@@ -209,6 +209,28 @@ impl Aggregate for Session {
                 }
             }
             Event::Ended { reason, .. } => *self = Self::Ended(*reason),
+        }
+    }
+
+    fn personal(event: &mut Event, visit: Visit<'_>) {
+        match event {
+            Event::Started { ip_address, user_agent, .. } => {
+                for (place, field) in [("ip_address", ip_address), ("user_agent", user_agent)] {
+                    if let Some(field) = field {
+                        visit(place, field);
+                    }
+                }
+            }
+            Event::Active { .. } | Event::Remembered { .. } | Event::Ended { .. } => {}
+        }
+    }
+
+    fn owner(_id: &str, event: &Event) -> Option<UserId> {
+        match event {
+            Event::Started { user_id, .. }
+            | Event::Active { user_id, .. }
+            | Event::Remembered { user_id, .. } => Some(user_id.clone()),
+            Event::Ended { user_id, .. } => user_id.clone(),
         }
     }
 }

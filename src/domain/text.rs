@@ -1,19 +1,168 @@
 //! Texts that people wrote, parsed once: what has the type is valid.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::{StrDeserializer, StringDeserializer};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
 /// A personal field: shown to its owner and to administrators, kept out of our own output.
 ///
-/// The type marks what the codec seals with the user's key on its way into the log; `Debug` never
-/// prints it, so no log line can leak it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Personal<T>(pub T);
+/// In the log it is sealed with its owner's key, and erased once that key is destroyed; what lies
+/// between the two faces is not the domain's. `Debug` never prints it, so no log line can leak it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Personal<T> {
+    /// Stored as it is; in the log only by versions that did not seal yet.
+    Known(T),
+    /// As it lies in the log, stored as `{"sealed":"…"}`.
+    Sealed(String),
+    /// Its key was destroyed, stored as `{"erased":true}`.
+    Erased,
+}
 
-impl<T> std::fmt::Debug for Personal<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<T> Personal<T> {
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::Sealed(_) | Self::Erased => None,
+        }
+    }
+}
+
+impl<T: Default> Default for Personal<T> {
+    fn default() -> Self {
+        Self::Known(T::default())
+    }
+}
+
+impl<T> fmt::Debug for Personal<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(personal)")
+    }
+}
+
+/// A personal field of any type, for whoever seals and opens it.
+pub trait Concealed {
+    /// The value as JSON, if it is known.
+    fn clear(&self) -> Option<Vec<u8>>;
+    /// The sealed text, if it is sealed.
+    fn sealed(&self) -> Option<&str>;
+    fn seal(&mut self, text: String);
+    /// Makes it known.
+    ///
+    /// # Errors
+    /// The JSON is not of this type; then it stays as it was.
+    fn reveal(&mut self, json: &[u8]) -> Result<(), serde_json::Error>;
+    fn erase(&mut self);
+}
+
+/// Is shown each personal field of an event, under its place: its dotted path in the event's data.
+/// What is sealed is bound to that name, so it never changes.
+pub type Visit<'a> = &'a mut dyn FnMut(&'static str, &mut dyn Concealed);
+
+impl<T: Serialize + DeserializeOwned> Concealed for Personal<T> {
+    fn clear(&self) -> Option<Vec<u8>> {
+        self.known().map(|value| serde_json::to_vec(value).expect("a text or a JSON object"))
+    }
+
+    fn sealed(&self) -> Option<&str> {
+        match self {
+            Self::Sealed(text) => Some(text),
+            Self::Known(_) | Self::Erased => None,
+        }
+    }
+
+    fn seal(&mut self, text: String) {
+        *self = Self::Sealed(text);
+    }
+
+    fn reveal(&mut self, json: &[u8]) -> Result<(), serde_json::Error> {
+        *self = Self::Known(serde_json::from_slice(json)?);
+        Ok(())
+    }
+
+    fn erase(&mut self) {
+        *self = Self::Erased;
+    }
+}
+
+impl<T: Serialize> Serialize for Personal<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut face = match self {
+            Self::Known(value) => return value.serialize(serializer),
+            Self::Sealed(_) | Self::Erased => serializer.serialize_map(Some(1))?,
+        };
+        match self {
+            Self::Sealed(text) => face.serialize_entry("sealed", text)?,
+            Self::Known(_) | Self::Erased => face.serialize_entry("erased", &true)?,
+        }
+        face.end()
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Personal<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Faces(PhantomData))
+    }
+}
+
+struct Faces<T>(PhantomData<T>);
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for Faces<T> {
+    type Value = Personal<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a personal field, sealed, erased or in clear")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        T::deserialize(StrDeserializer::new(text)).map(Personal::Known)
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Self::Value, E> {
+        T::deserialize(StringDeserializer::new(text)).map(Personal::Known)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some((name, value)) = map.next_entry::<String, Value>()? {
+            fields.insert(name, value);
+        }
+        if fields.len() == 1 {
+            if let Some(Value::String(text)) = fields.get_mut("sealed") {
+                return Ok(Personal::Sealed(std::mem::take(text)));
+            }
+            if fields.get("erased") == Some(&Value::Bool(true)) {
+                return Ok(Personal::Erased);
+            }
+        }
+        T::deserialize(Value::Object(fields)).map(Personal::Known).map_err(serde::de::Error::custom)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Personal<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Personal_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let clear = generator.subschema_for::<T>();
+        json_schema!({
+            "description": "A personal field: sealed with its owner's key, erased when that key \
+                            was destroyed, or in clear, as older versions wrote it.",
+            "anyOf": [
+                clear,
+                { "type": "object", "properties": { "sealed": { "type": "string" } },
+                  "required": ["sealed"], "additionalProperties": false },
+                { "type": "object", "properties": { "erased": { "const": true } },
+                  "required": ["erased"], "additionalProperties": false },
+            ],
+        })
     }
 }
 
@@ -86,6 +235,30 @@ mod tests {
 
     #[test]
     fn a_personal_field_does_not_print_itself() {
-        assert!(!format!("{:?}", Personal("ada@example.com")).contains("ada"));
+        for personal in [Personal::Known("ada"), Personal::Sealed("ada".to_owned())] {
+            assert!(!format!("{personal:?}").contains("ada"));
+        }
+    }
+
+    #[test]
+    fn a_personal_field_is_stored_in_one_of_three_ways() {
+        fn check<T>(value: Personal<T>, json: &str)
+        where
+            T: Serialize + DeserializeOwned + PartialEq,
+        {
+            assert_eq!(serde_json::to_string(&value).unwrap(), json);
+            assert!(serde_json::from_str::<Personal<T>>(json).unwrap() == value, "{json}");
+        }
+        check(Personal::Known("ada".to_owned()), r#""ada""#);
+        check(Personal::Known(Prompt::parse("a pier").unwrap()), r#""a pier""#);
+        check(Personal::<Prompt>::Sealed("AQ==".to_owned()), r#"{"sealed":"AQ=="}"#);
+        check(Personal::<Prompt>::Erased, r#"{"erased":true}"#);
+        // What an uploader called so is no mark of ours, as long as it cannot be one.
+        for text in [r#"{}"#, r#"{"erased":"true"}"#, r#"{"sealed":"x","size":"1"}"#] {
+            check(Personal::Known(serde_json::from_str::<Map<_, _>>(text).unwrap()), text);
+        }
+        for bad in ["7", "null", r#"{"erased":false}"#, r#"{"sealed":7}"#, r#""""#] {
+            assert!(serde_json::from_str::<Personal<Prompt>>(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Aggregate;
-use super::text::Personal;
+use super::ids::UserId;
+use super::text::{Personal, Visit};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
@@ -395,6 +396,45 @@ impl Aggregate for User {
             Event::Unbanned {} => self.banned = false,
             Event::Deleted {} => {
                 *self = Self { standing: Standing::Deleted, ..Self::default() };
+            }
+        }
+    }
+
+    fn personal(event: &mut Event, visit: Visit<'_>) {
+        match event {
+            Event::Registered { profile, .. } | Event::ProfileChanged { profile, .. } => {
+                profile.personal(visit);
+            }
+            Event::AccessChanged { .. }
+            | Event::AttributesChanged { .. }
+            | Event::FlagsChanged { .. }
+            | Event::OrganizationJoined { .. }
+            | Event::OrganizationRoleChanged { .. }
+            | Event::OrganizationLeft { .. }
+            | Event::OnboardingProgressed { .. }
+            | Event::Banned {}
+            | Event::Unbanned {}
+            | Event::Deleted {} => {}
+        }
+    }
+
+    /// A user's stream is named after its user.
+    fn owner(id: &str, _event: &Event) -> Option<UserId> {
+        UserId::try_from(id.to_owned()).ok()
+    }
+}
+
+impl Profile {
+    fn personal(&mut self, visit: Visit<'_>) {
+        for (place, field) in [
+            ("profile.email", &mut self.email),
+            ("profile.first_name", &mut self.first_name),
+            ("profile.last_name", &mut self.last_name),
+            ("profile.username", &mut self.username),
+            ("profile.image_url", &mut self.image_url),
+        ] {
+            if let Some(field) = field {
+                visit(place, field);
             }
         }
     }

@@ -130,11 +130,11 @@ pub async fn record(
 ) -> Result<Recorded, Problem> {
     let command = Command::Store(Stored {
         user_id: caller.user_id.clone(),
-        filename: Personal(upload.filename),
+        filename: Personal::Known(upload.filename),
         content_type: upload.content_type,
         size: upload.size,
         sha256: upload.sha256,
-        metadata: Personal(upload.metadata),
+        metadata: Personal::Known(upload.metadata),
         job_id: None,
         fingerprint,
     });

@@ -57,7 +57,7 @@ async fn developer(app: &App, request: &HttpRequest) -> Result<Caller, Problem> 
         request_id: request_id(request),
     };
     if app.system.views.user_standing(&caller.user_id).is_none() {
-        let email = Personal(format!("{}@localhost", caller.user_id));
+        let email = Personal::Known(format!("{}@localhost", caller.user_id));
         let snapshot = Snapshot {
             profile: Profile { email: Some(email), ..Profile::default() },
             told: Told {

@@ -219,7 +219,7 @@ pub fn video(
     Ok(Request {
         user_id,
         kind: Kind::Video,
-        prompt: Personal(prompt),
+        prompt: Personal::Known(prompt),
         options: Options::Video(options),
         tier,
         batch: false,

@@ -361,6 +361,9 @@ impl<R: StdError + Into<Problem>> From<Failure<R>> for Problem {
             }
             Failure::Conflict(error) => Self::new(Code::Overloaded).retry_after(1).caused_by(error),
             Failure::Log(error) => Self::new(Code::InternalError).caused_by(error),
+            Failure::Keys(error) => {
+                Self::new(Code::StorageUnavailable).retry_after(5).caused_by(error)
+            }
             Failure::Codec(error) => Self::new(Code::InternalError).caused_by(error),
         }
     }

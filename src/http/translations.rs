@@ -149,7 +149,7 @@ async fn ask(
     let wanted = Request {
         user_id: caller.user_id.clone(),
         kind: Kind::Translation,
-        prompt: Personal(prompt),
+        prompt: Personal::Known(prompt),
         options,
         tier: Tier::of(&caller.subscription_tier),
         batch: false,
@@ -182,7 +182,7 @@ async fn store(
 ) -> Result<(), Problem> {
     let command = file::Command::Store(Stored {
         user_id: caller.user_id.clone(),
-        filename: Personal(received.filename),
+        filename: Personal::Known(received.filename),
         content_type: format.content_type().to_owned(),
         size: received.size,
         sha256: received.sha256,
@@ -287,7 +287,7 @@ impl Form {
             model_name: self
                 .text("model_name", LONGEST_MODEL_NAME)
                 .unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
-            style_data: self.text("style_data", LONGEST_STYLE).map(Personal),
+            style_data: self.text("style_data", LONGEST_STYLE).map(Personal::Known),
             segment_size: self.segment_size(),
             has_api_key,
         }

@@ -153,7 +153,7 @@ impl LeaseAnswer {
             kind: request.kind.as_str(),
             attempt: leased.attempt,
             expires_at: leased.expires_at,
-            prompt: request.prompt.0.as_str().to_owned(),
+            prompt: request.prompt_text().to_owned(),
             options: json!(request.options),
             source: source.map(|id| sign(app, &request.user_id, id, SOURCE_LINK_S)),
             outputs: slots(request.kind).iter().map(wanted).collect(),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use object_store::path::{Path, PathPart};
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 
 use super::blobs::Error;
 
@@ -35,6 +35,17 @@ impl Documents {
     pub async fn put(&self, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
         self.store.put(&self.location(name), bytes.into()).await?;
         Ok(())
+    }
+
+    /// Writes a document unless there is one of this name, and says whether it did. Of several
+    /// that try at once, one does.
+    pub async fn create(&self, name: &str, bytes: Vec<u8>) -> Result<bool, Error> {
+        let (location, only_new) = (self.location(name), PutMode::Create);
+        match self.store.put_opts(&location, bytes.into(), only_new.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// None if there is no such document.
@@ -94,6 +105,8 @@ mod tests {
         assert_eq!(documents.get("a.json").await.unwrap().as_deref(), Some(&b"3"[..]));
         let names: Vec<_> = documents.list().await.unwrap().into_iter().map(|it| it.name).collect();
         assert_eq!(names, ["a.json", "b.json"], "what was written last comes first");
+        assert!(!documents.create("a.json", b"4".to_vec()).await.unwrap());
+        assert_eq!(documents.get("a.json").await.unwrap().as_deref(), Some(&b"3"[..]));
         documents.delete("a.json").await.unwrap();
         documents.delete("a.json").await.unwrap();
         assert_eq!(documents.list().await.unwrap().len(), 1);

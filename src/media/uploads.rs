@@ -192,9 +192,20 @@ impl Uploads {
     /// Ends the uploads whose time is over and says how many. One that is in use has until its
     /// request ends.
     pub async fn sweep(self: &Arc<Self>, now: DateTime<Utc>) -> usize {
-        let over = |upload: &&Arc<Upload>| now >= upload.wanted.expires_at;
-        let over: Vec<_> = self.opened().values().filter(over).cloned().collect();
-        let mut swept = 0;
+        self.end_those(|upload| now >= upload.wanted.expires_at).await.0
+    }
+
+    /// Ends what a user has begun, and says whether nothing is left: one that is in use has until
+    /// its request ends.
+    pub async fn end_of(self: &Arc<Self>, user_id: &UserId) -> bool {
+        let (ended, found) = self.end_those(|upload| upload.wanted.user_id == *user_id).await;
+        ended == found
+    }
+
+    /// How many of those found could be ended.
+    async fn end_those(self: &Arc<Self>, which: impl Fn(&Upload) -> bool) -> (usize, usize) {
+        let over: Vec<_> = self.opened().values().filter(|upload| which(upload)).cloned().collect();
+        let (mut swept, found) = (0, over.len());
         for upload in over {
             let Ok(work) = Arc::clone(&upload.turn).try_lock_owned() else { continue };
             let held = Held { uploads: Arc::clone(self), upload, work };
@@ -203,7 +214,7 @@ impl Uploads {
                 Err(error) => tracing::warn!(%error, "an upload that is over was not removed"),
             }
         }
-        swept
+        (swept, found)
     }
 
     fn load(&self, id: Uuid, reservations: &Reservations) -> io::Result<()> {

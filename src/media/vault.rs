@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use base64::Engine as _;
@@ -82,65 +82,170 @@ impl SealingKey {
     }
 }
 
-/// Where the key that seals everything else comes from.
+/// Where the keys that seal everything else come from: the first seals, all of them open, so that
+/// one can take another's place while the server runs.
 #[derive(Clone)]
 pub struct MasterKey(Arc<Source>);
 
-struct Source {
-    /// Made at the first need.
-    path: PathBuf,
-    key: OnceLock<SealingKey>,
+enum Source {
+    /// A file, made at the first need. It is read again when it may have changed: another process
+    /// puts a new key first.
+    Kept { path: PathBuf, last: Mutex<Option<Keys>> },
+    /// Somebody else keeps them.
+    Given(Keys),
 }
 
+type Keys = Arc<[SealingKey]>;
+
 impl MasterKey {
-    /// A key that lies in a file, made at its first need and readable by this user alone.
+    /// Keys that lie in a file, made at its first need and readable by this user alone.
     pub fn kept_in(path: &Path) -> Self {
-        Self(Arc::new(Source { path: path.to_owned(), key: OnceLock::new() }))
+        Self(Arc::new(Source::Kept { path: path.to_owned(), last: Mutex::default() }))
     }
 
     /// A key that somebody else keeps.
     pub fn given(key: SealingKey) -> Self {
-        Self(Arc::new(Source { path: PathBuf::new(), key: OnceLock::from(key) }))
+        Self(Arc::new(Source::Given(Arc::new([key]))))
     }
 
-    fn key(&self) -> Result<&SealingKey, Error> {
-        if let Some(key) = self.0.key.get() {
-            return Ok(key);
+    /// Keys that somebody else keeps, comma separated, each the base64 of its bytes.
+    ///
+    /// # Errors
+    /// One of them is none.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let keys = text.split(',').map(SealingKey::parse).collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(Source::Given(keys))))
+    }
+
+    /// The file of the keys, unless somebody else keeps them.
+    pub fn path(&self) -> Option<&Path> {
+        match &*self.0 {
+            Source::Kept { path, .. } => Some(path),
+            Source::Given(_) => None,
         }
-        let failed = |error| Error::MasterKey { path: self.0.path.clone(), error };
-        let key = SealingKey::new(&read_or_make(&self.0.path).map_err(failed)?)?;
-        Ok(self.0.key.get_or_init(|| key))
+    }
+
+    /// Puts a fresh key before the kept one. With several there already, an exchange was broken
+    /// off: it goes on with those.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn put_fresh_first(&self) -> Result<(), Error> {
+        let Some(path) = self.path() else { return Ok(()) };
+        let failed = |error| Error::MasterKey { path: path.to_owned(), error };
+        let old = read_or_make(path).map_err(failed)?;
+        if old.len() == KEY_BYTES {
+            let fresh = fresh_key().map_err(failed)?;
+            replace(path, &[&fresh[..], &old].concat()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all kept keys but the first: what they sealed is lost.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn keep_first_alone(&self) -> Result<(), Error> {
+        let Some(path) = self.path() else { return Ok(()) };
+        let failed = |error| Error::MasterKey { path: path.to_owned(), error };
+        let keys = read_or_make(path).map_err(failed)?;
+        if keys.len() > KEY_BYTES {
+            replace(path, &keys[..KEY_BYTES]).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// As they are now.
+    fn fresh(&self) -> Result<Keys, Error> {
+        let (path, last) = match &*self.0 {
+            Source::Given(keys) => return Ok(Arc::clone(keys)),
+            Source::Kept { path, last } => (path, last),
+        };
+        let failed = |error| Error::MasterKey { path: path.clone(), error };
+        let bytes = read_or_make(path).map_err(failed)?;
+        let (chunks, _) = bytes.as_chunks::<KEY_BYTES>();
+        let keys: Keys = chunks.iter().map(SealingKey::new).collect::<Result<_, _>>()?;
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&keys));
+        Ok(keys)
+    }
+
+    /// As they were when they were last looked at.
+    fn last(&self) -> Result<Keys, Error> {
+        let known = match &*self.0 {
+            Source::Given(keys) => Some(Arc::clone(keys)),
+            Source::Kept { last, .. } => {
+                last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            }
+        };
+        known.map_or_else(|| self.fresh(), Ok)
+    }
+
+    fn seal(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+        self.fresh()?.first().ok_or(Error::BadKey)?.seal(name, bytes)
+    }
+
+    /// What was sealed, and by the how manieth key.
+    fn open(&self, name: &str, sealed: &[u8]) -> Result<(Vec<u8>, usize), Error> {
+        let by = |keys: &Keys| {
+            let mut tried = keys.iter().enumerate();
+            tried.find_map(|(number, key)| Some((key.open(name, sealed).ok()?, number)))
+        };
+        match by(&self.last()?) {
+            Some(opened) => Ok(opened),
+            None => by(&self.fresh()?).ok_or(Error::Unopenable),
+        }
     }
 }
 
-fn read_or_make(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+/// One key or several, the first first.
+fn read_or_make(path: &Path) -> io::Result<Vec<u8>> {
     match std::fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| io::Error::other("it is not 32 bytes long")),
+        Ok(bytes) if bytes.is_empty() || !bytes.len().is_multiple_of(KEY_BYTES) => {
+            Err(io::Error::other("it is not 32 bytes long, nor a multiple of that"))
+        }
+        Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => make(path),
         Err(error) => Err(error),
     }
 }
 
-/// Durable before it is used: what is sealed with a lost key is lost.
-fn make(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+fn fresh_key() -> io::Result<[u8; KEY_BYTES]> {
     let mut key = [0; KEY_BYTES];
     aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("no randomness"))?;
-    let unfinished = path.with_extension(format!("new-{}", std::process::id()));
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    file.write_all(&key)?;
-    file.sync_all()?;
+    Ok(key)
+}
+
+/// Durable before it is used: what is sealed with a lost key is lost.
+fn make(path: &Path) -> io::Result<Vec<u8>> {
+    let key = fresh_key()?.to_vec();
+    let unfinished = draft(path, &key)?;
     // A link never replaces the key that another process made meanwhile; a rename would.
     let linked = std::fs::hard_link(&unfinished, path);
     std::fs::remove_file(&unfinished)?;
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
+    sync_parent(path)?;
     match linked {
         Ok(()) => Ok(key),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_or_make(path),
         Err(error) => Err(error),
     }
+}
+
+fn replace(path: &Path, keys: &[u8]) -> io::Result<()> {
+    std::fs::rename(draft(path, keys)?, path)?;
+    sync_parent(path)
+}
+
+fn draft(path: &Path, keys: &[u8]) -> io::Result<PathBuf> {
+    let unfinished = path.with_extension(format!("new-{}", std::process::id()));
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    file.write_all(keys)?;
+    file.sync_all()?;
+    Ok(unfinished)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
 /// Sealed secrets by name. Cheap to clone.
@@ -158,14 +263,37 @@ impl Vault {
 
     /// Keeps a secret, in the place of the one of this name; durable when it returns.
     pub async fn seal(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let sealed = self.master.key()?.seal(&self.full(name), bytes)?;
+        let sealed = self.master.seal(&self.full(name), bytes)?;
         Ok(self.documents.put(name, sealed).await?)
+    }
+
+    /// Keeps a secret unless there is one of this name, and says whether it did.
+    pub async fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
+        let sealed = self.master.seal(&self.full(name), bytes)?;
+        Ok(self.documents.create(name, sealed).await?)
     }
 
     /// None if there is no such secret.
     pub async fn open(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let Some(sealed) = self.documents.get(name).await? else { return Ok(None) };
-        self.master.key()?.open(&self.full(name), &sealed).map(Some)
+        self.master.open(&self.full(name), &sealed).map(|(bytes, _)| Some(bytes))
+    }
+
+    /// Whether a secret is sealed by the first master key; none if there is no such secret.
+    pub async fn is_by_first(&self, name: &str) -> Result<Option<bool>, Error> {
+        let Some(sealed) = self.documents.get(name).await? else { return Ok(None) };
+        self.master.open(&self.full(name), &sealed).map(|(_, number)| Some(number == 0))
+    }
+
+    /// Seals a secret anew if another master key than the first has sealed it; says whether.
+    /// One that is destroyed meanwhile may come back: the caller sees to that.
+    pub async fn reseal(&self, name: &str) -> Result<bool, Error> {
+        let Some(sealed) = self.documents.get(name).await? else { return Ok(false) };
+        let (bytes, number) = self.master.open(&self.full(name), &sealed)?;
+        if number > 0 {
+            self.seal(name, &bytes).await?;
+        }
+        Ok(number > 0)
     }
 
     /// Whether there is a secret of this name; it is not opened.
@@ -270,6 +398,45 @@ mod tests {
         std::fs::write(&path, b"short").unwrap();
         let broken = super::tests::vault(dir.path()).seal("job-2", b"k").await;
         assert!(matches!(broken, Err(Error::MasterKey { .. })), "a broken key is not replaced");
+    }
+
+    #[tokio::test]
+    async fn the_kept_key_is_exchanged_under_a_running_process_and_after_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let (running, path) = (vault(dir.path()), dir.path().join("master.key"));
+        running.seal("job-1", b"one").await.unwrap();
+        let (old, exchange) = (std::fs::read(&path).unwrap(), MasterKey::kept_in(&path));
+        exchange.put_fresh_first().unwrap();
+        // A second try after a crash makes no third key.
+        exchange.put_fresh_first().unwrap();
+        let both = std::fs::read(&path).unwrap();
+        assert_eq!((both.len(), &both[KEY_BYTES..]), (2 * KEY_BYTES, &old[..]));
+        running.seal("job-2", b"two").await.unwrap();
+        let by_first = [running.is_by_first("job-1").await, running.is_by_first("job-2").await];
+        assert_eq!(by_first.map(Result::unwrap), [Some(false), Some(true)]);
+        assert!(vault(dir.path()).reseal("job-1").await.unwrap());
+        assert!(!vault(dir.path()).reseal("job-1").await.unwrap());
+        exchange.keep_first_alone().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), both[..KEY_BYTES]);
+        for vault in [running, vault(dir.path())] {
+            assert_eq!(vault.open("job-1").await.unwrap().unwrap(), b"one");
+            assert_eq!(vault.open("job-2").await.unwrap().unwrap(), b"two");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_several_given_keys_the_first_seals_and_all_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
+        let with = |keys: &[u8]| {
+            let keys: Vec<_> = keys.iter().map(|byte| STANDARD.encode([*byte; 32])).collect();
+            Vault::new(&blobs, "secrets", MasterKey::parse(&keys.join(", ")).unwrap())
+        };
+        with(&[1]).seal("job-1", b"one").await.unwrap();
+        assert_eq!(with(&[2, 1]).open("job-1").await.unwrap().unwrap(), b"one");
+        assert!(matches!(with(&[2]).open("job-1").await, Err(Error::Unopenable)));
+        assert!(with(&[2, 1]).reseal("job-1").await.unwrap());
+        assert_eq!(with(&[2]).open("job-1").await.unwrap().unwrap(), b"one");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{Error, feed, files, jobs, parked, queue, sessions, tallies, users};
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
-const SCHEMA_VERSION: i32 = 6;
+const SCHEMA_VERSION: i32 = 7;
 /// Of a file that is still being built.
 const UNFINISHED: i32 = -1;
 /// More statements than the views have, so that each is prepared once a connection.
@@ -42,7 +42,8 @@ pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
     tune(&connection)?;
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
-         PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -65536;",
+         PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -65536;
+         PRAGMA secure_delete = ON;",
     )?;
     Ok(connection)
 }
@@ -55,7 +56,8 @@ pub(super) fn builder(path: &Path) -> Result<Connection, Error> {
     tune(&connection)?;
     connection.execute_batch(
         "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-         PRAGMA cache_size = -65536; PRAGMA threads = 2;",
+         PRAGMA cache_size = -65536; PRAGMA threads = 2;
+         PRAGMA secure_delete = ON;",
     )?;
     Ok(connection)
 }

@@ -134,6 +134,15 @@ impl Views {
         })
     }
 
+    /// What is left of a user's files, some of them.
+    pub fn file_ids_of(&self, user_id: &UserId, limit: usize) -> Result<Vec<FileId>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached("SELECT file_id FROM files WHERE user_id = ?1 LIMIT ?2")?
+                .query_map(params![user_id.as_str(), int(limit as u64)], file_id)?
+                .collect()
+        })
+    }
+
     /// How many files share these bytes; at 0 the blob may go.
     pub fn blob_referrers(&self, sha256: &str) -> Result<u64, Error> {
         self.read(|sql| {
@@ -210,7 +219,8 @@ impl Record for FileEntry<'_> {
 
     fn insert(&self, sql: &Connection, file_id: &FileId) -> rusqlite::Result<()> {
         let Some(New { position, time, stored, tier, erased }) = &self.new else { return Ok(()) };
-        let metadata = if *erased { &Map::new() } else { &stored.metadata.0 };
+        let nothing = Map::new();
+        let metadata = stored.metadata.known().filter(|_| !erased).unwrap_or(&nothing);
         sql.prepare_cached(&format!(
             "INSERT INTO files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
         ))?
@@ -218,7 +228,7 @@ impl Record for FileEntry<'_> {
             int(*position),
             Id(file_id.0),
             stored.user_id.as_str(),
-            if *erased { "" } else { stored.filename.0.as_str() },
+            stored.filename.known().filter(|_| !erased).map_or("", String::as_str),
             stored.content_type,
             int(stored.size),
             stored.sha256,

@@ -1,5 +1,6 @@
 //! The jobs: how far each one is, and which ones somebody must do something about.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,6 +18,7 @@ use crate::domain::ids::{JobId, LeaseId, UserId};
 use crate::domain::job::{Event, Kind, Options, Output, Request};
 use crate::domain::schedule::Share;
 use crate::domain::tier::{Caps, Class, Tier};
+use crate::domain::translation::TranslationOptions;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE jobs (
@@ -520,8 +522,8 @@ impl Record for Job<'_> {
             Id(job_id.0),
             self.user_id.as_str(),
             self.kind.as_str(),
-            if *erased { "" } else { request.prompt.0.as_str() },
-            Json(&request.options),
+            if *erased { "" } else { request.prompt_text() },
+            Json(&*unerased(&request.options)),
             request.fingerprint,
             request.tier.as_str(),
             self.class.as_str(),
@@ -587,6 +589,21 @@ impl Record for Job<'_> {
     fn delete(sql: &Connection, job_id: &JobId) -> rusqlite::Result<()> {
         sql.prepare_cached("DELETE FROM jobs WHERE job_id = ?1")?.execute([Id(job_id.0)])?;
         Ok(())
+    }
+}
+
+/// Without what was erased of them.
+fn unerased(options: &Options) -> Cow<'_, Options> {
+    match options {
+        Options::Translation(asked)
+            if asked.style_data.as_ref().is_some_and(|style| style.known().is_none()) =>
+        {
+            Cow::Owned(Options::Translation(TranslationOptions {
+                style_data: None,
+                ..asked.clone()
+            }))
+        }
+        Options::Video(_) | Options::Translation(_) => Cow::Borrowed(options),
     }
 }
 

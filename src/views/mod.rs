@@ -253,6 +253,18 @@ impl Views {
         self.read(digest::tables)
     }
 
+    /// Leaves nothing in the files of what the tables no longer hold: pages are cleared as rows go,
+    /// and this empties the WAL, where older pages lie. Says whether it could; a reader may be in
+    /// the way, for as long as it reads.
+    pub fn scrub(&self) -> Result<bool, Error> {
+        let content = self.current();
+        locked(&content.readers).clear();
+        let writer = locked(&content.writer);
+        let busy: i64 =
+            writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        Ok(busy == 0)
+    }
+
     fn of(content: Content) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(content))))
     }

@@ -179,7 +179,7 @@ impl Batch<'_> {
                 };
                 // Where somebody came from who has been forgotten by now is not remembered again.
                 let text = |field: &Option<Personal<String>>| {
-                    field.as_ref().filter(|_| !deleted).map(|text| text.0.clone())
+                    field.as_ref()?.known().filter(|_| !deleted).cloned()
                 };
                 let row = SessionRow {
                     user_id: Some(user_id.clone()),

@@ -11,7 +11,7 @@ use uuid::Uuid;
 mod analytics;
 
 use super::*;
-use crate::domain::file::{Event as FileEvent, Stored};
+use crate::domain::file::{Event as FileEvent, Reason, Stored};
 use crate::domain::ids::LeaseId;
 use crate::domain::job::{
     AspectRatio, Event as JobEvent, Kind, Options, Output, Quality, Request, VideoOptions,
@@ -52,7 +52,7 @@ fn session(name: &str, event: SessionEvent) -> Entity {
 }
 
 fn registered(email: &str) -> UserEvent {
-    let profile = Profile { email: Some(Personal(email.to_owned())), ..Profile::default() };
+    let profile = Profile { email: Some(Personal::Known(email.to_owned())), ..Profile::default() };
     UserEvent::Registered { profile, provisional: true, told: Told::default() }
 }
 
@@ -81,7 +81,7 @@ fn started(owner: &str, second: i64) -> SessionEvent {
         user_id: user_id(owner),
         started_at: at(second),
         expires_at: at(second + 7 * 86_400),
-        ip_address: Some(Personal("192.0.2.1".to_owned())),
+        ip_address: Some(Personal::Known("192.0.2.1".to_owned())),
         user_agent: None,
     }
 }
@@ -93,7 +93,7 @@ fn ended(reason: EndReason) -> SessionEvent {
 fn stored(n: u128, owner: &str, blob: &str) -> Entity {
     let file = Stored {
         user_id: user_id(owner),
-        filename: Personal(format!("{n}.png")),
+        filename: Personal::Known(format!("{n}.png")),
         content_type: "image/png".to_owned(),
         size: 10,
         sha256: blob.to_owned(),
@@ -105,8 +105,11 @@ fn stored(n: u128, owner: &str, blob: &str) -> Entity {
 }
 
 fn deleted_file(n: u128, owner: &str) -> Entity {
-    let event =
-        FileEvent::Deleted { user_id: user_id(owner), sha256: "b".to_owned(), reason: None };
+    let event = FileEvent::Deleted {
+        user_id: user_id(owner),
+        sha256: "b".to_owned(),
+        reason: Reason::Requested,
+    };
     Entity::File(file_id(n), event)
 }
 
@@ -118,7 +121,7 @@ fn requested(owner: &str) -> JobEvent {
     JobEvent::Requested(Request {
         user_id: user_id(owner),
         kind: Kind::Video,
-        prompt: Personal(Prompt::parse("a lighthouse").unwrap()),
+        prompt: Personal::Known(Prompt::parse("a lighthouse").unwrap()),
         options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,

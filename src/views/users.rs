@@ -61,6 +61,8 @@ UPDATE jobs SET prompt = '', options = json_remove(options, '$.style_data')
 
 pub(super) const INDEXES: &str = "
 CREATE INDEX users_by_age ON users (position) WHERE position IS NOT NULL;
+-- Of a deleted user it is where the deletion lies.
+CREATE INDEX users_deleted ON users (access_position) WHERE deleted;
 ";
 
 const COLUMNS: &str = "user_id, position, email, first_name, last_name, username, image_url, role, \
@@ -142,6 +144,24 @@ impl Views {
     pub fn user(&self, user_id: &UserId) -> Result<Option<UserRow>, Error> {
         let found = self.read(|sql| User::find(sql, user_id))?;
         Ok(found.filter(|user| user.position.is_some()).map(|user| user.row))
+    }
+
+    /// Users whose deletion lies after a position, with its position, in that order.
+    pub fn users_deleted_after(
+        &self,
+        position: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, UserId)>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT access_position, user_id FROM users
+                 WHERE deleted AND access_position > ?1 ORDER BY access_position LIMIT ?2",
+            )?
+            .query_map(params![int(position), int(limit as u64)], |row| {
+                Ok((unsigned(row.get(0)?), row.get::<_, Text<UserId>>(1)?.0))
+            })?
+            .collect()
+        })
     }
 
     /// All users, the newest first, the deleted ones among them.
@@ -391,7 +411,7 @@ impl User {
 
 impl UserRow {
     fn set_profile(&mut self, profile: &Profile) {
-        let clear = |field: &Option<Personal<String>>| field.as_ref().map(|text| text.0.clone());
+        let clear = |field: &Option<Personal<String>>| field.as_ref()?.known().cloned();
         self.email = clear(&profile.email);
         self.first_name = clear(&profile.first_name);
         self.last_name = clear(&profile.last_name);

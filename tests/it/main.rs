@@ -10,6 +10,7 @@ mod blobs;
 mod browser;
 mod clerk_api;
 mod clients;
+mod erasure;
 mod events;
 mod floors;
 mod lives;

@@ -19,7 +19,7 @@ fn request() -> Request {
     Request {
         user_id: user("ada"),
         kind: Kind::Video,
-        prompt: Personal(Prompt::parse("a lighthouse").unwrap()),
+        prompt: Personal::Known(Prompt::parse("a lighthouse").unwrap()),
         options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,

@@ -9,7 +9,7 @@ fn at(second: i64) -> DateTime<Utc> {
 
 fn snapshot(email: &str, role: &str) -> Snapshot {
     Snapshot {
-        profile: Profile { email: Some(Personal(email.to_owned())), ..Profile::default() },
+        profile: Profile { email: Some(Personal::Known(email.to_owned())), ..Profile::default() },
         told: Told { role: Some(role.to_owned()), ..Told::default() },
         ..Snapshot::default()
     }
@@ -56,7 +56,7 @@ fn a_webhook_completes_what_a_token_provisioned() {
     let provision = Command::Provision(snapshot("claims@example.com", "user"));
     let (user, _) = run(&[provision.clone(), sync(5, "ada@example.com", "admin"), provision]);
     assert_eq!(user.standing, Standing::Registered);
-    assert_eq!(user.profile.email, Some(Personal("ada@example.com".to_owned())));
+    assert_eq!(user.profile.email, Some(Personal::Known("ada@example.com".to_owned())));
     assert_eq!(user.access.role, "admin");
 }
 

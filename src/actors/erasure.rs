@@ -1,0 +1,160 @@
+//! Erases what is left of deleted users: their keys first, and with them what the log says; then
+//! what lies outside it. It looks at who is deleted and at who has a tombstone, so that it goes on
+//! where a crash broke it off, and follows `t2m erase` beside a running server.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Arbiter;
+
+use super::System;
+use super::codec::{Metadata, Source};
+use super::dead_letters::DeadLetters;
+use super::keyring;
+use crate::domain::file::{Command as FileCommand, Reason};
+use crate::domain::ids::UserId;
+use crate::domain::user::Command;
+use crate::media::blobs;
+use crate::media::uploads::Uploads;
+use crate::views;
+
+/// How often it looks for tombstones; the read model's movement wakes it sooner.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Movements come in bursts.
+const AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// Users, and files of one of them, that it takes up in one look at the most.
+const AT_ONCE: usize = 500;
+
+pub struct Eraser {
+    pub system: Arc<System>,
+    pub letters: DeadLetters,
+    pub uploads: Arc<Uploads>,
+    progress: Seen,
+}
+
+/// What this process has seen to. After a start everything is looked at anew: it costs a few calls
+/// a deleted user, and brings the tombstones to a key that a backup has brought back.
+#[derive(Default)]
+struct Seen {
+    /// Up to which deletion.
+    position: u64,
+    /// Deleted, and not all of it gone; by the position of the deletion.
+    pending: BTreeMap<u64, UserId>,
+    erased: HashSet<UserId>,
+    /// Letters kept when they were last gone through.
+    letters: Option<usize>,
+    /// The files of the read model may still hold what its tables do not.
+    unscrubbed: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Keys(#[from] keyring::Error),
+    #[error(transparent)]
+    Views(#[from] views::Error),
+    #[error("the dead letters: {0}")]
+    Letters(#[from] blobs::Error),
+}
+
+impl Eraser {
+    pub fn new(system: Arc<System>, letters: DeadLetters, uploads: Arc<Uploads>) -> Self {
+        Self { system, letters, uploads, progress: Seen::default() }
+    }
+
+    /// Looks for as long as the actix system runs, on a thread of its own.
+    pub fn start(mut self) {
+        Arbiter::new().spawn(async move {
+            let mut moved = self.system.progress.clone();
+            loop {
+                if let Err(error) = self.look().await {
+                    tracing::warn!(%error, "not everything of deleted users could be erased");
+                }
+                tokio::time::sleep(AT_MOST_EVERY).await;
+                let _ = tokio::time::timeout(LOOK_EVERY - AT_MOST_EVERY, moved.moved()).await;
+            }
+        });
+    }
+
+    /// Erases what is to be erased now, and says of how many users something is left for the next
+    /// look.
+    ///
+    /// # Errors
+    /// The store or the read model cannot be read or changed.
+    pub async fn look(&mut self) -> Result<usize, Error> {
+        self.follow_tombstones().await?;
+        loop {
+            let deleted = self.system.views.users_deleted_after(self.progress.position, AT_ONCE)?;
+            let Some((last, _)) = deleted.last() else { break };
+            self.progress.position = *last;
+            self.progress.pending.extend(deleted);
+        }
+        for (position, user) in self.progress.pending.clone() {
+            let erased = self.erase(&user).await?;
+            if self.progress.erased.insert(user) {
+                self.progress.letters = None;
+                self.progress.unscrubbed = true;
+            }
+            if erased {
+                self.progress.pending.remove(&position);
+            }
+        }
+        self.forget_letters().await?;
+        if self.progress.unscrubbed {
+            self.progress.unscrubbed = !self.system.views.scrub()?;
+        }
+        Ok(self.progress.pending.len() + usize::from(self.progress.unscrubbed))
+    }
+
+    /// An operator has erased somebody: the key is gone already, now the user is deleted.
+    async fn follow_tombstones(&mut self) -> Result<(), Error> {
+        let system = &self.system;
+        for user in system.keyring.erased().await? {
+            if self.progress.erased.contains(&user) {
+                continue;
+            }
+            // Also forgets the key that this process still knows.
+            system.keyring.destroy(&user, system.clock.now()).await?;
+            if system.views.user_standing(&user).is_some_and(|standing| standing.deleted) {
+                continue;
+            }
+            let origin = Metadata::by("erasure", Source::System);
+            match system.users.execute(&user, Command::Delete, origin).await {
+                Ok(done) => drop(system.visible(done.position).await),
+                Err(error) => tracing::warn!(%error, "an erased user could not be deleted"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says whether nothing is left that this look could not take.
+    async fn erase(&self, user: &UserId) -> Result<bool, Error> {
+        let system = &self.system;
+        system.keyring.destroy(user, system.clock.now()).await?;
+        let uploads_are_gone = self.uploads.end_of(user).await;
+        let files = system.views.file_ids_of(user, AT_ONCE)?;
+        for file_id in &files {
+            let origin = Metadata::by("erasure", Source::System);
+            let remove = FileCommand::Remove { reason: Reason::OwnerDeleted };
+            if let Err(error) = system.files.execute(file_id, remove, origin).await {
+                tracing::warn!(%file_id, %error, "a deleted user's file could not be removed");
+            }
+        }
+        Ok(uploads_are_gone && files.is_empty())
+    }
+
+    /// Goes through the letters when somebody new was erased, or a new letter has come.
+    async fn forget_letters(&mut self) -> Result<(), Error> {
+        let kept = self.letters.kept();
+        if self.progress.letters != Some(kept) && !self.progress.erased.is_empty() {
+            self.letters.forget(&self.progress.erased).await?;
+            self.progress.letters = Some(kept);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "erasure_tests.rs"]
+mod tests;

@@ -1,0 +1,140 @@
+//! That nothing stays of a deleted user, whoever deleted it and whatever broke off meanwhile.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::actors::dead_letters::{Heading, Letter};
+use crate::actors::keyring::Keyring;
+use crate::clock::Clock;
+use crate::config::BlobStore;
+use crate::domain::text::Personal;
+use crate::domain::user::{Profile, Snapshot};
+use crate::log;
+use crate::media::blobs::Blobs;
+use crate::media::reservations::Reservations;
+use crate::media::vault::MasterKey;
+use crate::views::Views;
+
+const MARKER: &str = "marker-of-ada";
+
+struct House {
+    system: Arc<System>,
+    eraser: Eraser,
+    dir: TempDir,
+}
+
+fn ada() -> UserId {
+    UserId::try_from("ada".to_owned()).unwrap()
+}
+
+fn keyring(dir: &Path) -> Keyring {
+    let blobs = Blobs::open(&BlobStore::File, dir).unwrap();
+    Keyring::new(&blobs, MasterKey::kept_in(&dir.join("master.key")))
+}
+
+impl House {
+    /// With Ada in it, and a letter about her.
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let log = log::open("embedded", dir.path()).await.unwrap();
+        let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+        let system = System::start(Clock::system(), log, views, keyring(dir.path()));
+        let eraser = eraser(&system, dir.path());
+        let email = Some(Personal::Known(MARKER.to_owned()));
+        let profile = Profile { email, ..Profile::default() };
+        let house = Self { system, eraser, dir };
+        house.tell(Command::Provision(Snapshot { profile, ..Snapshot::default() })).await;
+        house.write_letter().await;
+        house
+    }
+
+    async fn tell(&self, command: Command) {
+        let origin = Metadata::by("test", Source::System);
+        let done = self.system.users.execute(ada(), command, origin).await.unwrap();
+        self.system.visible(done.position).await.unwrap();
+    }
+
+    async fn write_letter(&self) {
+        let heading = Heading {
+            message_id: "msg_1".to_owned(),
+            received_at: self.system.clock.now(),
+            kind: None,
+            reason: "x".to_owned(),
+        };
+        let body = format!(r#"{{"data":{{"id":"ada","email":"{MARKER}"}}}}"#);
+        let letter = Letter { heading, body };
+        self.eraser.letters.keep(&letter, self.system.clock.now()).await.unwrap();
+    }
+
+    /// Files of the data directory that hold the marker.
+    fn found(&self) -> Vec<String> {
+        let mut found = vec![];
+        let mut folders = vec![self.dir.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    folders.push(path);
+                } else if std::fs::read(&path)
+                    .unwrap()
+                    .windows(MARKER.len())
+                    .any(|part| part == MARKER.as_bytes())
+                {
+                    found.push(path.file_name().unwrap().to_string_lossy().into_owned());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+fn eraser(system: &Arc<System>, dir: &Path) -> Eraser {
+    let blobs = Blobs::open(&BlobStore::File, dir).unwrap();
+    let uploads = Uploads::open(&blobs, &Reservations::default()).unwrap();
+    Eraser::new(Arc::clone(system), DeadLetters::new(&blobs), Arc::new(uploads))
+}
+
+#[actix::test]
+async fn a_deleted_user_leaves_nothing_in_any_file() {
+    let mut house = House::new().await;
+    assert_eq!(house.eraser.look().await.unwrap(), 0);
+    assert_eq!(house.found(), ["msg_1.json", "views.sqlite-wal"]);
+    house.tell(Command::Delete).await;
+    assert_eq!(house.eraser.look().await.unwrap(), 0);
+    assert_eq!(house.found(), [""; 0]);
+    // What is kept of the user later goes too.
+    house.write_letter().await;
+    house.eraser.look().await.unwrap();
+    assert_eq!(house.found(), [""; 0]);
+}
+
+#[actix::test]
+async fn what_a_crash_left_is_erased_after_the_next_start() {
+    let house = House::new().await;
+    house.tell(Command::Delete).await;
+    // The first one never came to look; nor did it when a backup brought the key back.
+    for _ in 0..2 {
+        eraser(&house.system, house.dir.path()).look().await.unwrap();
+        assert_eq!(house.found(), [""; 0]);
+        let key = house.dir.path().join("blobs/keys/ada");
+        assert!(!key.exists());
+        std::fs::create_dir_all(key.parent().unwrap()).unwrap();
+        std::fs::write(key, "brought back").unwrap();
+    }
+}
+
+#[actix::test]
+async fn a_tombstone_that_another_process_wrote_deletes_the_user_here() {
+    let mut house = House::new().await;
+    house.eraser.look().await.unwrap();
+    let now = house.system.clock.now();
+    keyring(house.dir.path()).destroy(&ada(), now).await.unwrap();
+    house.eraser.look().await.unwrap();
+    assert!(house.system.views.user_standing(&ada()).unwrap().deleted);
+    assert_eq!(house.found(), [""; 0]);
+    let head = *house.system.log.head().borrow();
+    house.eraser.look().await.unwrap();
+    assert_eq!(*house.system.log.head().borrow(), head, "once is enough");
+}

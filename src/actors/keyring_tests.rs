@@ -1,0 +1,193 @@
+//! What is sealed, what opens it and where, and what a destroyed or a lost key means.
+
+use std::path::Path;
+
+use super::*;
+use crate::config::BlobStore;
+use crate::domain::ids::SessionId;
+use crate::domain::session::{self, Session};
+use crate::domain::text::Personal;
+use crate::domain::user::{self, Profile, Told, User};
+
+const MARKER: &str = "ada@example.com";
+
+fn keyring(dir: &Path) -> Keyring {
+    let blobs = Blobs::open(&BlobStore::File, dir).unwrap();
+    Keyring::new(&blobs, MasterKey::kept_in(&dir.join("master.key")))
+}
+
+fn id(name: &str) -> UserId {
+    UserId::try_from(name.to_owned()).unwrap()
+}
+
+fn registered(email: Personal<String>) -> user::Event {
+    let profile = Profile { email: Some(email), ..Profile::default() };
+    user::Event::Registered { profile, provisional: false, told: Told::default() }
+}
+
+fn known() -> user::Event {
+    registered(Personal::Known(MARKER.to_owned()))
+}
+
+fn recorded(stream: &str, (kind, data): (String, Vec<u8>)) -> Recorded {
+    Recorded {
+        id: uuid::Uuid::nil(),
+        stream: stream.into(),
+        revision: 0,
+        position: 1,
+        kind: kind.into(),
+        time: DateTime::UNIX_EPOCH,
+        data,
+        metadata: vec![],
+        hash: [0; 32],
+    }
+}
+
+async fn opened(keyring: &Keyring, record: &Recorded) -> Result<user::Event, codec::Error> {
+    let (mut events, failed) = keyring.decode::<User>(std::slice::from_ref(record)).await.unwrap();
+    failed.map_or_else(|| Ok(events.remove(0)), Err)
+}
+
+fn key_file(dir: &Path, user: &str) -> std::path::PathBuf {
+    dir.join("blobs/keys").join(user)
+}
+
+#[tokio::test]
+async fn what_is_personal_is_sealed_in_the_log_and_known_to_every_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = keyring(dir.path());
+    let sealed = here.encode::<User>("user-ada", &known()).await.unwrap();
+    assert!(!String::from_utf8_lossy(&sealed.1).contains(MARKER));
+    let record = recorded("user-ada", sealed);
+    for node in [here, keyring(dir.path())] {
+        assert_eq!(opened(&node, &record).await, Ok(known()));
+        let any = node.decode_each(std::slice::from_ref(&record)).await.unwrap();
+        assert_eq!(any, [Ok(AnyEvent::User(id("ada"), known()))]);
+        let shown = node.open_json("user-ada", &record.kind, &record.data).await.unwrap();
+        assert_eq!(shown["profile"]["email"], MARKER);
+    }
+}
+
+#[tokio::test]
+async fn nothing_sealed_opens_anywhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyring = keyring(dir.path());
+    let (kind, data) = keyring.encode::<User>("user-ada", &known()).await.unwrap();
+    keyring.encode::<User>("user-bob", &known()).await.unwrap();
+    let text = String::from_utf8(data.clone()).unwrap();
+    let elsewhere = [
+        recorded("user-bob", (kind.clone(), data.clone())),
+        recorded("user-ada", (kind.clone(), text.replace("email", "username").into())),
+        recorded(
+            "user-ada",
+            (
+                "user.profile_changed.v1".to_owned(),
+                text.replace(
+                    "\"provisional\":false",
+                    "\"source_updated_at\":\"2026-01-01T00:00:00Z\"",
+                )
+                .into(),
+            ),
+        ),
+    ];
+    for record in elsewhere {
+        let refused = opened(&keyring, &record).await;
+        assert!(matches!(&refused, Err(codec::Error::BadData { .. })), "{refused:?}");
+        let shown = keyring.open_json(&record.stream, &record.kind, &record.data).await.unwrap();
+        assert!(!shown.to_string().contains(MARKER) && shown.to_string().contains("sealed"));
+    }
+}
+
+#[tokio::test]
+async fn a_destroyed_key_erases_what_it_sealed_and_what_comes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (keyring(dir.path()), keyring(dir.path()));
+    let record = recorded("user-ada", here.encode::<User>("user-ada", &known()).await.unwrap());
+    let destroyed = here.destroy(&id("ada"), DateTime::UNIX_EPOCH).await.unwrap();
+    assert_eq!(destroyed, Destroyed { tombstone: true, key: true });
+    let again = here.destroy(&id("ada"), DateTime::UNIX_EPOCH).await.unwrap();
+    assert_eq!(again, Destroyed { tombstone: false, key: false });
+    assert!(!key_file(dir.path(), "ada").exists());
+    for node in [&here, &there] {
+        assert_eq!(opened(node, &record).await, Ok(registered(Personal::Erased)));
+        let shown = node.open_json("user-ada", &record.kind, &record.data).await.unwrap();
+        assert_eq!(shown["profile"]["email"], json!({ "erased": true }));
+        let (_, later) = node.encode::<User>("user-ada", &known()).await.unwrap();
+        assert!(String::from_utf8_lossy(&later).contains(r#""email":{"erased":true}"#));
+    }
+    assert_eq!(there.erased().await.unwrap(), [id("ada")]);
+}
+
+#[tokio::test]
+async fn a_key_made_while_it_was_destroyed_does_not_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (keyring(dir.path()), keyring(dir.path()));
+    // The tombstone is there, and the other node has found no key before it was.
+    here.destroy(&id("ada"), DateTime::UNIX_EPOCH).await.unwrap();
+    there.vault.create("ada", &[7; KEY_BYTES]).await.unwrap();
+    assert!(here.bury(&id("ada")).await.unwrap());
+    assert!(matches!(there.of(&id("ada")).await.unwrap(), Holding::Erased));
+    assert!(!key_file(dir.path(), "ada").exists());
+}
+
+#[tokio::test]
+async fn a_lost_key_is_an_error_that_names_the_user_and_the_good_events_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = keyring(dir.path());
+    let mut records = vec![];
+    for user in ["bob", "ada"] {
+        let stream = format!("user-{user}");
+        records.push(recorded(&stream, first.encode::<User>(&stream, &known()).await.unwrap()));
+    }
+    std::fs::remove_file(key_file(dir.path(), "ada")).unwrap();
+    let mut events = keyring(dir.path()).decode_each(&records).await.unwrap();
+    let failed = events.remove(1).unwrap_err();
+    assert_eq!(events, [Ok(AnyEvent::User(id("bob"), known()))]);
+    assert_eq!(failed, codec::Error::NoKey("ada".to_owned()));
+    assert!(failed.to_string().contains("t2m erase ada"), "{failed}");
+    // The process that still knows the key goes on: no disk is asked twice.
+    assert_eq!(opened(&first, &records[1]).await, Ok(known()));
+}
+
+#[tokio::test]
+async fn an_event_with_nothing_personal_needs_no_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyring = keyring(dir.path());
+    let user_id = id("ada");
+    let event = session::Event::Active { user_id, at: DateTime::UNIX_EPOCH };
+    let sealed = keyring.encode::<Session>("session-s", &event).await.unwrap();
+    let events = keyring.decode_each(&[recorded("session-s", sealed)]).await.unwrap();
+    let session = SessionId::try_from("s".to_owned()).unwrap();
+    assert_eq!(events, [Ok(AnyEvent::Session(session, event))]);
+    assert!(!dir.path().join("blobs/keys").exists() && !dir.path().join("master.key").exists());
+}
+
+#[tokio::test]
+async fn any_user_id_is_the_name_of_a_key_and_comes_back_from_the_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyring = keyring(dir.path());
+    let long = "|".repeat(128);
+    let odd = [".", "..", ".a", "a|b", "auth0|5f7c", "a:b@c.d", &long, "user_2Abc", "A-b_"];
+    let mut names = HashSet::new();
+    for user in odd {
+        assert!(names.insert(name_of(&id(user))), "{user}");
+        assert_eq!(user_of(&name_of(&id(user))), Some(id(user)));
+        keyring.of(&id(user)).await.unwrap();
+        keyring.destroy(&id(user), DateTime::UNIX_EPOCH).await.unwrap();
+    }
+    let erased: HashSet<_> = keyring.erased().await.unwrap().into_iter().collect();
+    assert_eq!(erased, odd.into_iter().map(id).collect());
+}
+
+#[test]
+fn what_is_known_is_bounded_and_an_erased_key_is_not_brought_back() {
+    let mut known = Known::default();
+    let key = || Holding::Key(SealingKey::new(&[1; KEY_BYTES]).unwrap());
+    for number in 0..MOST + 10 {
+        known.keep(&id(&number.to_string()), &key());
+    }
+    assert!(known.0.len() <= MOST);
+    known.keep(&id("ada"), &Holding::Erased);
+    known.keep(&id("ada"), &key());
+    assert!(matches!(known.get(&id("ada")), Some(Holding::Erased)));
+}

@@ -1,0 +1,131 @@
+//! `t2m erase`: everything personal of one user, for ever. The key goes here and now; a running
+//! server sees to the rest within seconds, and without one this command does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use super::keys::{Opened, Place};
+use crate::actors::System;
+use crate::actors::dead_letters::DeadLetters;
+use crate::actors::erasure::Eraser;
+use crate::actors::keyring::{Destroyed, Keyring};
+use crate::clock::Clock;
+use crate::domain::ids::UserId;
+use crate::domain::{stream, user::User};
+use crate::log::{self, EmbeddedLog, EventLog};
+use crate::media::reservations::Reservations;
+use crate::media::uploads::Uploads;
+use crate::views::Views;
+
+/// How often it tries what is in the way of something else.
+const MOST_LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+#[derive(Args)]
+pub struct Erase {
+    /// The user's id, such as `user_2abc`
+    #[arg(value_name = "USER", value_parser = user)]
+    user: UserId,
+    /// Also one of whom neither the log nor the keys know anything
+    #[arg(long)]
+    unknown: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+fn user(text: &str) -> Result<UserId, String> {
+    UserId::try_from(text.to_owned()).map_err(|error| error.to_string())
+}
+
+impl Erase {
+    pub fn run(self) -> anyhow::Result<()> {
+        actix::System::new().block_on(async {
+            let opened = self.place.open()?;
+            let keyring = opened.keyring();
+            self.ensure_known(&keyring).await?;
+            let now = Clock::system().now();
+            let destroyed = keyring.destroy(&self.user, now).await.context("destroying the key")?;
+            self.say(destroyed);
+            match log::open("embedded", &self.place.data_dir).await {
+                Ok(log) => self.clear(log, &opened, keyring).await,
+                Err(log::Error::Unwritable(_)) => {
+                    println!("server       running: it deletes the user within ten seconds");
+                    Ok(())
+                }
+                Err(error) => Err(error).context("opening the log"),
+            }
+        })
+    }
+
+    /// A slip of the pen must not pass for an erasure.
+    async fn ensure_known(&self, keyring: &Keyring) -> anyhow::Result<()> {
+        let path = self.place.data_dir.join("log.sqlite");
+        let log = EmbeddedLog::open_read_only(&path)
+            .with_context(|| format!("opening the log {}", path.display()))?;
+        let events = log.read_stream(&stream::<User>(&self.user), 0, 1).await;
+        let in_log = !events.context("reading the log")?.is_empty();
+        let known = in_log || keyring.holds(&self.user).await.context("reading the keys")?;
+        ensure!(
+            known || self.unknown,
+            "{} knows no user {}; with --unknown it is erased all the same",
+            path.display(),
+            self.user
+        );
+        Ok(())
+    }
+
+    fn say(&self, Destroyed { tombstone, key }: Destroyed) {
+        println!("user         {}", self.user);
+        println!("key          {}", if key { "destroyed" } else { "there was none" });
+        println!("tombstone    {}", if tombstone { "written" } else { "was there" });
+    }
+
+    /// No server runs, so this does what it would do.
+    async fn clear(
+        &self,
+        log: Arc<dyn EventLog>,
+        opened: &Opened,
+        keyring: Keyring,
+    ) -> anyhow::Result<()> {
+        let views = Views::open(&self.place.data_dir.join("views.sqlite"));
+        let views = views.context("opening the read model")?;
+        let uploads = Uploads::open(&opened.blobs, &Reservations::default());
+        let uploads = Arc::new(uploads.context("reading unfinished uploads")?);
+        let letters = DeadLetters::new(&opened.blobs);
+        let system = System::start(Clock::system(), log, views, keyring);
+        let mut eraser = Eraser::new(Arc::clone(&system), letters, uploads);
+        let catch_up = async || {
+            let head = *system.log.head().borrow();
+            while system.progress.now().position < head {
+                let Err(late) = system.visible(head).await else { break };
+                let stands = system.progress.now().parked;
+                anyhow::ensure!(
+                    stands.is_empty(),
+                    "the read model stands still at {}: {}; {late}",
+                    stands[0].position,
+                    stands[0].reason
+                );
+            }
+            anyhow::Ok(())
+        };
+        catch_up().await?;
+        let mut left = usize::MAX;
+        for _ in 0..MOST_LOOKS {
+            left = eraser.look().await.context("clearing what is left")?;
+            catch_up().await?;
+            if left == 0 {
+                break;
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        if left > 0 {
+            println!("{left} parts are in use still: the next start of a server clears them");
+        }
+        println!("log          the user is deleted, at position {}", *system.log.head().borrow());
+        println!("read model   cleared");
+        Ok(())
+    }
+}

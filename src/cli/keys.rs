@@ -1,0 +1,152 @@
+//! `t2m keys`: which master key seals what, and how another one takes its place. Also where every
+//! command that reads what is personal finds the keys.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::{Args, Subcommand};
+
+use super::BadConfiguration;
+use crate::actors::keyring::{KEYS, Keyring};
+use crate::actors::secrets::SECRETS;
+use crate::config::{BlobStore, Secret};
+use crate::log;
+use crate::media::blobs::Blobs;
+use crate::media::vault::{MasterKey, Vault};
+
+#[derive(Subcommand)]
+pub enum Keys {
+    /// Count what is sealed, and what of it by another master key than the first
+    Status(Place),
+    /// Seal everything anew under the first master key; a kept one gets a successor first
+    Rotate(Place),
+}
+
+/// Where the keys of users lie, as the server has it.
+#[derive(Debug, Clone, Args)]
+pub struct Place {
+    /// Where the log lies
+    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+    /// The store of files and keys, the same as the server's
+    #[arg(long, env = "T2M_BLOBS", default_value = "file")]
+    pub blobs: String,
+    /// The same as the server's
+    #[arg(long, env = "T2M_MASTER_KEY", hide_env_values = true)]
+    pub master_key: Option<Secret>,
+}
+
+/// The store and its keys.
+pub struct Opened {
+    pub blobs: Blobs,
+    pub master: MasterKey,
+}
+
+impl Place {
+    /// # Errors
+    /// [`BadConfiguration`], or the store cannot be opened.
+    pub fn open(&self) -> anyhow::Result<Opened> {
+        let store = BlobStore::parse(&self.blobs)
+            .map_err(|fault| BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
+        let given = self.master_key.as_ref().filter(|key| !key.reveal().trim().is_empty());
+        let master = match given {
+            Some(key) => MasterKey::parse(key.reveal())
+                .map_err(|fault| BadConfiguration(vec![format!("T2M_MASTER_KEY: {fault}")]))?,
+            None => MasterKey::kept_in(&self.data_dir.join("master.key")),
+        };
+        let blobs = Blobs::open(&store, &self.data_dir);
+        let blobs = blobs.with_context(|| format!("opening {}", self.data_dir.display()))?;
+        Ok(Opened { blobs, master })
+    }
+}
+
+impl Opened {
+    pub fn keyring(&self) -> Keyring {
+        Keyring::new(&self.blobs, self.master.clone())
+    }
+
+    /// What the master key seals, by what it is.
+    fn vaults(&self) -> [(&'static str, Vault); 2] {
+        [("users' keys", KEYS), ("secrets of jobs", SECRETS)]
+            .map(|(what, folder)| (what, Vault::new(&self.blobs, folder, self.master.clone())))
+    }
+}
+
+impl Keys {
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            match self {
+                Self::Status(place) => status(&place).await,
+                Self::Rotate(place) => rotate(&place).await,
+            }
+        })
+    }
+}
+
+async fn status(place: &Place) -> anyhow::Result<()> {
+    let opened = place.open()?;
+    for (what, vault) in opened.vaults() {
+        let (mut count, mut older) = (0, 0);
+        for sealed in vault.list().await.with_context(|| format!("listing the {what}"))? {
+            let reading = || format!("opening {} of the {what}", sealed.name);
+            if let Some(by_first) = vault.is_by_first(&sealed.name).await.with_context(reading)? {
+                count += 1;
+                older += usize::from(!by_first);
+            }
+        }
+        println!("{what:<17}{count:>9}, {older} of them under an older master key");
+    }
+    let erased = opened.keyring().erased().await.context("listing the tombstones")?;
+    println!("{:<17}{:>9}", "erased users", erased.len());
+    Ok(())
+}
+
+/// Both keys open everything until the last step, so it may break off anywhere and be repeated.
+async fn rotate(place: &Place) -> anyhow::Result<()> {
+    let opened = place.open()?;
+    ensure!(
+        place.data_dir.join("log.sqlite").exists(),
+        "{} holds no log",
+        place.data_dir.display()
+    );
+    opened.master.put_fresh_first().context("making the new master key")?;
+    reseal(&opened).await?;
+    let Some(path) = opened.master.path() else {
+        println!("take the older keys out of T2M_MASTER_KEY now, everywhere");
+        return Ok(());
+    };
+    // A server may be about to store something that it sealed before it saw the new key.
+    match log::open("embedded", &place.data_dir).await {
+        Ok(log) => {
+            reseal(&opened).await?;
+            opened.master.keep_first_alone().context("forgetting the old master key")?;
+            drop(log);
+            println!("{} holds the new master key alone", path.display());
+        }
+        Err(log::Error::Unwritable(_)) => println!(
+            "{} keeps the old key beside the new one as long as a server runs: stop it and \
+             rotate again to forget it",
+            path.display()
+        ),
+        Err(error) => return Err(error).context("opening the log"),
+    }
+    Ok(())
+}
+
+async fn reseal(opened: &Opened) -> anyhow::Result<()> {
+    for (what, vault) in opened.vaults() {
+        let mut count = 0;
+        for sealed in vault.list().await.with_context(|| format!("listing the {what}"))? {
+            let sealing = || format!("sealing {} of the {what} anew", sealed.name);
+            count += usize::from(vault.reseal(&sealed.name).await.with_context(sealing)?);
+        }
+        println!("{what:<17}{count:>9} sealed anew");
+    }
+    // One that was destroyed while it was sealed anew must not stay.
+    let keyring = opened.keyring();
+    for user in keyring.erased().await.context("listing the tombstones")? {
+        keyring.bury(&user).await.with_context(|| format!("destroying the key of {user}"))?;
+    }
+    Ok(())
+}
