@@ -3,14 +3,15 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use chrono::TimeDelta;
 use clap::{ArgAction, Args, ValueEnum};
 use url::{Host, Url};
 
+mod callbacks;
 mod engine;
 
+pub use callbacks::{CallbackOptions, CallbackSettings};
 pub use engine::{Engine, EngineLimits, LimitOptions};
 
 const GIB: u64 = 1024 * 1024 * 1024;
@@ -132,6 +133,8 @@ pub struct Options {
     pub translation_engine: String,
     #[command(flatten)]
     pub engine_limits: LimitOptions,
+    #[command(flatten)]
+    pub callbacks: CallbackOptions,
     /// 32 bytes, base64: seals the keys of users and secrets of jobs; of several, comma separated, the
     /// first seals and all open [default: made and kept in the data directory]
     #[arg(long, env = "T2M_MASTER_KEY", hide_env_values = true)]
@@ -328,6 +331,7 @@ pub struct Settings {
     pub engine: Engine,
     pub translation_engine: Engine,
     pub engine_limits: EngineLimits,
+    pub callbacks: CallbackSettings,
     /// The base64 of a key.
     pub master_key: Option<Secret>,
     pub require_onboarding: bool,
@@ -450,8 +454,9 @@ impl Options {
         }
         let engine_limits = self.engine_limits.check().unwrap_or_else(|found| {
             faults.extend(found);
-            EngineLimits { time: Duration::ZERO, memory_bytes: 0, output_bytes: 0 }
+            EngineLimits::default()
         });
+        let callbacks = self.callbacks.check(&mut faults);
         let settings = Settings {
             listen: self.listen,
             data_dir: self.data_dir,
@@ -492,6 +497,7 @@ impl Options {
             engine: video,
             translation_engine,
             engine_limits,
+            callbacks,
             master_key: self.master_key.filter(|key| !key.0.trim().is_empty()),
             require_onboarding: self.require_onboarding,
         };
@@ -593,6 +599,7 @@ mod tests {
         check(&["--clerk-api-url", "http://api.clerk.com"], &["CLERK_API_URL"]);
         check(&["--clerk-secret-key", "sk_x", "--clerk-api-url", "http://127.0.0.1:9"], &[]);
         check(&["--clerk-secret-key", ""], &[]);
+        check(&["--callback-retry-schedule", "5s,soon"], &["CALLBACK_RETRY_SCHEDULE"]);
         check(&["--worker-tokens", "short"], &["T2M_WORKER_TOKENS"]);
         check(&["--worker-tokens", &format!("{0},{0} ", "t".repeat(24))], &[]);
         check(&["--allowed-origins", "https://a.example/,b"], &["ALLOWED_ORIGINS"; 2]);

@@ -51,7 +51,7 @@ pub struct Leased {
 /// What a worker learns when it reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
-    /// The user wants it stopped: the worker ends it with a failure.
+    /// The user wants it stopped, or its deadline has passed: the worker ends it with a failure.
     pub cancelled: bool,
     pub expires_at: DateTime<Utc>,
 }
@@ -198,6 +198,10 @@ impl Leasing {
             Phase::Running(lease) => Ok(Report { cancelled: false, expires_at: lease.expires_at }),
             Phase::Cancelling(lease) => {
                 Ok(Report { cancelled: true, expires_at: lease.expires_at })
+            }
+            // The job's deadline has passed, and the worker hears of it now.
+            _ if job.cut_off == Some(lease_id) => {
+                Ok(Report { cancelled: true, expires_at: self.system.clock.now() })
             }
             _ => Err(Error::lost()),
         }

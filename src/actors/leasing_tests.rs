@@ -59,6 +59,8 @@ impl World {
             tier: Tier::Standard,
             batch: false,
             fingerprint: None,
+            callback_url: None,
+            deadline: None,
         };
         let command = Command::Request(request);
         let done = self.system.jobs.execute(id, command, by("test")).await.unwrap();

@@ -346,7 +346,7 @@ fn wanted(row: UserRow) -> Wanted {
 }
 
 /// All of the new content or all of the old, whatever happens meanwhile.
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+pub(super) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let unfinished = path.with_extension("new");
     let mut file = std::fs::File::create(&unfinished)?;
     file.write_all(text.as_bytes())?;

@@ -1,6 +1,7 @@
 //! Thin shells over plain structs: who orders commands, who follows the log, who acts on what is
 //! due. The structs do the work in ordinary methods that tests call directly.
 
+pub mod callbacks;
 pub mod codec;
 pub mod dead_letters;
 pub mod directory;

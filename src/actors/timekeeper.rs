@@ -1,4 +1,4 @@
-//! What time brings about: sessions end, leases lapse, and the sessions of users who are gone end
+//! What time brings about: sessions end, leases lapse, jobs fail at their deadline, and the sessions of users who are gone end
 //! with them. It looks at what is due and acts on it; nothing is lost when a look is missed.
 
 use std::sync::Arc;
@@ -45,7 +45,8 @@ pub async fn look(system: &System) -> Result<(), crate::views::Error> {
         let done = system.sessions.execute(&id, command, origin()).await;
         report(&id.to_string(), done.err());
     }
-    for id in system.views.lapsed_jobs(now, AT_ONCE)? {
+    let overdue = system.views.overdue_jobs(now, AT_ONCE)?;
+    for id in overdue.into_iter().chain(system.views.lapsed_jobs(now, AT_ONCE)?) {
         let done = system.jobs.execute(id, job::Command::Lapse, origin()).await;
         let lapsed = |event: &job::Event| matches!(event, job::Event::LeaseExpired { .. });
         if done.as_ref().is_ok_and(|done| done.events.iter().any(lapsed)) {

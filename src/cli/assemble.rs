@@ -13,6 +13,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use super::BadConfiguration;
+use crate::actors::callbacks::Callbacks;
+use crate::actors::callbacks::sender::Sender;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::dispatcher::{self, Rendering};
 use crate::actors::erasure::Eraser;
@@ -21,7 +23,7 @@ use crate::actors::leasing::Leasing;
 use crate::actors::rebuild::Rebuilds;
 use crate::actors::secrets::{SECRETS, Secrets};
 use crate::actors::storekeeper::Storekeeper;
-use crate::actors::{System, metadata_sync, timekeeper};
+use crate::actors::{System, callbacks, metadata_sync, timekeeper};
 use crate::clerk::api::{self, Api};
 use crate::clerk::jwks::Jwks;
 use crate::clerk::jwt::{KeySet, Rules};
@@ -29,11 +31,12 @@ use crate::clerk::signing::SigningKey;
 use crate::clerk::webhook::WebhookVerifier;
 use crate::clerk::{Authenticator, Keys};
 use crate::clock::Clock;
-use crate::config::{self, EngineLimits, Environment, Options, Settings, TokenKeys};
+use crate::config::{self, EngineLimits, Environment, Options, Secret, Settings, TokenKeys};
 use crate::domain::job::Kind;
 use crate::domain::tier::Caps;
 use crate::http::address::TrustedProxies;
 use crate::http::app::{self, App};
+use crate::http::jobs::Shown;
 use crate::http::quota::Quotas;
 use crate::http::rates::{Budget, Budgets, Rates};
 use crate::http::worker::WorkerTokens;
@@ -90,6 +93,11 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
         && let Err(fault) = SigningSecrets::parse(secrets)
     {
         noted("FILE_SIGNING_SECRET", fault.to_string());
+    }
+    if let Some(secrets) = &settings.callbacks.signing_secrets
+        && let Err(fault) = WebhookVerifier::parse(secrets.reveal())
+    {
+        noted("CALLBACK_SIGNING_SECRET", fault);
     }
     let proxies = settings.trusted_proxies.parse::<TrustedProxies>();
     let proxies = proxies.map_err(|fault| noted("T2M_TRUSTED_PROXIES", fault.to_string())).ok();
@@ -224,12 +232,34 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
 
     let links = match &settings.signing_secrets {
         Some(secrets) => SigningSecrets::parse(secrets)?,
-        None => SigningSecrets::parse(&kept_secret(data_dir)?)?,
+        None => {
+            let path = data_dir.join("file-signing-secret");
+            SigningSecrets::parse(&kept_secret(&path, random_secret)?)?
+        }
     };
     let public_url = settings.public_url.clone().unwrap_or_else(|| address.clone());
     let allowed_origins =
         settings.allowed_origins.clone().unwrap_or_else(|| vec![origin_of(&public_url)]);
     let (stopping, stopped) = watch::channel(false);
+    let callback_secrets = callback_secrets(&settings)?;
+    let callbacks = Callbacks::new(
+        &blobs,
+        settings.callbacks.allow_private,
+        callback_secrets.is_some(),
+        settings.callbacks.delays.clone(),
+    );
+    if let Some(secrets) = callback_secrets {
+        let shown = Shown::new(&system, &leasing, settings.retention);
+        let delivery = callbacks::Delivery {
+            system: Arc::clone(&system),
+            callbacks: callbacks.clone(),
+            sender: Sender::new(&secrets, settings.callbacks.allow_private)
+                .context("preparing to send callbacks")?,
+            show: Arc::new(move |row| shown.value(row)),
+            path: data_dir.join("callbacks-position"),
+        };
+        callbacks::start(delivery, stopped.clone());
+    }
     let development_keys = match settings.token_keys {
         TokenKeys::Development => Some(development_key(data_dir)?.jwks_json()),
         TokenKeys::Pem(_) | TokenKeys::Jwks(_) => None,
@@ -256,6 +286,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         dead_letters,
         rebuilds,
         leasing,
+        callbacks,
         worker_tokens: WorkerTokens::new(&settings.worker_tokens),
         rates,
         proxies,
@@ -292,14 +323,14 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// The engine of a setting; none for remote workers alone.
 pub fn engine_of(setting: &config::Engine, limits: EngineLimits) -> Option<Engine> {
-    let EngineLimits { time, memory_bytes, output_bytes } = limits;
+    let EngineLimits { time, memory_bytes, output_bytes, scratch_bytes } = limits;
     match setting {
         config::Engine::Storyboard => {
             let threads = std::thread::available_parallelism().map_or(2, usize::from);
             Some(Engine::Storyboard { threads })
         }
         config::Engine::Command(words) => {
-            let limits = Limits { time, memory_bytes, output_bytes };
+            let limits = Limits { time, memory_bytes, output_bytes, scratch_bytes };
             Some(Engine::Command(CommandEngine::new(words.clone(), limits)))
         }
         config::Engine::None => None,
@@ -348,14 +379,25 @@ pub fn development_key(data_dir: &Path) -> anyhow::Result<SigningKey> {
     }
 }
 
-/// The secret that signs links in development, so that they outlive a restart.
-fn kept_secret(data_dir: &Path) -> anyhow::Result<String> {
-    let path = data_dir.join("file-signing-secret");
-    match std::fs::read_to_string(&path) {
+/// What signs callbacks: in production only what was given.
+fn callback_secrets(settings: &Settings) -> anyhow::Result<Option<Secret>> {
+    if let Some(secrets) = &settings.callbacks.signing_secrets {
+        return Ok(Some(secrets.clone()));
+    }
+    if settings.environment == Environment::Production {
+        return Ok(None);
+    }
+    let path = settings.data_dir.join("callback-signing-secret");
+    kept_secret(&path, || format!("whsec_{}", random_secret())).map(|it| Some(it.into()))
+}
+
+/// A secret of development, made at its first use, so that what it signs outlives a restart.
+fn kept_secret(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<String> {
+    match std::fs::read_to_string(path) {
         Ok(secret) => Ok(secret.trim().to_owned()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let secret = random_secret();
-            keep_private(&path, &secret)?;
+            let secret = make();
+            keep_private(path, &secret)?;
             Ok(secret)
         }
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),

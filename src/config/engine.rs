@@ -66,15 +66,24 @@ pub struct LimitOptions {
     /// The largest file that a program may write, in bytes
     #[arg(long, env = "T2M_ENGINE_OUTPUT_LIMIT", default_value_t = 2 * 1024 * 1024 * 1024)]
     engine_output_limit: u64,
+    /// What a job may fill of the disk while it is worked on, in bytes [default: four times
+    /// T2M_ENGINE_OUTPUT_LIMIT]
+    #[arg(long, env = "T2M_ENGINE_SCRATCH_LIMIT")]
+    engine_scratch_limit: Option<u64>,
 }
 
+/// Room for the result, what it is made of, and what is half done.
+const SCRATCH_OUTPUTS: u64 = 4;
+
 /// Checked [`LimitOptions`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineLimits {
     pub time: Duration,
     /// In bytes; 0 is no limit.
     pub memory_bytes: u64,
     pub output_bytes: u64,
+    /// Of all files of a job.
+    pub scratch_bytes: u64,
 }
 
 impl LimitOptions {
@@ -91,6 +100,13 @@ impl LimitOptions {
         if self.engine_output_limit < 1024 {
             faults.push("T2M_ENGINE_OUTPUT_LIMIT: must be at least 1 KiB".to_owned());
         }
+        let outputs = self.engine_output_limit.saturating_mul(SCRATCH_OUTPUTS);
+        let scratch_bytes = self.engine_scratch_limit.unwrap_or(outputs);
+        if scratch_bytes < self.engine_output_limit {
+            faults.push(
+                "T2M_ENGINE_SCRATCH_LIMIT: must be at least T2M_ENGINE_OUTPUT_LIMIT".to_owned(),
+            );
+        }
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -98,6 +114,7 @@ impl LimitOptions {
             time: *self.engine_time_limit,
             memory_bytes: self.engine_memory_limit,
             output_bytes: self.engine_output_limit,
+            scratch_bytes,
         })
     }
 }

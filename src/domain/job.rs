@@ -8,7 +8,10 @@ use super::Aggregate;
 use super::ids::{FileId, LeaseId, UserId};
 use super::text::{Personal, Prompt, Visit};
 use super::tier::{Class, Tier};
-use super::translation::TranslationOptions;
+
+mod options;
+
+pub use options::{AspectRatio, Options, Quality, VideoOptions};
 
 /// Attempts a job gets before it fails for good.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -16,6 +19,8 @@ pub const MAX_ATTEMPTS: u32 = 3;
 pub const LEASE: TimeDelta = TimeDelta::seconds(60);
 /// How long an attempt may take; no progress renews its lease beyond that.
 pub const LONGEST_ATTEMPT: TimeDelta = TimeDelta::minutes(60);
+/// The error of a job whose deadline has passed begins with it.
+pub const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
@@ -79,9 +84,20 @@ pub struct Request {
     /// Digest of the request that an `Idempotency-Key` came with, to tell a retry from a misuse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// Where to tell that the job has ended. It may hold a secret of its user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_url: Option<Personal<String>>,
+    /// When the job fails unless it has ended before; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<DateTime<Utc>>,
 }
 
 impl Request {
+    /// Whether its time is over.
+    fn is_overdue(&self, now: DateTime<Utc>) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
     /// Among which jobs it takes its turn.
     pub fn class(&self) -> Class {
         Class::of(self.tier, self.batch)
@@ -126,111 +142,6 @@ impl Kind {
 
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
-    }
-}
-
-/// What a job of each kind is asked besides its prompt. The kinds share no required field, so that
-/// what is stored needs no tag.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Options {
-    Video(VideoOptions),
-    Translation(TranslationOptions),
-}
-
-impl Options {
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Video(_) => Kind::Video,
-            Self::Translation(_) => Kind::Translation,
-        }
-    }
-
-    /// The file that the job works on, if there is one.
-    pub fn source_file_id(&self) -> Option<FileId> {
-        match self {
-            Self::Video(options) => options.source_file_id,
-            Self::Translation(options) => Some(options.source_file_id),
-        }
-    }
-
-    /// Whether a secret was sealed for the job, which its end destroys.
-    pub fn needs_secret(&self) -> bool {
-        matches!(self, Self::Translation(options) if options.has_api_key)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct VideoOptions {
-    /// Seconds.
-    pub duration: u32,
-    pub quality: Quality,
-    pub aspect_ratio: AspectRatio,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub style: Option<String>,
-    /// Chosen at the request when the caller names none, so that every attempt draws the same.
-    pub seed: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub engine: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source_file_id: Option<FileId>,
-}
-
-/// From coarse to fine.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-pub enum Quality {
-    #[serde(rename = "480p")]
-    P480,
-    #[serde(rename = "720p")]
-    P720,
-    #[serde(rename = "1080p")]
-    P1080,
-    #[serde(rename = "4k")]
-    K4,
-}
-
-impl Quality {
-    pub const NAMES: [&'static str; 4] = ["480p", "720p", "1080p", "4k"];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::P480 => "480p",
-            Self::P720 => "720p",
-            Self::P1080 => "1080p",
-            Self::K4 => "4k",
-        }
-    }
-
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::P480, Self::P720, Self::P1080, Self::K4].into_iter().find(|q| q.as_str() == name)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum AspectRatio {
-    #[serde(rename = "16:9")]
-    Landscape,
-    #[serde(rename = "9:16")]
-    Portrait,
-    #[serde(rename = "1:1")]
-    Square,
-}
-
-impl AspectRatio {
-    pub const NAMES: [&'static str; 3] = ["16:9", "9:16", "1:1"];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Landscape => "16:9",
-            Self::Portrait => "9:16",
-            Self::Square => "1:1",
-        }
-    }
-
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Landscape, Self::Portrait, Self::Square].into_iter().find(|r| r.as_str() == name)
     }
 }
 
@@ -286,8 +197,11 @@ pub enum Command {
     Retry {
         by: UserId,
     },
-    /// Time has passed: take the lease back if it ran out.
+    /// Time has passed: take the lease back if it ran out, and end the job if its deadline has
+    /// passed.
     Lapse,
+    /// What is there? Nothing happens.
+    Look,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -304,6 +218,8 @@ pub enum Refusal {
     WrongState(&'static str),
     #[error("the job's secret was destroyed with its last attempt")]
     SecretGone,
+    #[error("the job's deadline has passed")]
+    DeadlineOver,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -321,6 +237,8 @@ pub struct Progressing {
     /// Attempts of this round; a retry by the user starts a new one.
     pub attempts: u32,
     pub phase: Phase,
+    /// The lease that the job's deadline ended: its worker has yet to hear of it.
+    pub cut_off: Option<LeaseId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -393,8 +311,9 @@ impl Aggregate for Job {
                 job.fail(*lease_id, error, *retryable, now)
             }
             (Self::Requested(job), Command::Cancel { by }) => job.cancel(by),
-            (Self::Requested(job), Command::Retry { by }) => job.retry(by),
+            (Self::Requested(job), Command::Retry { by }) => job.retry(by, now),
             (Self::Requested(job), Command::Lapse) => Ok(job.lapse(now)),
+            (Self::Requested(_), Command::Look) => Ok(vec![]),
         }
     }
 
@@ -404,6 +323,7 @@ impl Aggregate for Job {
                 request: request.clone(),
                 attempts: 0,
                 phase: Phase::Queued,
+                cut_off: None,
             }));
             return;
         }
@@ -456,7 +376,7 @@ impl Progressing {
             Phase::Running(lease) if lease.id == lease_id => return Ok(vec![]),
             _ => false,
         };
-        if !ready {
+        if !ready || self.request.is_overdue(now) {
             return Err(Refusal::NotLeasable(self.phase.name()));
         }
         Ok(vec![Event::Leased {
@@ -489,6 +409,7 @@ impl Progressing {
                 expires_at: (now + LEASE).min(lease.ends_at),
             }]),
             Phase::Cancelling(lease) if lease.id == lease_id => Ok(vec![]),
+            _ if self.cut_off == Some(lease_id) => Ok(vec![]),
             _ => Err(Refusal::LeaseLost),
         }
     }
@@ -516,6 +437,7 @@ impl Progressing {
                 Ok(self.after_attempt(lease_id, error, retryable, now))
             }
             Phase::Cancelling(lease) if lease.id == lease_id => Ok(vec![Event::Cancelled {}]),
+            _ if self.cut_off == Some(lease_id) => Ok(vec![]),
             _ => Err(Refusal::LeaseLost),
         }
     }
@@ -554,13 +476,16 @@ impl Progressing {
         }
     }
 
-    fn retry(&self, by: &UserId) -> Result<Vec<Event>, Refusal> {
+    fn retry(&self, by: &UserId, now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
         if *by != self.request.user_id {
             return Err(Refusal::NotFound);
         }
         match &self.phase {
             Phase::Failed | Phase::Cancelled if self.request.options.needs_secret() => {
                 Err(Refusal::SecretGone)
+            }
+            Phase::Failed | Phase::Cancelled if self.request.is_overdue(now) => {
+                Err(Refusal::DeadlineOver)
             }
             Phase::Failed | Phase::Cancelled => Ok(vec![Event::Retried { by: by.clone() }]),
             other => Err(Refusal::WrongState(other.name())),
@@ -569,6 +494,12 @@ impl Progressing {
 
     fn lapse(&self, now: DateTime<Utc>) -> Vec<Event> {
         match &self.phase {
+            Phase::Queued | Phase::RetryWait { .. } | Phase::Running(_)
+                if self.request.is_overdue(now) =>
+            {
+                let error = format!("{DEADLINE_EXCEEDED}: the job had not ended by its deadline");
+                vec![Event::Failed { error }]
+            }
             Phase::Running(lease) if lease.expires_at <= now => {
                 let mut events =
                     vec![Event::LeaseExpired { lease_id: lease.id, attempt: self.attempts }];
@@ -610,7 +541,13 @@ impl Progressing {
                 }
             }
             Event::Completed { output, .. } => self.phase = Phase::Completed(output.clone()),
-            Event::Failed { .. } => self.phase = Phase::Failed,
+            Event::Failed { .. } => {
+                // After an attempt that failed or lost its lease nobody runs any more.
+                if let Phase::Running(lease) = &self.phase {
+                    self.cut_off = Some(lease.id);
+                }
+                self.phase = Phase::Failed;
+            }
             Event::Cancelled {} => self.phase = Phase::Cancelled,
             Event::Retried { .. } => {
                 self.attempts = 0;

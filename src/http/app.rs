@@ -23,6 +23,7 @@ use super::rates::Rates;
 use super::worker::WorkerTokens;
 use super::{routes, tus};
 use crate::actors::System;
+use crate::actors::callbacks::Callbacks;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::leasing::Leasing;
 use crate::actors::rebuild::Rebuilds;
@@ -65,6 +66,8 @@ pub struct App {
     pub rebuilds: Rebuilds,
     /// Jobs in the hands of workers.
     pub leasing: Arc<Leasing>,
+    /// What is told to callers when their jobs have ended.
+    pub callbacks: Callbacks,
     pub worker_tokens: WorkerTokens,
     /// The key set of the development issuer; absent when Clerk vouches for tokens.
     pub development_keys: Option<serde_json::Value>,

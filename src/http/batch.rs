@@ -3,13 +3,14 @@
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::future::try_join_all;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::answer;
 use super::app::App;
 use super::caller::Caller;
 use super::jobs::{
-    JobAnswer, VideoRequest, at_position, fingerprint, idempotency_key, owned, replayed, video,
+    JobAnswer, VideoRequest, asked, at_position, fingerprint, idempotency_key, owned, replayed,
+    video,
 };
 use super::json::{Fields, FromFields, Json};
 use super::problem::Problem;
@@ -70,14 +71,19 @@ fn requests(
 ) -> Result<Vec<(JobId, Request)>, Problem> {
     let mut faults = Map::new();
     let mut wanted = Vec::with_capacity(body.jobs.len());
+    let mut all = Vec::with_capacity(body.jobs.len());
     for (index, body) in body.jobs.into_iter().enumerate() {
         let id = JobId(match key {
             // Of another kind than a single job's, which may have the same key.
             Some(key) => derived_id(&caller.user_id, "batch", &format!("{key}/{index}")),
             None => app.system.clock.fresh_id(),
         });
+        let deadline_s = body.deadline_s;
         match video(app, caller, id, body) {
-            Ok(request) => wanted.push((id, Request { batch: true, ..request })),
+            Ok(request) => {
+                all.push(asked(&request, deadline_s));
+                wanted.push((id, Request { batch: true, ..request }));
+            }
             Err(found) => {
                 faults.extend(found.into_iter().map(|fault| {
                     (format!("jobs[{index}].{}", fault.field), Value::from(fault.words))
@@ -90,7 +96,6 @@ fn requests(
     }
     if key.is_some() {
         // Of the whole batch: a longer one under the same key is another request too.
-        let all: Vec<_> = wanted.iter().map(|(_, it)| json!([it.prompt, it.options])).collect();
         let whole = fingerprint(&Value::from(all));
         for (_, request) in &mut wanted {
             request.fingerprint = Some(whole.clone());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -16,18 +16,24 @@ use super::json::{Fields, FromFields, Json};
 use super::lists::{PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use super::{answer, files};
+use crate::actors::System;
+use crate::actors::callbacks::address::LONGEST_URL;
+use crate::actors::leasing::Leasing;
+use crate::config::Retention;
 use crate::domain::ids::{FileId, JobId, derived_id};
 use crate::domain::job::{
     AspectRatio, Command, Job, Kind, Options, Output, Quality, Request, VideoOptions,
 };
 use crate::domain::text::{Personal, Prompt};
 use crate::domain::tier::Tier;
-use crate::views::{JobFilter, JobRow, View};
+use crate::views::{self, JobFilter, JobRow, View};
 
 /// Seconds of a video whose request names no duration.
 const DEFAULT_DURATION_S: u64 = 10;
 /// Of any tier.
 const MAX_DURATION_S: u64 = 60;
+/// A week.
+pub const LONGEST_DEADLINE_S: u64 = 604_800;
 /// The states that `?state=` may name.
 const STATES: [&str; 7] =
     ["queued", "running", "retry_wait", "cancelling", "completed", "failed", "cancelled"];
@@ -49,6 +55,11 @@ pub struct VideoRequest {
     pub seed: Option<u64>,
     pub engine: Option<&'static str>,
     pub source_file_id: Option<Uuid>,
+    /// Where to POST, signed by Standard Webhooks, that the job has ended: http or https, 2048
+    /// characters at most. It is told at least once, and again while it is not answered with 2xx.
+    pub callback_url: Option<String>,
+    /// Seconds from now after which the job fails unless it has ended, 1 to 604800.
+    pub deadline_s: Option<u64>,
 }
 
 impl FromFields for VideoRequest {
@@ -67,6 +78,8 @@ impl FromFields for VideoRequest {
             seed: fields.optional_u64("seed", 0..=(1 << 53) - 1),
             engine: fields.optional_choice("engine", &["storyboard"]),
             source_file_id: fields.optional_uuid("source_file_id"),
+            callback_url: fields.optional_text("callback_url", 1..=LONGEST_URL),
+            deadline_s: fields.optional_u64("deadline_s", 1..=LONGEST_DEADLINE_S),
         }
     }
 }
@@ -95,6 +108,8 @@ pub struct JobAnswer {
     pub output: Option<Output>,
     /// When the output will be deleted; null if it is gone, or kept for ever.
     pub expires_at: Option<DateTime<Utc>>,
+    /// When the job fails with `deadline_exceeded` unless it has ended before.
+    pub deadline: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
@@ -115,6 +130,7 @@ impl JobAnswer {
             error: row.error.clone(),
             output: row.output.clone(),
             expires_at: None,
+            deadline: row.deadline,
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
@@ -150,6 +166,7 @@ pub async fn generate(
         Some(key) => derived_id(&caller.user_id, "job", key),
         None => app.system.clock.fresh_id(),
     });
+    let deadline_s = body.0.deadline_s;
     let mut wanted = video(&app, &caller, job_id, body.0).map_err(|faults| {
         Problem::fields(
             faults.into_iter().map(|it| (it.field.to_owned(), it.words.into())).collect(),
@@ -157,7 +174,7 @@ pub async fn generate(
     })?;
     let jobs = &app.system.jobs;
     let done = if key.is_some() {
-        wanted.fingerprint = Some(fingerprint(&json!([wanted.prompt, wanted.options])));
+        wanted.fingerprint = Some(fingerprint(&asked(&wanted, deadline_s)));
         jobs.execute(job_id, Command::Request(wanted), caller.origin()).await?
     } else {
         jobs.execute_fresh(job_id, Command::Request(wanted), caller.origin()).await?
@@ -200,6 +217,11 @@ pub fn video(
     if source_file_id.is_some_and(|id| files::owned(app, caller, id).is_err()) {
         faults.push(Fault::new("source_file_id", "is not a file of yours"));
     }
+    if let Some(url) = &body.callback_url
+        && let Err(words) = app.callbacks.check(url)
+    {
+        faults.push(Fault::new("callback_url", words));
+    }
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -224,7 +246,24 @@ pub fn video(
         tier,
         batch: false,
         fingerprint: None,
+        callback_url: body.callback_url.map(Personal),
+        deadline: deadline(app, body.deadline_s),
     })
+}
+
+/// So many seconds from now.
+pub fn deadline(app: &App, seconds: Option<u64>) -> Option<DateTime<Utc>> {
+    let seconds = i64::try_from(seconds?.min(LONGEST_DEADLINE_S)).unwrap_or_default();
+    Some(app.system.clock.now() + TimeDelta::seconds(seconds))
+}
+
+/// What a request is known by when it comes again. A deadline counts as it was asked for: the time
+/// that it means is another at each try.
+pub fn asked(request: &Request, deadline_s: Option<u64>) -> Value {
+    match (&request.callback_url, deadline_s) {
+        (None, None) => json!([request.prompt, request.options]),
+        (url, seconds) => json!([request.prompt, request.options, url, seconds]),
+    }
 }
 
 /// What a tier does not allow, and which one would.
@@ -300,12 +339,34 @@ fn listed(
 }
 
 fn shown(app: &App, row: &JobRow) -> Result<JobAnswer, Problem> {
-    let (now, caps, views) = (app.system.clock.now(), app.leasing.caps(), &app.system.views);
-    let expires_at = match &row.output {
-        Some(output) => views.file(&output.file_id)?.and_then(|it| it.expires_at(&app.retention)),
-        None => None,
-    };
-    Ok(JobAnswer { expires_at, ..JobAnswer::new(row, views.queue_position(row, now, caps)) })
+    Ok(Shown::new(&app.system, &app.leasing, app.retention).job(row)?)
+}
+
+/// What it takes to show a job to its owner, in an answer or in a callback.
+pub struct Shown {
+    system: Arc<System>,
+    leasing: Arc<Leasing>,
+    retention: Retention,
+}
+
+impl Shown {
+    pub fn new(system: &Arc<System>, leasing: &Arc<Leasing>, retention: Retention) -> Self {
+        Self { system: Arc::clone(system), leasing: Arc::clone(leasing), retention }
+    }
+
+    /// # Errors
+    /// The read model cannot be read.
+    pub fn value(&self, row: &JobRow) -> Result<Value, views::Error> {
+        self.job(row).map(|job| json!(job))
+    }
+
+    fn job(&self, row: &JobRow) -> Result<JobAnswer, views::Error> {
+        let (now, caps) = (self.system.clock.now(), self.leasing.caps());
+        let views = &self.system.views;
+        let file = row.output.as_ref().map(|output| views.file(&output.file_id)).transpose()?;
+        let expires_at = file.flatten().and_then(|it| it.expires_at(&self.retention));
+        Ok(JobAnswer { expires_at, ..JobAnswer::new(row, views.queue_position(row, now, caps)) })
+    }
 }
 
 /// `GET jobs/{id}` and `GET status/{id}`

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod app;
 pub mod batch;
+pub mod callbacks;
 pub mod caller;
 pub mod dead_letters;
 pub mod files;

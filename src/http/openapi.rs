@@ -22,6 +22,7 @@ use super::admin::{AccessRequest, FlagsRequest, OrganizationRequest};
 use super::analytics::AnalyticsAnswer;
 use super::app::PREFIXES;
 use super::batch::{BatchAnswer, BatchRequest};
+use super::callbacks::CallbacksAnswer;
 use super::files::{FileAnswer, UploadAnswer};
 use super::health::Health;
 use super::jobs::{JobAnswer, VideoRequest};
@@ -50,6 +51,7 @@ use super::worker::{
         SystemAnswer,
         BatchAnswer,
         BatchRequest,
+        CallbacksAnswer,
         CompleteRequest,
         FailRequest,
         FileAnswer,

@@ -406,6 +406,8 @@ impl From<job::Refusal> for Problem {
             job::Refusal::SecretGone => Self::new(Code::Conflict).with_sentence(
                 "The job's api_key was destroyed when it ended: ask for a new translation",
             ),
+            job::Refusal::DeadlineOver => Self::new(Code::Conflict)
+                .with_sentence("The job's deadline has passed: ask for a new job"),
             job::Refusal::NotLeasable(state) | job::Refusal::WrongState(state) => {
                 Self::new(Code::Conflict).with_detail(json!({ "state": state }))
             }

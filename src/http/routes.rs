@@ -9,8 +9,8 @@ use actix_web::web::{self, ServiceConfig};
 use super::app::PREFIXES;
 use super::edges::unmatched;
 use super::{
-    admin, analytics, batch, caller, dead_letters, files, gate, health, jobs, links, me, metrics,
-    openapi, operations, replay, sessions, streams, translations, tus, webhooks, worker,
+    admin, analytics, batch, callbacks, caller, dead_letters, files, gate, health, jobs, links, me,
+    metrics, openapi, operations, replay, sessions, streams, translations, tus, webhooks, worker,
 };
 
 /// Who may use a route.
@@ -161,8 +161,10 @@ pub fn table() -> Vec<Route> {
         route(GET, "/status/{id}", Authenticated, "The same", || web::get().to(jobs::show)).gives("JobAnswer"),
         route(POST, "/jobs/{id}/cancel", Authenticated, "Stop a job", || web::post().to(jobs::cancel)).gives("JobAnswer"),
         route(POST, "/jobs/{id}/retry", Authenticated, "Try a failed or cancelled job again", || web::post().to(jobs::retry)).gives("JobAnswer"),
+        route(GET, "/jobs/{id}/callbacks", Authenticated, "What became of a job's callbacks", || web::get().to(callbacks::list)).gives("CallbacksAnswer"),
         route(GET, "/jobs/{id}/events", Authenticated, "A job's events (Server-Sent Events)", || web::get().to(streams::of_job)),
         route(POST, "/translations", Authenticated, "Ask for a translation (multipart, field `file`)", || web::post().to(translations::request)).gives("JobAnswer").accepted(),
+        route(POST, "/uploadfile", Authenticated, "The same, for clients that drop the slash", || web::post().to(translations::upload_file)).gives("JobAnswer"),
         route(POST, "/uploadfile/", Authenticated, "The same, as the translation app's client asks for it; also without a prefix", || web::post().to(translations::upload_file)).gives("JobAnswer"),
         route(GET, "/events", Authenticated, "The caller's events (Server-Sent Events)", || web::get().to(streams::of_user)),
         route(GET, "/admin/users", Admin, "All users", || web::get().to(admin::users)),
@@ -188,14 +190,16 @@ pub fn table() -> Vec<Route> {
     ]
 }
 
-/// The route that the translation app's client asks for without a prefix.
-const AT_ROOT: &str = "/uploadfile/";
+/// The routes that the translation app's client asks for without a prefix.
+const AT_ROOT: [&str; 2] = ["/uploadfile", "/uploadfile/"];
 
 /// Serves the table under each prefix, and the documentation page beside it.
 pub fn configure(config: &mut ServiceConfig) {
-    let resource = web::resource(AT_ROOT).default_service(web::to(unmatched));
-    let at_root = table().into_iter().filter(|route| route.path == AT_ROOT);
-    config.service(at_root.fold(resource, |resource, route| resource.route(route.guarded())));
+    for path in AT_ROOT {
+        let resource = web::resource(path).default_service(web::to(unmatched));
+        let same = table().into_iter().filter(|route| route.path == path);
+        config.service(same.fold(resource, |resource, route| resource.route(route.guarded())));
+    }
     for prefix in PREFIXES {
         // A scope is passed over at one look; each path outside one would be a pattern to try.
         let mut scope = web::scope(prefix);
@@ -219,7 +223,7 @@ pub fn all_paths() -> Vec<(String, Method)> {
     let with = |prefix: &'static str| {
         table().into_iter().map(move |route| (format!("{prefix}{}", route.path), route.method))
     };
-    let at_root = table().into_iter().filter(|route| route.path == AT_ROOT);
+    let at_root = table().into_iter().filter(|route| AT_ROOT.contains(&route.path));
     let at_root = at_root.map(|route| (route.path.to_owned(), route.method));
     PREFIXES.into_iter().flat_map(with).chain(at_root).collect()
 }
@@ -227,7 +231,7 @@ pub fn all_paths() -> Vec<(String, Method)> {
 /// The path below the prefix, with a leading slash; none if it is not ours.
 pub fn without_prefix(path: &str) -> Option<&str> {
     match path {
-        AT_ROOT => Some(path),
+        path if AT_ROOT.contains(&path) => Some(path),
         path => PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix)),
     }
 }

@@ -8,7 +8,10 @@ use uuid::Uuid;
 
 use super::app::App;
 use super::caller::Caller;
-use super::jobs::{JobAnswer, at_position, fingerprint, idempotency_key, owned, replayed};
+use super::jobs::{
+    JobAnswer, LONGEST_DEADLINE_S, at_position, deadline, fingerprint, idempotency_key, owned,
+    replayed,
+};
 use super::problem::{Code, Problem};
 use super::upload::{self, Upload};
 use super::{answer, files};
@@ -49,6 +52,10 @@ pub struct TranslationForm {
     pub segment_size: Option<u32>,
     /// For the engine alone, and destroyed when the job ends. Required by `uploadfile/`.
     pub api_key: Option<String>,
+    /// As for `POST videos/generate`.
+    pub callback_url: Option<String>,
+    /// As for `POST videos/generate`.
+    pub deadline_s: Option<u32>,
 }
 
 /// `POST translations`
@@ -137,13 +144,17 @@ async fn ask(
         None => app.system.clock.fresh_id(),
     };
     let (job_id, file_id) = (JobId(id("job")), FileId(id("translation source")));
+    let (callback_url, deadline_s) = (form.callback_url(app), form.deadline_s());
     let options = form.options(file_id, api_key.is_some());
     let options = form.checked(options)?;
     let beginning = beginning(app, &received).await?;
     let format = Format::of(&received.filename, &beginning);
     let options = Options::Translation(TranslationOptions { format, ..options });
-    let fingerprint =
-        key.map(|_| fingerprint(&json!([received.filename, received.sha256, options])));
+    let mut asked = vec![json!(received.filename), json!(received.sha256), json!(options)];
+    if callback_url.is_some() || deadline_s.is_some() {
+        asked.extend([json!(callback_url), json!(deadline_s)]);
+    }
+    let fingerprint = key.map(|_| fingerprint(&Value::from(asked)));
     let prompt = Prompt::parse(&received.filename)
         .map_err(|fault| Problem::field("file", &format!("its name {fault}")))?;
     let wanted = Request {
@@ -154,6 +165,8 @@ async fn ask(
         tier: Tier::of(&caller.subscription_tier),
         batch: false,
         fingerprint: fingerprint.clone(),
+        callback_url: callback_url.map(Personal),
+        deadline: deadline(app, deadline_s),
     };
     store(app, caller, file_id, received, format, fingerprint).await?;
     // A retry meets its job, whose secret is in the vault or rightly gone.
@@ -265,6 +278,22 @@ impl Form {
         let text = self.take(name)?;
         let parsed = Language::try_from(text.trim().to_owned());
         parsed.map_err(|fault| self.refuse(name, fault.to_string())).ok()
+    }
+
+    fn callback_url(&mut self, app: &App) -> Option<String> {
+        let url = self.take("callback_url")?;
+        app.callbacks.check(&url).map_err(|words| self.refuse("callback_url", words)).ok()?;
+        Some(url)
+    }
+
+    fn deadline_s(&mut self) -> Option<u64> {
+        let text = self.take("deadline_s")?;
+        let seconds = text.trim().parse().ok().filter(|s| (1..=LONGEST_DEADLINE_S).contains(s));
+        if seconds.is_none() {
+            let words = format!("must be a whole number from 1 to {LONGEST_DEADLINE_S}");
+            self.refuse("deadline_s", words);
+        }
+        seconds
     }
 
     fn segment_size(&mut self) -> u32 {

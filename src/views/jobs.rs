@@ -48,7 +48,9 @@ CREATE TABLE jobs (
     created_at INTEGER NOT NULL,
     started_at INTEGER,
     finished_at INTEGER,
-    updated_at INTEGER NOT NULL
+    updated_at INTEGER NOT NULL,
+    -- When it fails unless it has ended before.
+    deadline_at INTEGER
 );
 ";
 
@@ -59,11 +61,13 @@ CREATE INDEX jobs_of_user_in_state ON jobs (user_id, state, position, seconds);
 CREATE INDEX jobs_waiting ON jobs (available_at) WHERE available_at IS NOT NULL;
 CREATE INDEX jobs_retrying ON jobs (available_at) WHERE state = 'retry_wait';
 CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
+CREATE INDEX jobs_due ON jobs (deadline_at) WHERE deadline_at IS NOT NULL AND finished_at IS NULL;
 ";
 
 const COLUMNS: &str = "position, job_id, user_id, kind, state, prompt, options, fingerprint, \
                        attempt, progress, error, output, lease_id, lease_expires_at, available_at, \
-                       queued_position, created_at, started_at, finished_at, updated_at, tier, class";
+                       queued_position, created_at, started_at, finished_at, updated_at, tier, class, \
+                       deadline_at";
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobRow {
@@ -98,6 +102,8 @@ pub struct JobRow {
     pub tier: Tier,
     /// Among which jobs it takes its turn.
     pub class: Class,
+    /// When it fails unless it has ended before.
+    pub deadline: Option<DateTime<Utc>>,
 }
 
 impl JobRow {
@@ -208,6 +214,19 @@ impl Views {
         )
     }
 
+    /// Jobs that had not ended by their deadline, the longest ago first; but for those that are
+    /// being cancelled anyway.
+    pub fn overdue_jobs(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<JobId>, Error> {
+        self.job_ids(
+            "SELECT job_id FROM jobs
+             WHERE deadline_at IS NOT NULL AND finished_at IS NULL AND deadline_at <= ?1
+                 AND state <> 'cancelling'
+             ORDER BY deadline_at LIMIT ?2",
+            now,
+            limit,
+        )
+    }
+
     /// From 1: how many leases of its kind until it is the job's turn if nothing else happens;
     /// nothing when it does not wait for one, or not yet.
     pub fn queue_position(&self, job: &JobRow, now: DateTime<Utc>, caps: &Caps) -> Option<u64> {
@@ -217,7 +236,9 @@ impl Views {
 
     /// When time will next bring something about: a lease or a session runs out, a retry is due.
     pub fn next_due(&self) -> Result<Option<DateTime<Utc>>, Error> {
-        const SOONEST: [&str; 3] = [
+        const SOONEST: [&str; 4] = [
+            "SELECT min(deadline_at) FROM jobs
+             WHERE deadline_at IS NOT NULL AND finished_at IS NULL AND state <> 'cancelling'",
             "SELECT min(lease_expires_at) FROM jobs WHERE lease_expires_at IS NOT NULL",
             "SELECT min(available_at) FROM jobs WHERE state = 'retry_wait'",
             "SELECT min(due_at) FROM sessions WHERE due_at IS NOT NULL",
@@ -513,9 +534,9 @@ impl Record for Job<'_> {
             "INSERT INTO jobs (position, job_id, user_id, kind, prompt, options, fingerprint, tier,
                  class, created_at, state, attempt, progress, error, output, seconds, lease_id,
                  lease_expires_at, available_at, queued_position, started_at, finished_at,
-                 updated_at)
+                 updated_at, deadline_at)
              VALUES (?1, ?2, ?3, ?4, ?5, iif(?24, json_remove(?6, '$.style_data'), ?6), ?7, ?8, ?9,
-                 ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
+                 ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?25)",
         )?
         .execute(params![
             int(*position),
@@ -542,6 +563,7 @@ impl Record for Job<'_> {
             self.finished_at,
             self.updated_at,
             erased,
+            request.deadline.map(Time),
         ])?;
         Ok(())
     }
@@ -662,6 +684,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         updated_at: row.get::<_, Time>(19)?.0,
         tier: row.get::<_, Word<_>>(20)?.0,
         class: row.get::<_, Word<_>>(21)?.0,
+        deadline: moment(22)?,
         state,
     })
 }

@@ -134,6 +134,8 @@ fn requested(owner: &str) -> JobEvent {
         tier: Tier::Standard,
         batch: false,
         fingerprint: Some("f".to_owned()),
+        callback_url: None,
+        deadline: None,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Decisions on jobs, as tables of steps.
 
 use super::*;
+use crate::domain::translation::TranslationOptions;
 use uuid::Uuid;
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -32,6 +33,8 @@ fn request() -> Request {
         tier: Tier::Standard,
         batch: false,
         fingerprint: Some("f".to_owned()),
+        callback_url: None,
+        deadline: None,
     }
 }
 
@@ -196,6 +199,35 @@ fn somebody_elses_job_is_not_found() {
     let by = user("bob");
     check(&[(0, ask()), (0, Command::Cancel { by: by.clone() })], Err(Refusal::NotFound), "queued");
     check(&[(0, ask()), (0, Command::Retry { by })], Err(Refusal::NotFound), "queued");
+}
+
+#[test]
+fn a_job_fails_at_its_deadline_wherever_it_is_and_is_not_tried_again() {
+    let due = || Command::Request(Request { deadline: Some(at(10)), ..request() });
+    check(&[(0, due()), (9, Command::Lapse)], Ok(0), "queued");
+    check(&[(0, due()), (10, Command::Lapse)], Ok(1), "failed");
+    check(&[(0, due()), (1, take(1)), (10, Command::Lapse)], Ok(1), "failed");
+    check(&[(0, due()), (1, take(1)), (2, fail(1)), (10, Command::Lapse)], Ok(1), "failed");
+    check(&[(0, due()), (1, take(1)), (2, finish(1)), (10, Command::Lapse)], Ok(0), "completed");
+    check(&[(0, due()), (10, take(1))], Err(Refusal::NotLeasable("queued")), "queued");
+    let retry = Command::Retry { by: user("ada") };
+    let steps = [(0, due()), (10, Command::Lapse), (11, Command::Lapse), (12, retry)];
+    check(&steps[..3], Ok(0), "failed");
+    check(&steps, Err(Refusal::DeadlineOver), "failed");
+    let early = [(0, due()), (1, cancel()), (2, Command::Retry { by: user("ada") })];
+    check(&early, Ok(1), "queued");
+}
+
+#[test]
+fn the_worker_of_an_overdue_job_is_heard_and_changes_nothing() {
+    let due = || Command::Request(Request { deadline: Some(at(10)), ..request() });
+    let progress = |n| Command::Progress { lease_id: lease(n), progress: 5, message: None };
+    let after = |command| [(0, due()), (1, take(1)), (10, Command::Lapse), (11, command)];
+    check(&after(progress(1)), Ok(0), "failed");
+    check(&after(fail(1)), Ok(0), "failed");
+    for lost in [progress(2), fail(2), finish(1), Command::Hold { lease_id: lease(1) }] {
+        check(&after(lost), Err(Refusal::LeaseLost), "failed");
+    }
 }
 
 #[test]

@@ -12,15 +12,17 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufRead
 use tokio::process::ChildStdin;
 use tokio::sync::{oneshot, watch};
 
-use super::Error;
 use super::engine::{Made, MadeFile, Progress, Work, is_stopped, size, whole_percent};
 use super::output;
 use super::process::{Bounds, Group};
+use super::{Error, disk};
 use crate::config::Secret;
 use crate::domain::job::Options;
 
 /// `EX_TEMPFAIL` of sysexits: the same job may succeed later.
 const TRY_LATER: i32 = 75;
+/// A larger picture is no poster, in bytes.
+const LARGEST_POSTER: u64 = 16 * 1024 * 1024;
 /// A longer line of a program is cut off, in bytes.
 const LINE_BYTES: usize = 16 * 1024;
 /// What of standard error is kept for the job.
@@ -29,6 +31,8 @@ const LAST_LINE_CHARACTERS: usize = 400;
 /// Of a job's error; a server takes no more from its workers.
 const WORDS_CHARACTERS: usize = 1000;
 const MESSAGE_CHARACTERS: usize = 200;
+/// How often it is looked at how much of the disk a job fills.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the pipes may stay open once the program has ended and its group was killed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -48,6 +52,8 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// The largest file that it may write, in bytes.
     pub output_bytes: u64,
+    /// What all its files together may fill of the disk, in bytes.
+    pub scratch_bytes: u64,
 }
 
 /// What the program is told. Its fields are an agreement: some may be added, none changed.
@@ -130,6 +136,7 @@ impl CommandEngine {
             biased;
             () = stopped(stop) => None,
             () = tokio::time::sleep(self.limits.time) => Some(Err(self.too_slow())),
+            () = outgrown(directory, self.limits.scratch_bytes) => Some(Err(self.too_large())),
             status = converse(&mut group, document, &mut heard, progress, work.api_key.as_ref()) => {
                 Some(status.map_err(|error| failed("the engine could not be waited for", error)))
             }
@@ -153,6 +160,25 @@ impl CommandEngine {
     fn too_slow(&self) -> Error {
         let words = format!("the engine took longer than {} s", self.limits.time.as_secs());
         Error::Engine { words, retryable: false }
+    }
+
+    fn too_large(&self) -> Error {
+        let most = self.limits.scratch_bytes;
+        let words = format!("the engine filled more than {most} bytes of the disk");
+        Error::Engine { words, retryable: false }
+    }
+}
+
+/// Waits until the files of a job fill more of the disk than they may.
+async fn outgrown(directory: &Path, most_bytes: u64) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let directory = directory.to_owned();
+        // A look that failed says nothing.
+        let filled = tokio::task::spawn_blocking(move || disk::filled(&directory)).await;
+        if filled.is_ok_and(|bytes| bytes > most_bytes) {
+            return;
+        }
     }
 }
 
@@ -367,20 +393,16 @@ async fn made(work: &Work, path: PathBuf, facts: Facts, most: u64) -> Result<Mad
             let (width, height) = size(options)?;
             let duration = facts.duration.filter(|seconds| seconds.is_finite() && *seconds > 0.0);
             Made {
-                main: MadeFile { path, filename: output::video_name(&content_type), content_type },
+                poster: poster_beside(&path).await,
+                main: MadeFile { path, content_type },
                 duration: Some(duration.unwrap_or_else(|| f64::from(options.duration))),
                 width: Some(facts.width.unwrap_or(width)),
                 height: Some(facts.height.unwrap_or(height)),
-                poster: None,
                 captions: None,
             }
         }
-        Options::Translation(options) => Made {
-            main: MadeFile {
-                path,
-                filename: output::translated_name(&work.prompt, options),
-                content_type,
-            },
+        Options::Translation(_) => Made {
+            main: MadeFile { path, content_type },
             duration: None,
             width: None,
             height: None,
@@ -388,6 +410,15 @@ async fn made(work: &Work, path: PathBuf, facts: Facts, most: u64) -> Result<Mad
             captions: None,
         },
     })
+}
+
+/// `poster.jpg`, if the program left one that is a JPEG of a sensible size.
+async fn poster_beside(video: &Path) -> Option<MadeFile> {
+    let path = video.with_file_name("poster.jpg");
+    if output::is_jpeg(&path, LARGEST_POSTER).await {
+        return Some(MadeFile { path, content_type: "image/jpeg".to_owned() });
+    }
+    None
 }
 
 #[cfg(test)]

@@ -9,8 +9,12 @@ use crate::domain::job::{AspectRatio, Quality, VideoOptions};
 use crate::domain::translation::{Format, TranslationOptions};
 use crate::media::renderer::Engine;
 
-const LIMITS: Limits =
-    Limits { time: Duration::from_secs(60), memory_bytes: 4 << 30, output_bytes: 64 << 20 };
+const LIMITS: Limits = Limits {
+    time: Duration::from_secs(60),
+    memory_bytes: 4 << 30,
+    output_bytes: 64 << 20,
+    scratch_bytes: 256 << 20,
+};
 
 fn translation(format: Format) -> Work {
     let options = TranslationOptions {
@@ -101,7 +105,6 @@ async fn a_program_gets_the_job_and_its_file_is_the_result() {
     );
     let made = bench.make(&translation(Format::Text)).await.unwrap();
     assert_eq!(made.main.content_type, "text/plain");
-    assert_eq!(made.main.filename, "film.translated.txt");
     assert_eq!(std::fs::read_to_string(&made.main.path).unwrap(), "árbol");
     let said = Progress { percent: 40, message: Some("halfway".to_owned()) };
     assert_eq!(*bench.progress.borrow(), said, "progress never falls");
@@ -322,5 +325,32 @@ async fn the_apertium_example_translates_subtitles_and_keeps_their_timing() {
         let work = Work { source: Some(path), ..translation(format) };
         let made = bench.make(&work).await.unwrap();
         assert_eq!(std::fs::read_to_string(made.main.path).unwrap(), expected, "{format:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_fills_the_disk_with_many_files_is_ended() {
+    let script = "n=0; while :; do n=$((n+1)); head -c 1048576 /dev/zero > ../part-$n; done";
+    let limits = Limits { scratch_bytes: 4 << 20, ..LIMITS };
+    let (words, retryable) = failure_within(script, limits).await;
+    assert!(words.contains("filled more than 4194304 bytes of the disk"), "{words}");
+    assert!(!retryable);
+}
+
+#[tokio::test]
+async fn a_poster_beside_the_video_comes_along_if_it_is_one() {
+    let video = r"printf '\0\0\0\030ftypisom\0\0\0\0isommp42' > ../output.mp4";
+    let cases = [
+        (r"printf '\377\330\377\340\0\020JFIF' > ../poster.jpg", true),
+        ("echo '<svg/>' > ../poster.jpg", false),
+        ("ln -s /etc/passwd ../poster.jpg", false),
+        ("mkdir ../poster.jpg", false),
+        ("true", false),
+    ];
+    for (script, is_poster) in cases {
+        let bench = Bench::new(&format!("{video}; {script}"), LIMITS);
+        let made = bench.make(&self::video()).await.unwrap();
+        let poster = made.poster.map(|it| it.content_type);
+        assert_eq!(poster.as_deref(), is_poster.then_some("image/jpeg"), "{script}");
     }
 }

@@ -64,14 +64,12 @@ pub struct Made {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MadeFile {
     pub path: PathBuf,
-    pub filename: String,
     pub content_type: String,
 }
 
 impl MadeFile {
-    fn new(path: PathBuf, filename: &str, content_type: &str) -> Self {
-        let (filename, content_type) = (filename.to_owned(), content_type.to_owned());
-        Self { path, filename, content_type }
+    fn new(path: PathBuf, content_type: &str) -> Self {
+        Self { path, content_type: content_type.to_owned() }
     }
 }
 
@@ -150,12 +148,12 @@ async fn draw(
     let died = |_| Err(Error::Failed("the renderer died".to_owned()));
     let rendered = finished.await.unwrap_or_else(died)?;
     Ok(Made {
-        main: MadeFile::new(rendered.video, "video.mp4", "video/mp4"),
+        main: MadeFile::new(rendered.video, "video/mp4"),
         duration: Some(rendered.duration_ms as f64 / 1000.0),
         width: Some(rendered.width),
         height: Some(rendered.height),
-        poster: Some(MadeFile::new(rendered.poster, "poster.jpg", "image/jpeg")),
-        captions: Some(MadeFile::new(rendered.captions, "captions.vtt", "text/vtt")),
+        poster: Some(MadeFile::new(rendered.poster, "image/jpeg")),
+        captions: Some(MadeFile::new(rendered.captions, "text/vtt")),
     })
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 pub mod engine;
 
 pub mod command;
+mod disk;
 pub mod output;
 mod process;
 pub mod storyboard;

@@ -44,6 +44,19 @@ pub async fn check(
     }
 }
 
+/// Whether a file is there that is a picture of this sort and no larger than that.
+pub async fn is_jpeg(path: &Path, most_bytes: u64) -> bool {
+    // As above: a link may lead anywhere.
+    let meta = tokio::fs::symlink_metadata(path).await;
+    if !meta.is_ok_and(|meta| meta.is_file() && meta.len() <= most_bytes) {
+        return false;
+    }
+    let Ok(file) = tokio::fs::File::open(path).await else { return false };
+    let mut beginning = Vec::new();
+    let read = file.take(BEGINNING_BYTES as u64).read_to_end(&mut beginning).await;
+    read.is_ok() && infer::get(&beginning).is_some_and(|kind| kind.mime_type() == "image/jpeg")
+}
+
 async fn video(path: &Path) -> io::Result<Result<String, &'static str>> {
     let mut beginning = Vec::new();
     let file = tokio::fs::File::open(path).await?;
@@ -133,17 +146,6 @@ impl TextCheck {
         self.failed = true;
         Err(NotText)
     }
-}
-
-/// `video` with what such files are called.
-pub fn video_name(content_type: &str) -> String {
-    let extension = match content_type {
-        "video/webm" => "webm",
-        "video/x-matroska" => "mkv",
-        "video/quicktime" => "mov",
-        _ => "mp4",
-    };
-    format!("video.{extension}")
 }
 
 /// The source's name with the language before its ending: `film.srt` becomes `film.es.srt`.

@@ -4,6 +4,7 @@ mod access;
 mod admin;
 mod batch;
 mod budgets;
+mod callbacks;
 mod cli;
 mod dead_letters;
 mod identity;
