@@ -11,11 +11,13 @@ mod identity;
 mod links;
 mod main_job;
 mod operators;
+mod names;
 mod origins;
 mod quota;
 mod refusals;
 mod restart;
 mod streams;
+mod takeover;
 mod worker;
 
 use serde_json::{Value, json};
