@@ -100,6 +100,8 @@ fn request(number: usize) -> Request {
         tier: if number.is_multiple_of(3) { Tier::Premium } else { Tier::Standard },
         batch: number.is_multiple_of(5),
         fingerprint: None,
+        callback_url: None,
+        deadline: None,
     }
 }
 

@@ -801,6 +801,10 @@ fn the_questions_of_the_background_are_answered_from_indexes() {
          ORDER BY due_at LIMIT 9",
         "SELECT session_id, doomed FROM sessions WHERE doomed IS NOT NULL LIMIT 9",
         "SELECT min(available_at) FROM jobs WHERE state = 'retry_wait'",
+        "SELECT job_id FROM jobs WHERE deadline_at IS NOT NULL AND finished_at IS NULL
+             AND deadline_at <= 1 AND state <> 'cancelling' ORDER BY deadline_at LIMIT 9",
+        "SELECT min(deadline_at) FROM jobs
+             WHERE deadline_at IS NOT NULL AND finished_at IS NULL AND state <> 'cancelling'",
         "SELECT state, count(*), total(seconds) FROM jobs WHERE user_id = 'a' GROUP BY state",
         "SELECT position FROM feed WHERE user_id = 'a' AND position > 1 ORDER BY position LIMIT 9",
         "SELECT position FROM feed WHERE job_id = x'00' AND position > 1 ORDER BY position LIMIT 9",
