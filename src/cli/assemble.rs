@@ -388,7 +388,11 @@ fn callback_secrets(settings: &Settings) -> anyhow::Result<Option<Secret>> {
         return Ok(None);
     }
     let path = settings.data_dir.join("callback-signing-secret");
-    kept_secret(&path, || format!("whsec_{}", random_secret())).map(|it| Some(it.into()))
+    let secret = kept_secret(&path, || format!("whsec_{}", random_secret()))?;
+    WebhookVerifier::parse(&secret)
+        .map_err(anyhow::Error::msg)
+        .with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(secret.into()))
 }
 
 /// A secret of development, made at its first use, so that what it signs outlives a restart.

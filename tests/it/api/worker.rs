@@ -165,6 +165,26 @@ async fn a_cancelled_job_tells_its_worker_and_a_failed_attempt_comes_again() {
 }
 
 #[tokio::test]
+async fn a_worker_is_told_to_stop_once_the_deadline_of_its_job_has_passed() {
+    let server = server();
+    let body = json!({ "prompt": "a pier", "deadline_s": 1 });
+    let job = server.post(ADA, "videos/generate", &body).await.data(202);
+    let job = format!("jobs/{}", job["job_id"].as_str().unwrap());
+    let held = Held::new(&server).await;
+    let mut events = server.events(ADA, &format!("{job}/events"), Some(0)).await;
+    while events.next().await.unwrap().kind != "job.failed" {}
+    let report = held.post(&server, "progress", json!({ "progress": 50 })).await.data(200);
+    assert_eq!(report["cancelled"], true);
+    ask(held.put(&server, "").body(MP4)).await.assert_refused(409, "lease_lost");
+    held.post(&server, "complete", json!({})).await.assert_refused(409, "lease_lost");
+    let ended = held.post(&server, "fail", json!({ "error": "cancelled" })).await.data(200);
+    assert_eq!(ended["state"], "failed");
+    let shown = server.get(ADA, &job).await.data(200);
+    assert!(shown["error"].as_str().unwrap().starts_with("deadline_exceeded: "), "{shown}");
+    assert_eq!(lease(&server).await.status, 204);
+}
+
+#[tokio::test]
 async fn a_lease_that_is_wrong_stale_or_of_another_job_changes_nothing() {
     let server = server();
     server.generate(ADA, "one").await;
