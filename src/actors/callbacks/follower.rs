@@ -23,6 +23,7 @@ use crate::domain::Aggregate;
 use crate::domain::ids::{JobId, UserId};
 use crate::domain::job::Job;
 use crate::log::Recorded;
+use crate::views::View;
 
 /// Events read at once.
 const PAGE: usize = 1000;
@@ -34,7 +35,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const TRIM_EVERY: Duration = Duration::from_secs(3600);
 /// When a job that could not be shown is looked at again.
-const NOT_NOW: chrono::TimeDelta = chrono::TimeDelta::seconds(5);
+const NOT_NOW: chrono::TimeDelta = chrono::TimeDelta::seconds(10);
 
 /// What the delivery of callbacks needs.
 pub struct Delivery {
@@ -312,7 +313,11 @@ impl Delivery {
         let gone = views.user(&record.user_id)?.is_some_and(|user| user.deleted);
         let url = if gone { None } else { url_of(&self.system, job_id).await? };
         let Some(url) = url else { return Ok(Outcome::Gone) };
-        // A read model that is being rebuilt has not come to it yet.
+        // What the view of jobs shows is old while it is parked, and nothing until it is rebuilt.
+        let parked = self.system.progress.now().parked.iter().any(|it| it.view == View::Jobs);
+        if parked {
+            return Ok(Outcome::NotNow);
+        }
         let Some(row) = views.job(&job_id)? else { return Ok(Outcome::NotNow) };
         let body = serde_json::to_vec(&json!({
             "type": callback.ending.name(),
