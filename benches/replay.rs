@@ -239,6 +239,8 @@ async fn video(life: &mut Life<'_>, second: i64) {
         tier: Tier::Standard,
         batch: false,
         fingerprint: None,
+        callback_url: None,
+        deadline: None,
     });
     life.say::<Job>(&stream, requested).await;
     let worker_id = "storyboard".to_owned();

@@ -110,8 +110,21 @@ impl Request {
 
     /// Every field is named, so that a new one is not forgotten here.
     fn personal(&mut self, visit: Visit<'_>) {
-        let Self { prompt, options, user_id: _, kind: _, tier: _, batch: _, fingerprint: _ } = self;
+        let Self {
+            prompt,
+            options,
+            callback_url,
+            user_id: _,
+            kind: _,
+            tier: _,
+            batch: _,
+            fingerprint: _,
+            deadline: _,
+        } = self;
         visit("prompt", prompt);
+        if let Some(url) = callback_url {
+            visit("callback_url", url);
+        }
         match options {
             Options::Video(_) => {}
             Options::Translation(options) => {

@@ -246,7 +246,7 @@ pub fn video(
         tier,
         batch: false,
         fingerprint: None,
-        callback_url: body.callback_url.map(Personal),
+        callback_url: body.callback_url.map(Personal::Known),
         deadline: deadline(app, body.deadline_s),
     })
 }

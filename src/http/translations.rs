@@ -165,7 +165,7 @@ async fn ask(
         tier: Tier::of(&caller.subscription_tier),
         batch: false,
         fingerprint: fingerprint.clone(),
-        callback_url: callback_url.map(Personal),
+        callback_url: callback_url.map(Personal::Known),
         deadline: deadline(app, deadline_s),
     };
     store(app, caller, file_id, received, format, fingerprint).await?;

@@ -17,7 +17,7 @@ use super::{Error, feed, files, jobs, parked, queue, sessions, tallies, users};
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
-const SCHEMA_VERSION: i32 = 7;
+const SCHEMA_VERSION: i32 = 8;
 /// Of a file that is still being built.
 const UNFINISHED: i32 = -1;
 /// More statements than the views have, so that each is prepared once a connection.

@@ -121,7 +121,7 @@ pub async fn url_of(system: &System, job_id: JobId) -> Result<Option<String>, Er
     let origin = Metadata::by("callbacks", Source::System);
     match system.jobs.execute(job_id, Command::Look, origin).await {
         Ok(done) => Ok(match done.state {
-            Job::Requested(job) => job.request.callback_url.map(|url| url.0),
+            Job::Requested(job) => job.request.callback_url.and_then(|url| url.known().cloned()),
             Job::Absent => None,
         }),
         Err(Failure::Refused(_)) => Ok(None),
