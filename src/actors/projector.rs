@@ -153,9 +153,9 @@ impl Projector {
                 self.tell_damage(&error);
                 continue;
             }
-            match tokio::time::timeout(SUCCESSOR_EVERY, head.changed()).await {
-                Ok(Err(_)) => return,
-                Ok(Ok(())) | Err(_) => {}
+            let moved = tokio::time::timeout(SUCCESSOR_EVERY, head.changed()).await;
+            if moved.is_ok_and(|moved| moved.is_err()) {
+                return;
             }
         }
     }

@@ -17,6 +17,7 @@ mod lives;
 mod replay;
 mod s3;
 mod seeds;
+mod telemetry;
 mod translations;
 mod tus;
 mod worker;

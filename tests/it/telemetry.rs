@@ -1,0 +1,173 @@
+//! What operators see from outside: metrics, the dashboard over them, log lines, traces, and what is
+//! deployed with it.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::server::{LOG_FILE, Server, Setup, ask};
+
+const ADA: &str = "user_ada";
+
+async fn metrics(server: &Server) -> String {
+    let answer = ask(server.request(Method::GET, "/metrics")).await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"));
+    String::from_utf8(answer.bytes).unwrap()
+}
+
+/// The value of a series, by the line's beginning.
+fn value(text: &str, series: &str) -> f64 {
+    let found = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_happens_is_counted_and_the_dashboard_asks_for_nothing_else() {
+    let server = Server::start(Setup::clerk());
+    server.get(ADA, "me").await.data(200);
+    server.get(ADA, "jobs/nonsense").await;
+    server.generate(ADA, "a lighthouse").await;
+    server.deliver("user.created", &json!({ "id": "user_bob" })).await.data(200);
+    let forged = server.delivery("msg_1", "user.created", &json!({ "id": "user_eve" }));
+    ask(forged.header("svix-signature", "v1,AAAA")).await;
+    let text = metrics(&server).await;
+    let requests = "t2m_http_requests_total{method=\"POST\",route=\"/videos/generate\",status=\"202\"}";
+    assert_eq!(value(&text, requests), 1.0);
+    assert_eq!(value(&text, "t2m_jobs{state=\"queued\"}"), 1.0);
+    assert_eq!(value(&text, "t2m_jobs{state=\"failed\"}"), 0.0);
+    assert_eq!(value(&text, "t2m_webhook_deliveries_total{verdict=\"recorded\"}"), 1.0);
+    assert_eq!(value(&text, "t2m_log_events_appended_total{type=\"job.requested.v1\"}"), 1.0);
+    assert_eq!(value(&text, "t2m_log_writable"), 1.0);
+    assert_eq!(value(&text, "t2m_projection_lag_positions"), 0.0);
+    assert!(value(&text, "t2m_log_position") >= 3.0);
+    assert!(value(&text, "t2m_log_append_duration_seconds_count") >= 3.0);
+    assert!(!text.contains(ADA), "no series is a person's");
+
+    let board = std::fs::read_to_string(deployed("grafana-dashboard.json")).unwrap();
+    let board: Value = serde_json::from_str(&board).unwrap();
+    let mut asked = BTreeSet::new();
+    for target in board["panels"].as_array().unwrap().iter().flat_map(|panel| {
+        panel["targets"].as_array().unwrap().iter().map(|target| target["expr"].as_str().unwrap())
+    }) {
+        let names = target.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        asked.extend(names.filter(|name| name.starts_with("t2m_") || name.starts_with("process_")));
+    }
+    assert!(asked.len() > 15, "{asked:?}");
+    // These tell of what this server does not have: keys from the network, a lease that ran out.
+    let elsewhere = ["t2m_jwks_age_seconds", "t2m_job_leases_expired_total"];
+    for name in asked.into_iter().filter(|name| !elsewhere.contains(name)) {
+        assert!(text.lines().any(|line| line.starts_with(name)), "no {name} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_line_is_json_and_names_the_request_that_it_is_of() {
+    let lines = tempfile::NamedTempFile::new().unwrap();
+    let setup = Setup::clerk()
+        .with("T2M_LOG_FORMAT", "json")
+        .with("RUST_LOG", "t2m=info")
+        .with(LOG_FILE, lines.path().to_string_lossy());
+    let mut server = Server::start(setup);
+    let request = server.request_of(ADA, Method::GET, "jobs/nonsense");
+    ask(request.header("x-request-id", "req-of-a-test")).await;
+    server.stop();
+    let text = std::fs::read_to_string(lines.path()).unwrap();
+    let mut found = false;
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        found |= line["request_id"] == "req-of-a-test" && line["status"].is_u64();
+    }
+    assert!(found, "{text}");
+}
+
+#[tokio::test]
+async fn a_trace_goes_to_the_collector_within_the_callers_own() {
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", collector.local_addr().unwrap());
+    let (sender, received) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in collector.incoming() {
+            let (Ok(mut stream), sender) = (stream, sender.clone()) else { return };
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let mut chunk = [0; 65_536];
+                stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                while let Ok(count) = stream.read(&mut chunk) {
+                    bytes.extend_from_slice(&chunk[..count]);
+                    if count == 0 {
+                        break;
+                    }
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+                let _ = sender.send(bytes);
+            });
+        }
+    });
+    let mut server = Server::start(Setup::clerk().with("OTEL_EXPORTER_OTLP_ENDPOINT", address));
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let request = server.request_of(ADA, Method::POST, "videos/generate");
+    let request = request.header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+    ask(request.json(&json!({ "prompt": "a lighthouse" }))).await.data(202);
+    // What is left is sent on the way out.
+    server.stop();
+    let id: Vec<u8> = (0..16).map(|at| u8::from_str_radix(&trace[at * 2..at * 2 + 2], 16).unwrap()).collect();
+    let (mut of_caller, mut commands) = (false, false);
+    while let Ok(bytes) = received.recv_timeout(Duration::from_secs(5)) {
+        of_caller |= bytes.windows(16).any(|part| part == id);
+        commands |= bytes.windows(7).any(|part| part == b"command");
+        assert!(bytes.starts_with(b"POST /v1/traces"));
+        if of_caller && commands {
+            return;
+        }
+    }
+    panic!("of the caller's trace: {of_caller}, with a command in it: {commands}");
+}
+
+fn deployed(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+#[test]
+fn what_is_deployed_parses_and_names_only_settings_that_there_are() {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/.venv/bin/python");
+    let script = "
+import configparser, json, sys, yaml
+unit = configparser.ConfigParser(strict=False, interpolation=None)
+unit.optionxform = str
+unit.read(sys.argv[1])
+assert unit['Service']['ExecStart'].endswith('t2m serve'), unit
+compose = yaml.safe_load(open(sys.argv[2]))
+nodes = [it for it in compose['services'].values() if it.get('image') == 't2m']
+assert len(nodes) == 3
+manifests = list(yaml.safe_load_all(open(sys.argv[3])))
+kinds = [it['kind'] for it in manifests]
+assert kinds == ['ConfigMap', 'StatefulSet', 'Service', 'PodDisruptionBudget'], kinds
+print(json.dumps(sorted(set(nodes[0]['environment']) | set(manifests[0]['data']))))
+";
+    let output = Command::new(python)
+        .args(["-c", script])
+        .args(["t2m.service", "compose.yaml", "kubernetes.yaml"].map(deployed))
+        .output()
+        .expect("scripts/setup-tests has made the environment");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let names: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
+    let help = Command::new(env!("CARGO_BIN_EXE_t2m")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for name in names.iter().filter(|name| !name.starts_with("AWS_")) {
+        assert!(help.contains(&format!("[env: {name}")), "{name} is no setting");
+    }
+    for file in ["t2m.service", "compose.yaml", "kubernetes.yaml", "Containerfile"] {
+        let text = std::fs::read_to_string(deployed(file)).unwrap();
+        for secret in ["whsec_", "sk_live", "sk_test", "BEGIN PRIVATE"] {
+            assert!(!text.contains(secret), "{file} holds a secret");
+        }
+    }
+}
