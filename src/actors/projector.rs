@@ -210,7 +210,18 @@ pub async fn next(
     until: u64,
     limit: usize,
 ) -> Result<Vec<Happened>, Error> {
-    let mut page = log.read_all(from, limit).await?;
+    understand(keyring, log.read_all(from, limit).await?, until).await
+}
+
+/// What a page says up to `until`, as far as it is understood.
+///
+/// # Errors
+/// The keys cannot be read at present.
+pub async fn understand(
+    keyring: &Keyring,
+    mut page: Vec<Recorded>,
+    until: u64,
+) -> Result<Vec<Happened>, Error> {
     page.truncate(page.partition_point(|recorded| recorded.position <= until));
     let events = keyring.decode_each(&page).await?;
     Ok(page.iter().zip(events).map(|(recorded, event)| understood(recorded, event)).collect())

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::keyring::Keyring;
 use super::projector::{self, Error};
 use crate::clock::Clock;
-use crate::log::EventLog;
+use crate::log::{self, EventLog};
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// Events in one transaction: enough that most events meet the row that they change in memory.
@@ -40,22 +40,30 @@ pub async fn rebuild(
     Ok(folded?)
 }
 
-/// Ends early when nobody folds any more; why not is what the folding answers.
+/// The next page is read while this one is decoded. Ends early when nobody folds any more; why not
+/// is what the folding answers.
 async fn read(
     log: Arc<dyn EventLog>,
     keyring: Keyring,
-    mut from: u64,
+    from: u64,
     until: u64,
     decoded: mpsc::Sender<Vec<Happened>>,
 ) -> Result<(), Error> {
-    while from < until {
-        let batch = projector::next(log.as_ref(), &keyring, from, until, BATCH).await?;
-        let Some(last) = batch.last() else { break };
-        from = last.position;
-        if decoded.send(batch).await.is_err() {
+    let page_after = |position| {
+        let log = Arc::clone(&log);
+        tokio::spawn(async move { log.read_all(position, BATCH).await })
+    };
+    let mut reading = page_after(from);
+    loop {
+        let page = reading.await.map_err(|error| log::Error::Storage(error.to_string()))??;
+        let Some(last) = page.last().map(|last| last.position) else { return Ok(()) };
+        reading = page_after(last);
+        let batch = projector::understand(&keyring, page, until).await?;
+        if !batch.is_empty() && decoded.send(batch).await.is_err() || last >= until {
             break;
         }
     }
+    reading.abort();
     Ok(())
 }
 

@@ -67,7 +67,7 @@ impl Allowance {
         self.room
     }
 
-    #[cfg(test)]
+    /// For whoever stores without a user: tests, and the fuzzer of the multipart reader.
     pub fn unlimited() -> Self {
         let nobody = UserId::try_from("nobody".to_owned()).expect("this is an id");
         let room = nothing(&Reservations::default(), &nobody);

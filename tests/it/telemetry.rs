@@ -39,7 +39,8 @@ async fn what_happens_is_counted_and_the_dashboard_asks_for_nothing_else() {
     let forged = server.delivery("msg_1", "user.created", &json!({ "id": "user_eve" }));
     ask(forged.header("svix-signature", "v1,AAAA")).await;
     let text = metrics(&server).await;
-    let requests = "t2m_http_requests_total{method=\"POST\",route=\"/videos/generate\",status=\"202\"}";
+    let requests =
+        "t2m_http_requests_total{method=\"POST\",route=\"/videos/generate\",status=\"202\"}";
     assert_eq!(value(&text, requests), 1.0);
     assert_eq!(value(&text, "t2m_jobs{state=\"queued\"}"), 1.0);
     assert_eq!(value(&text, "t2m_jobs{state=\"failed\"}"), 0.0);
@@ -118,7 +119,8 @@ async fn a_trace_goes_to_the_collector_within_the_callers_own() {
     ask(request.json(&json!({ "prompt": "a lighthouse" }))).await.data(202);
     // What is left is sent on the way out.
     server.stop();
-    let id: Vec<u8> = (0..16).map(|at| u8::from_str_radix(&trace[at * 2..at * 2 + 2], 16).unwrap()).collect();
+    let id: Vec<u8> =
+        (0..16).map(|at| u8::from_str_radix(&trace[at * 2..at * 2 + 2], 16).unwrap()).collect();
     let (mut of_caller, mut commands) = (false, false);
     while let Ok(bytes) = received.recv_timeout(Duration::from_secs(5)) {
         of_caller |= bytes.windows(16).any(|part| part == id);
