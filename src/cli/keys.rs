@@ -24,6 +24,8 @@ pub enum Keys {
 
 /// Where the keys of users lie, as the server has it.
 #[derive(Debug, Clone, Args)]
+// Commands have places of their own beside this one, and clap tells groups apart by name.
+#[group(id = "store_and_keys")]
 pub struct Place {
     /// Where the log lies
     #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]

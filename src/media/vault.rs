@@ -236,9 +236,11 @@ fn replace(path: &Path, keys: &[u8]) -> io::Result<()> {
 }
 
 fn draft(path: &Path, keys: &[u8]) -> io::Result<PathBuf> {
-    let unfinished = path.with_extension(format!("new-{}", std::process::id()));
+    // A name that nobody else writes to, another thread of this process neither: through a draft
+    // that has become the key already, a second one would overwrite it.
+    let unfinished = path.with_extension(format!("new-{:016x}", rand::random::<u64>()));
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&unfinished)?;
     file.write_all(keys)?;
     file.sync_all()?;
     Ok(unfinished)
@@ -437,6 +439,24 @@ mod tests {
         assert!(matches!(with(&[2]).open("job-1").await, Err(Error::Unopenable)));
         assert!(with(&[2, 1]).reseal("job-1").await.unwrap());
         assert_eq!(with(&[2]).open("job-1").await.unwrap().unwrap(), b"one");
+    }
+
+    #[test]
+    fn of_many_that_make_the_master_key_at_once_all_get_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.key");
+        let start = std::sync::Barrier::new(8);
+        let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let make = || {
+                start.wait();
+                read_or_make(&path).unwrap()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let kept = std::fs::read(&path).unwrap();
+        assert!(keys.iter().all(|key| *key == kept));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 const FLOORS: [&[&str]; 6] = [
-    &["clock", "config"],
+    &["clock", "config", "telemetry"],
     &["domain", "log"],
     &["views", "clerk", "media"],
     &["actors"],

@@ -140,8 +140,8 @@ async fn an_export_that_is_not_sound_is_refused_with_its_place_and_leaves_nothin
     let joined = |lines: &[&str]| format!("{}\n", lines.join("\n"));
     let mut gap = all.clone();
     gap.remove(3);
-    let altered = text.replace("a lighthouse", "a lighthous3");
-    let at = all.iter().position(|line| line.contains("a lighthouse")).unwrap();
+    let altered = text.replace("720p", "480p");
+    let at = all.iter().position(|line| line.contains("720p")).unwrap();
     let altered_at = format!("line {}: position {at}: the event and its hash", at + 1);
     let mut nonsense = all.clone();
     nonsense[2] = "{\"no\":1}";
