@@ -78,7 +78,7 @@ fn compare(
     let query = format!("SELECT {key}, * FROM {table} ORDER BY {key}");
     let keys = key.split(',').count();
     let (mut ours, mut theirs) = (ours.prepare(&query)?, theirs.prepare(&query)?);
-    let names: Vec<String> = ours.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = ours.column_names().map(str::to_owned).collect();
     let (mut ours, mut theirs) = (Side::of(&mut ours)?, Side::of(&mut theirs)?);
     let mut found = Difference { table, missing: 0, surplus: 0, changed: 0, told: Vec::new() };
     loop {
