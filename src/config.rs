@@ -25,7 +25,7 @@ pub struct Options {
     /// Everything that is kept on this machine
     #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
-    /// The log's engine: `embedded`
+    /// The log's engine: `embedded` or `postgres://user:password@host/database`
     #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
     pub log: String,
     /// Where files lie: `file` (under the data directory) or `s3://bucket/prefix` (see `AWS_…`)
@@ -405,9 +405,6 @@ impl Options {
                 ));
             }
         }
-        if self.log != "embedded" {
-            faults.push("T2M_LOG: this version has the engine `embedded` only".to_owned());
-        }
         let blobs = BlobStore::parse(&self.blobs).unwrap_or_else(|fault| {
             faults.push(format!("T2M_BLOBS: {fault}"));
             BlobStore::File
@@ -613,6 +610,6 @@ mod tests {
         ] {
             check(&["--allowed-origins", never_sent], &["ALLOWED_ORIGINS"]);
         }
-        check(&["--log", "postgres://u:p@h/d", "--engine", "magic"], &["T2M_LOG", "T2M_ENGINE"]);
+        check(&["--log", "postgres://u:p@h/d", "--engine", "magic"], &["T2M_ENGINE"]);
     }
 }

@@ -77,6 +77,8 @@ enum ParsedKeys {
 /// [`BadConfiguration`] with every fault at once.
 pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
     let (settings, mut faults) = options.check();
+    // Its sentences name the setting.
+    faults.extend(log::check(&settings.log).err().map(|fault| fault.to_string()));
     let mut noted = |variable: &str, fault: String| faults.push(format!("{variable}: {fault}"));
     let keys = match &settings.token_keys {
         TokenKeys::Pem(pem) => KeySet::from_pem(pem)

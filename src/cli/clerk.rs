@@ -25,7 +25,7 @@ use crate::config::BackendOptions;
 use crate::domain::ids::UserId;
 use crate::domain::user::{Standing, User};
 use crate::domain::{self, Aggregate};
-use crate::log::{self, EmbeddedLog, EventLog};
+use crate::log::{self, EventLog};
 
 /// Commands on their way to the log at once; the log writes what waits in one go.
 const APPENDING: usize = 64;
@@ -45,6 +45,9 @@ pub enum Clerk {
 pub struct Place {
     #[command(flatten)]
     keys: keys::Place,
+    /// The log's engine, as of the server
+    #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
+    log: String,
     #[command(flatten)]
     backend: BackendOptions,
 }
@@ -83,6 +86,7 @@ type There = BTreeMap<UserId, payload::User>;
 /// What is needed to work.
 struct Session {
     data_dir: PathBuf,
+    log: String,
     keyring: Keyring,
     api: Api,
     clock: Clock,
@@ -95,13 +99,13 @@ impl Place {
         let clock = Clock::system();
         let api = Api::new(&backend.ok_or_else(missing)?, unix_clock(&clock))?;
         let keyring = self.keys.open()?.keyring();
-        Ok(Session { data_dir: self.keys.data_dir, keyring, api, clock })
+        Ok(Session { data_dir: self.keys.data_dir, log: self.log, keyring, api, clock })
     }
 }
 
 impl Session {
     async fn sync(&self, dry_run: bool) -> anyhow::Result<()> {
-        let here = read_users(&self.data_dir).await?;
+        let here = read_users(&self.log, &self.data_dir).await?;
         let (users, unconfirmed): (Vec<_>, Vec<_>) =
             here.living().partition(|(_, user)| user.standing == Standing::Registered);
         println!("position     {}", here.position);
@@ -114,7 +118,7 @@ impl Session {
     }
 
     async fn import(&self) -> anyhow::Result<()> {
-        let log = open_for_writing(&self.data_dir).await?;
+        let log = open_for_writing(&self.log, &self.data_dir).await?;
         let there = self.fetch_all().await?;
         let tally = self.take_in(&log, there).await?;
         println!("imported     {}", tally.done);
@@ -124,9 +128,10 @@ impl Session {
 
     async fn reconcile(&self, dry_run: bool) -> anyhow::Result<()> {
         // Before anything is asked of Clerk: both ways need both ends.
-        let log = if dry_run { None } else { Some(open_for_writing(&self.data_dir).await?) };
+        let log =
+            if dry_run { None } else { Some(open_for_writing(&self.log, &self.data_dir).await?) };
         let mut there = self.fetch_all().await?;
-        let mut here = read_users(&self.data_dir).await?;
+        let mut here = read_users(&self.log, &self.data_dir).await?;
         let newer: Vec<_> =
             there.keys().filter(|id| here.lacks(id, &there[*id])).cloned().collect();
         for id in &newer {
@@ -136,7 +141,7 @@ impl Session {
         if let Some(log) = &log {
             let taken = newer.iter().filter_map(|id| Some((id.clone(), there.get(id)?.clone())));
             failures.failed += self.take_in(log, taken.collect()).await?.failed;
-            here = read_users(&self.data_dir).await?;
+            here = read_users(&self.log, &self.data_dir).await?;
         } else {
             // They are to be taken in first, and what differs then is not known yet.
             there.retain(|id, _| !newer.contains(id));
@@ -292,10 +297,8 @@ fn bar(what: &str, count: usize) -> anyhow::Result<ProgressBar> {
 
 /// All users as the log has them, with what is personal sealed: nobody asks for it here. A server
 /// may be writing to it.
-async fn read_users(data_dir: &Path) -> anyhow::Result<Here> {
-    let path = data_dir.join("log.sqlite");
-    let log = EmbeddedLog::open_read_only(&path)
-        .with_context(|| format!("opening the log {}", path.display()))?;
+async fn read_users(log: &str, data_dir: &Path) -> anyhow::Result<Here> {
+    let log = log::open_for_reading(log, data_dir).await.context("opening the log")?;
     let mut here = Here { users: BTreeMap::new(), position: 0 };
     loop {
         let page = log.read_all(here.position, PAGE).await.context("reading the log")?;
@@ -311,9 +314,9 @@ async fn read_users(data_dir: &Path) -> anyhow::Result<Here> {
     }
 }
 
-/// The log has one writer.
-async fn open_for_writing(data_dir: &Path) -> anyhow::Result<Arc<dyn EventLog>> {
-    match log::open("embedded", data_dir).await {
+/// An embedded log has one writer.
+async fn open_for_writing(log: &str, data_dir: &Path) -> anyhow::Result<Arc<dyn EventLog>> {
+    match log::open(log, data_dir).await {
         Err(log::Error::Unwritable(why)) => bail!(
             "the log in {} is held by a running server ({why}): stop it, import, start it again",
             data_dir.display()

@@ -11,13 +11,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::keys::Place;
 use crate::actors::keyring::Keyring;
 use crate::actors::rebuild::rebuild;
-use crate::log::{EmbeddedLog, EventLog};
+use crate::log::{self, EventLog};
 use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
 
 #[derive(Args)]
 pub struct Replay {
     #[command(flatten)]
     place: Place,
+    /// The log's engine, as of the server
+    #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
+    log: String,
     /// Stop at a position, or at a time (RFC 3339); only with --to
     #[arg(long, value_name = "POSITION|TIME", value_parser = until, requires = "to")]
     until: Option<Until>,
@@ -63,11 +66,11 @@ impl Replay {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {
-            let path = self.place.data_dir.join("log.sqlite");
-            let log: Arc<dyn EventLog> = Arc::new(
-                EmbeddedLog::open_read_only(&path)
-                    .with_context(|| format!("opening the log {}", path.display()))?,
-            );
+            let data_dir = &self.place.data_dir;
+            let log = log::open_for_reading(&self.log, data_dir).await;
+            let log = log.with_context(|| {
+                format!("opening the log of the data directory {}", data_dir.display())
+            })?;
             if self.diff {
                 return self.compare(log).await;
             }

@@ -5,19 +5,20 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc as std_mpsc;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::ErrorCode;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::tail::Tail;
 use super::{
-    Appended, Error, EventLog, Expected, NewEvent, Recorded, Stats, Verified, check_limits,
+    Appended, Error, EventLog, Expected, NewEvent, Recorded, Stats, Verified, bad, check_limits,
+    guard,
 };
 use file::{Found, create, inspect, lock};
 use reader::{Reader, Readers, Tally, stats};
-use tail::Tail;
 use verify::verify;
 use writer::{Append, Checkpointer, Writer};
 
@@ -30,7 +31,6 @@ mod import;
 #[cfg(test)]
 mod import_tests;
 mod reader;
-mod tail;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -267,30 +267,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new().name(name.into()).spawn(work).map_err(io)
 }
 
-/// SQLite's integers have a sign; no log reaches where that matters.
-fn to_sql(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn from_sql(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
-fn bad(position: u64, what: &str) -> Error {
-    Error::Corrupt { position, what: what.to_owned() }
-}
-
 fn read_only() -> Error {
     Error::Unwritable("it was opened for reading only".into())
 }
 
 fn io(error: std::io::Error) -> Error {
     Error::Storage(error.to_string())
-}
-
-/// What these mutexes hold is whole between any two statements, so a panic elsewhere spoils nothing.
-fn guard<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl From<rusqlite::Error> for Error {

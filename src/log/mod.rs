@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
@@ -11,10 +11,13 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use embedded::{EmbeddedLog, Import};
+pub use postgres::{Deadlines, PostgresLog};
 
 pub mod conformance;
 pub mod dump;
 mod embedded;
+mod postgres;
+mod tail;
 pub mod transfer;
 
 /// The most events one append may carry.
@@ -66,6 +69,16 @@ pub const GENESIS: [u8; 32] = *b"t2m event log, hash chain no. 01";
 /// cache cannot be trusted then. The writer stops, the appends under way and all later ones answer
 /// [`Error::Unwritable`], `writable` says why, and reads go on. Opening the log anew is the way on.
 ///
+/// An engine over the network tells a connection that broke from that. It finds out itself, on
+/// another connection, what became of the appends under way, and answers them as if nothing had
+/// been; they are written once. While its server cannot be reached for longer than a moment,
+/// appends and `writable` answer [`Error::Unwritable`] and reads [`Error::Storage`], within its
+/// deadlines; when the server is back, all of this ends by itself. Only a server that comes back
+/// with another log, or with less of it than was seen here, stops the handle for good, reads too.
+///
+/// Several handles, on several machines, may write to one log of such an engine. What another one
+/// appended is in `read_stream` at once; in `head`, and with it in `read_all`, within a second.
+///
 /// # Integrity
 /// Every event carries a SHA-256 over itself and its predecessor ([`Link::hash`]). `verify` walks
 /// this chain and names the first position that is altered, out of order or missing. A chain
@@ -116,12 +129,49 @@ pub async fn open(setting: &str, data_dir: &Path) -> Result<Arc<dyn EventLog>, E
             let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open(&path)).await;
             Ok(Arc::new(opened.map_err(|e| Error::Storage(e.to_string()))??))
         }
-        // The setting may hold a password, so only its scheme is repeated.
-        other => {
-            let scheme = other.split(':').next().unwrap_or_default();
-            Err(Error::Invalid(format!("no log engine is called `{scheme}`")))
-        }
+        other if is_postgres(other) => Ok(Arc::new(PostgresLog::open(other).await?)),
+        other => Err(unknown(other)),
     }
+}
+
+/// Open the log that `setting` names for reading alone, while a server may be writing to it.
+///
+/// # Errors
+/// As [`open`]; [`Error::Storage`] when there is no log.
+pub async fn open_for_reading(setting: &str, data_dir: &Path) -> Result<Arc<dyn EventLog>, Error> {
+    match setting {
+        "embedded" => {
+            let path = data_dir.join("log.sqlite");
+            let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open_read_only(&path));
+            Ok(Arc::new(opened.await.map_err(|e| Error::Storage(e.to_string()))??))
+        }
+        other if is_postgres(other) => Ok(Arc::new(PostgresLog::open_read_only(other).await?)),
+        other => Err(unknown(other)),
+    }
+}
+
+/// Whether `setting` names an engine and an address that can be understood; nothing is opened.
+///
+/// # Errors
+/// [`Error::Invalid`] says what is wrong with it, and never repeats a password.
+pub fn check(setting: &str) -> Result<(), Error> {
+    match setting {
+        "embedded" => Ok(()),
+        other if is_postgres(other) => PostgresLog::check(other),
+        other => Err(unknown(other)),
+    }
+}
+
+fn is_postgres(setting: &str) -> bool {
+    setting.starts_with("postgres://") || setting.starts_with("postgresql://")
+}
+
+/// The setting may hold a password, so only its scheme is repeated, if it has one.
+fn unknown(setting: &str) -> Error {
+    let scheme = setting.split_once("://").map_or("that", |(scheme, _)| scheme);
+    Error::Invalid(format!(
+        "T2M_LOG: no log engine is called `{scheme}`; use embedded or postgres://…"
+    ))
 }
 
 /// An event to be appended.
@@ -202,7 +252,8 @@ pub struct Verified {
 pub enum Error {
     #[error("stream {stream} ends at {actual:?}, expected {expected:?}")]
     Conflict { stream: String, expected: Expected, actual: Option<u64> },
-    /// No more appends on this handle; for an append under way the outcome is unknown.
+    /// No appends on this handle: no more, or while the engine's server cannot be reached. For an
+    /// append under way the outcome is unknown.
     #[error("the log cannot be written: {0}")]
     Unwritable(String),
     /// The first bad position; 0 when it is the file's structure and not one event.
@@ -216,6 +267,35 @@ pub enum Error {
     Invalid(String),
     #[error("log storage: {0}")]
     Storage(String),
+}
+
+/// SQL's integers have a sign; no log reaches where that matters.
+fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn from_sql(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn bad(position: u64, what: &str) -> Error {
+    Error::Corrupt { position, what: what.to_owned() }
+}
+
+/// Whether `event` follows the one at `before` with this hash, in an engine that leaves no gaps.
+fn check_next(event: &Recorded, before: u64, hash: &[u8; 32]) -> Result<(), Error> {
+    if event.position != before + 1 {
+        return Err(bad(before + 1, "the event is missing"));
+    }
+    if event.hash != Link::of(event).hash(hash) {
+        return Err(bad(event.position, "the event and its hash do not belong together"));
+    }
+    Ok(())
+}
+
+/// What these mutexes hold is whole between any two statements, so a panic elsewhere spoils nothing.
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What an event's hash covers: everything of it but the hash, at its place.

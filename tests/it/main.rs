@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod postgres;
 mod server;
 
 mod api;
@@ -10,10 +11,13 @@ mod blobs;
 mod browser;
 mod clerk_api;
 mod clients;
+mod engine_faults;
+mod engines;
 mod erasure;
 mod events;
 mod floors;
 mod lives;
+mod over_postgres;
 mod replay;
 mod s3;
 mod seeds;

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::file::{beside, connect};
 use super::writer::leave_wal_alone;
-use super::{Error, KNOWN_STREAMS, bad, from_sql, guard, to_sql};
-use crate::log::{GENESIS, Link, Recorded, Stats};
+use super::{Error, KNOWN_STREAMS};
+use crate::log::{GENESIS, Link, Recorded, Stats, bad, from_sql, guard, to_sql};
 
 pub(super) const COLUMNS: &str =
     "position, stream_id, revision, type_id, id, time, hash, data, metadata";

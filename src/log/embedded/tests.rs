@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::file::{VERSION, beside};
 use super::writer::StreamEnd;
 use super::*;
-use crate::log::conformance;
+use crate::log::{conformance, to_sql};
 
 fn event(number: u128) -> NewEvent {
     NewEvent {

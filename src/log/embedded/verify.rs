@@ -9,10 +9,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 
+use super::Error;
 use super::file::statements;
 use super::reader::{COLUMNS, Reader, decode};
-use super::{Error, bad, to_sql};
-use crate::log::Verified;
+use crate::log::{Verified, bad, from_sql, to_sql};
 
 /// Events read in one transaction, so that a verification holds up no checkpoint for long.
 const PAGE: i64 = 2000;
@@ -224,7 +224,7 @@ fn check_structure(conn: &Connection, rows: &Rows) -> Result<(), Error> {
             return Err(bad(0, "the index of streams is not in order"));
         }
         last = here;
-        found.add(stream_id, super::from_sql(revision), super::from_sql(entry.get(2)?));
+        found.add(stream_id, from_sql(revision), from_sql(entry.get(2)?));
     }
     match found == *rows {
         true => Ok(()),

@@ -16,8 +16,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::file::connect_durably;
 use super::reader::Reader;
-use super::{Error, KNOWN_STREAMS, Shared, bad, from_sql, to_sql};
-use crate::log::{Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded, check_recorded};
+use super::{Error, KNOWN_STREAMS, Shared};
+use crate::log::{
+    Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded, bad, check_recorded, from_sql,
+    to_sql,
+};
 use crate::telemetry;
 
 /// Bounds of one commit.

@@ -112,7 +112,7 @@ fn bad_configuration_is_named_with_exit_code_2_and_no_secret_is_shown() {
         (&[("RATE_LIMIT_READS", "many")], "RATE_LIMIT_READS"),
         (&[("T2M_WORKER_TOKENS", "hunter2")], "T2M_WORKER_TOKENS"),
         (&[("T2M_RUNNING_PER_USER", "premium=0")], "T2M_RUNNING_PER_USER"),
-        (&[("T2M_LOG", "postgres://me:hunter2@host/db")], "T2M_LOG"),
+        (&[("T2M_LOG", "mysql://me:hunter2@host/db")], "T2M_LOG"),
     ];
     for (variables, named) in table {
         let data = TempDir::new().unwrap();

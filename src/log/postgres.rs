@@ -1,0 +1,446 @@
+//! The engine over PostgreSQL: any number of nodes append to one database, each with one writing
+//! connection that commits whatever waits as a group, and read it with a few others.
+//!
+//! Positions are given under a lock that is held until the commit, so that their order is the order
+//! in which events become readable, without gaps: no reader can pass by a commit that comes late,
+//! and every event's hash can cover its position.
+
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::tail::Tail;
+use super::{
+    Appended, Error, EventLog, Expected, GENESIS, NewEvent, Recorded, Stats, Verified,
+    check_limits, guard,
+};
+use address::Address;
+use connection::Session;
+use reader::{Query, Readers};
+use stats::Tally;
+use tls::Tls;
+use writer::{Append, Writer};
+
+mod address;
+mod connection;
+mod follower;
+mod placing;
+mod reader;
+mod schema;
+mod stats;
+mod tls;
+mod writer;
+
+/// Appends that may wait; one more waits for its turn in `append`.
+const QUEUE: usize = 4096;
+/// What a commit is made known by to the other nodes.
+const CHANNEL: &str = "t2m_log";
+
+/// How long things may take. The default is for production.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// For the server to be reachable when the log is opened.
+    pub start: Duration,
+    /// For one connection.
+    pub connect: Duration,
+    /// For the answer to one statement, or the next row of many.
+    pub statement: Duration,
+    /// For an append to be settled over another connection when its own broke, before it is
+    /// answered that its outcome is unknown.
+    pub settle: Duration,
+    /// How often other nodes' events are looked for, should no notification come.
+    pub poll: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(60),
+            connect: Duration::from_secs(5),
+            statement: Duration::from_secs(10),
+            settle: Duration::from_secs(3),
+            poll: Duration::from_millis(500),
+        }
+    }
+}
+
+/// The log in a PostgreSQL database, from version 12 on.
+///
+/// An acknowledged append is as durable as a commit of that server: its `synchronous_commit` is
+/// raised to `on` where it is `off`, so that standbys it waits for are waited for here.
+pub struct PostgresLog {
+    shared: Arc<Shared>,
+    readers: Arc<Readers>,
+    tally: Arc<tokio::sync::Mutex<Tally>>,
+    /// None when opened for reading only.
+    queue: Option<mpsc::Sender<Append>>,
+    /// Says when the writer has ended, by being dropped.
+    written: Mutex<std_mpsc::Receiver<()>>,
+    /// Its own: connections must go on whatever the callers' runtimes do. Present until the drop.
+    runtime: Option<Runtime>,
+}
+
+impl PostgresLog {
+    /// Open the log at `setting`, `postgres://user:password@host:port/database`; it is made if the
+    /// database has none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when `setting` is no address, [`Error::Foreign`] when the server refuses
+    /// the credentials or the database holds something else or a newer log, [`Error::Storage`] when
+    /// it cannot be reached within [`Deadlines::start`]. They name the setting, never the password.
+    pub async fn open(setting: &str) -> Result<Self, Error> {
+        Self::open_with(setting, Deadlines::default()).await
+    }
+
+    /// [`PostgresLog::open`] with other deadlines.
+    ///
+    /// # Errors
+    /// As [`PostgresLog::open`].
+    pub async fn open_with(setting: &str, deadlines: Deadlines) -> Result<Self, Error> {
+        let (mut log, ended) = Self::prepare(setting, deadlines, true).await?;
+        let (queue, appends) = mpsc::channel(QUEUE);
+        let writer = Writer::new(Arc::clone(&log.shared), appends);
+        log.spawn(async move {
+            writer.run().await;
+            drop(ended);
+        });
+        log.queue = Some(queue);
+        Ok(log)
+    }
+
+    /// Open the log at `setting` for reading; nothing is made.
+    ///
+    /// # Errors
+    /// As [`PostgresLog::open`]; [`Error::Storage`] when there is no log.
+    pub async fn open_read_only(setting: &str) -> Result<Self, Error> {
+        Ok(Self::prepare(setting, Deadlines::default(), false).await?.0)
+    }
+
+    /// Whether `setting` is an address; nothing is opened but the file that `sslrootcert` names.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] in one sentence without the password.
+    pub fn check(setting: &str) -> Result<(), Error> {
+        Address::parse(setting)?.tls().map(drop)
+    }
+
+    async fn prepare(
+        setting: &str,
+        deadlines: Deadlines,
+        make: bool,
+    ) -> Result<(Self, std_mpsc::Sender<()>), Error> {
+        let address = Address::parse(setting)?;
+        let shared = Arc::new(Shared::new(address, deadlines)?);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("log-postgres")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::Storage(error.to_string()))?;
+        let (ended, written) = std_mpsc::channel();
+        // From here on its drop ends the runtime, which must not be dropped among other tasks.
+        let log = Self {
+            readers: Arc::new(Readers::new(Arc::clone(&shared))),
+            shared: Arc::clone(&shared),
+            tally: Arc::default(),
+            queue: None,
+            written: Mutex::new(written),
+            runtime: Some(runtime),
+        };
+        log.on_runtime(async move { shared.find(make).await }).await?;
+        log.spawn(follower::run(Arc::clone(&log.shared)));
+        Ok((log, ended))
+    }
+
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.as_ref().expect("it is there until the drop").spawn(work)
+    }
+
+    async fn on_runtime<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let ended = self.spawn(work).await;
+        ended.map_err(|error| Error::Storage(format!("a read did not end: {error}")))?
+    }
+}
+
+impl Drop for PostgresLog {
+    /// Waits until what is queued is written, or can not be within the deadlines.
+    fn drop(&mut self) {
+        let Deadlines { settle, statement, connect, .. } = self.shared.deadlines;
+        if let Some(queue) = self.queue.take() {
+            drop(queue);
+            // That it has ended is an error of the channel, too.
+            let _ = guard(&self.written).recv_timeout(settle + 2 * (statement + connect));
+        }
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl EventLog for PostgresLog {
+    async fn append(
+        &self,
+        stream: &str,
+        expected: Expected,
+        events: Vec<NewEvent>,
+    ) -> Result<Appended, Error> {
+        check_limits(stream, &events)?;
+        self.writable()?;
+        let queue = self.queue.as_ref().ok_or_else(read_only)?;
+        let (reply, answer) = oneshot::channel();
+        let append = Append { stream: stream.into(), expected, events, reply };
+        queue.send(append).await.map_err(|_| self.shared.unwritable())?;
+        answer.await.map_err(|_| self.shared.unwritable())?
+    }
+
+    async fn read_stream(
+        &self,
+        stream: &str,
+        from_revision: u64,
+        limit: usize,
+    ) -> Result<Vec<Recorded>, Error> {
+        let query = Query::Stream { stream: stream.to_owned(), from: from_revision, limit };
+        let readers = Arc::clone(&self.readers);
+        self.on_runtime(async move { readers.fetch(&query).await }).await
+    }
+
+    async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, Error> {
+        self.shared.check_stopped()?;
+        if let Some(events) = self.shared.tail.page(after, limit)
+            // It may end before what others wrote; positions have no gaps.
+            && (events.len() == limit
+                || after.saturating_add(events.len() as u64) >= *self.shared.head.borrow())
+        {
+            return Ok(events);
+        }
+        let readers = Arc::clone(&self.readers);
+        let shared = Arc::clone(&self.shared);
+        self.on_runtime(async move {
+            let events = readers.fetch(&Query::All { after, limit }).await?;
+            if let Some(last) = events.last() {
+                shared.tail.extend(events.iter().cloned());
+                shared.saw(Seen { position: last.position, hash: last.hash });
+            }
+            Ok(events)
+        })
+        .await
+    }
+
+    fn head(&self) -> watch::Receiver<u64> {
+        self.shared.head.subscribe()
+    }
+
+    fn writable(&self) -> Result<(), Error> {
+        let queue = self.queue.as_ref().ok_or_else(read_only)?;
+        if queue.is_closed() || self.shared.is_unwritable() {
+            return Err(self.shared.unwritable());
+        }
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<Stats, Error> {
+        let (readers, tally) = (Arc::clone(&self.readers), Arc::clone(&self.tally));
+        self.on_runtime(async move { stats::stats(&readers, &tally).await }).await
+    }
+
+    async fn verify(&self) -> Result<Verified, Error> {
+        let head = *self.shared.head.borrow();
+        let readers = Arc::clone(&self.readers);
+        self.on_runtime(async move { stats::verify(&readers, head).await }).await
+    }
+}
+
+/// The newest event that this node knows of.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    position: u64,
+    hash: [u8; 32],
+}
+
+/// What the handle and its tasks have in common.
+struct Shared {
+    address: Address,
+    tls: Tls,
+    deadlines: Deadlines,
+    /// Set when the log is opened.
+    identity: OnceLock<Uuid>,
+    head: watch::Sender<u64>,
+    tail: Tail,
+    seen: Mutex<Seen>,
+    /// Somebody else has appended.
+    appended: Notify,
+    /// Why nothing can be written at present.
+    away: Mutex<Option<String>>,
+    /// Why nothing is written or read any more.
+    stopped: OnceLock<String>,
+}
+
+impl Shared {
+    fn new(address: Address, deadlines: Deadlines) -> Result<Self, Error> {
+        Ok(Self {
+            tls: address.tls()?,
+            address,
+            deadlines,
+            identity: OnceLock::new(),
+            head: watch::Sender::new(0),
+            tail: Tail::default(),
+            seen: Mutex::new(Seen { position: 0, hash: GENESIS }),
+            appended: Notify::new(),
+            away: Mutex::new(None),
+            stopped: OnceLock::new(),
+        })
+    }
+
+    /// Finds the log, which is made if it may be, and waits for a server that is not there yet.
+    async fn find(self: &Arc<Self>, make: bool) -> Result<(), Error> {
+        let (began, limit) = (Instant::now(), self.deadlines.start);
+        let mut backoff = Backoff::default();
+        loop {
+            let why = match self.find_once(make).await {
+                Err(Error::Storage(why)) => why,
+                found => return found,
+            };
+            let place = self.address.shown();
+            if began.elapsed() >= limit {
+                let limit = limit.as_secs();
+                return Err(Error::Storage(format!(
+                    "T2M_LOG: {place} could not be reached within {limit} s: {why}"
+                )));
+            }
+            tracing::warn!(%why, "waiting for the log, {place} (T2M_LOG)");
+            backoff.wait().await;
+        }
+    }
+
+    async fn find_once(self: &Arc<Self>, make: bool) -> Result<(), Error> {
+        let mut session = Session::unchecked(self).await?;
+        let place = self.address.shown();
+        let found = async {
+            if make {
+                return schema::migrate(&mut session.client, &place).await;
+            }
+            match schema::inspect(&session.client, &place).await? {
+                Some((schema::VERSION, identity)) => Ok(identity),
+                Some((version, _)) => Err(Error::Foreign(format!(
+                    "T2M_LOG: {place} holds a T2M log of version {version}; start a server of \
+                     this version once to bring it up to date"
+                ))),
+                None => Err(Error::Foreign(format!("T2M_LOG: {place} holds no log"))),
+            }
+        };
+        let found = tokio::time::timeout(self.deadlines.statement, found).await;
+        let identity = found.unwrap_or_else(|_| Err(connection::late()))?;
+        if session.within(session.client.query_one("SHOW fsync", &[])).await?.get::<_, &str>(0)
+            == "off"
+        {
+            tracing::warn!("{place} has fsync off: a power cut there loses what was acknowledged");
+        }
+        let _ = self.identity.set(identity);
+        let newest = reader::newest(&session).await?;
+        self.saw(newest);
+        Ok(())
+    }
+
+    fn seen(&self) -> Seen {
+        *guard(&self.seen)
+    }
+
+    /// Takes note of a durable event, and of the log being at least that long.
+    fn saw(&self, newest: Seen) {
+        {
+            let mut seen = guard(&self.seen);
+            if newest.position > seen.position {
+                *seen = newest;
+            }
+        }
+        self.head.send_if_modified(|head| {
+            let moved = newest.position > *head;
+            *head = newest.position.max(*head);
+            moved
+        });
+    }
+
+    /// Nothing is written or read on this handle any more.
+    fn stop(&self, reason: String) -> Error {
+        if self.stopped.set(reason.clone()).is_ok() {
+            tracing::error!(%reason, "the log stops");
+        }
+        Error::Foreign(format!("T2M_LOG: {reason}"))
+    }
+
+    /// The server has lost or exchanged what this node has seen.
+    fn cut(&self, position: u64) -> Error {
+        self.stop(format!(
+            "{} no longer has the event at {position} that was read here: the log was cut or \
+             exchanged, as by a failover to a standby that lagged; restart to go on with what it has",
+            self.address.shown()
+        ))
+    }
+
+    fn check_stopped(&self) -> Result<(), Error> {
+        self.stopped.get().map_or(Ok(()), |reason| Err(Error::Storage(reason.clone())))
+    }
+
+    fn is_unwritable(&self) -> bool {
+        self.stopped.get().is_some() || guard(&self.away).is_some()
+    }
+
+    fn unwritable(&self) -> Error {
+        if let Some(reason) = self.stopped.get() {
+            return Error::Unwritable(reason.clone());
+        }
+        let away = guard(&self.away).clone();
+        Error::Unwritable(away.unwrap_or_else(|| "its writer has ended".into()))
+    }
+
+    fn set_away(&self, why: &str) {
+        if guard(&self.away).replace(why.to_owned()).is_none() {
+            let place = self.address.shown();
+            tracing::error!(%why, "the log cannot be written at present, {place}");
+        }
+    }
+
+    fn set_back(&self) {
+        if guard(&self.away).take().is_some() {
+            tracing::info!("the log can be written again");
+        }
+    }
+}
+
+/// Pauses between tries, from a twentieth of a second to two seconds.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(Duration::from_millis(50))
+    }
+}
+
+impl Backoff {
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.next()).await;
+    }
+
+    /// The next pause. A part of it is chance, so that nodes do not come back all at once.
+    fn next(&mut self) -> Duration {
+        let pause = self.0.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        self.0 = (self.0 * 2).min(Duration::from_secs(2));
+        pause
+    }
+}
+
+fn read_only() -> Error {
+    Error::Unwritable("it was opened for reading only".into())
+}

@@ -1,0 +1,100 @@
+//! The newest events, in memory: whoever follows the log reads them without asking the disk or the
+//! database.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use super::{Recorded, guard};
+
+/// What is kept at the most: some seconds of a busy log.
+const EVENTS: usize = 8192;
+const BYTES: usize = 4 * 1024 * 1024;
+
+/// Events in the log's order without gaps, durable all of them. They end where the log ends, unless
+/// somebody else wrote to it since.
+#[derive(Default)]
+pub(super) struct Tail(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    events: VecDeque<Recorded>,
+    bytes: usize,
+}
+
+impl Tail {
+    /// Takes what was committed or read, in order. What is here already is left out; after a gap
+    /// the rest begins anew.
+    pub(super) fn extend(&self, durable: impl IntoIterator<Item = Recorded>) {
+        let mut kept = guard(&self.0);
+        for event in durable {
+            if let Some(last) = kept.events.back().map(|last| last.position) {
+                if event.position <= last {
+                    continue;
+                }
+                if event.position != last + 1 {
+                    *kept = Kept::default();
+                }
+            }
+            kept.bytes += size(&event);
+            kept.events.push_back(event);
+        }
+        while kept.bytes > BYTES || kept.events.len() > EVENTS {
+            let Some(oldest) = kept.events.pop_front() else { break };
+            kept.bytes -= size(&oldest);
+        }
+    }
+
+    /// Up to `limit` events after `after`; none if they begin before what is kept here.
+    pub(super) fn page(&self, after: u64, limit: usize) -> Option<Vec<Recorded>> {
+        let kept = guard(&self.0);
+        let first = kept.events.front()?.position;
+        let skipped = usize::try_from(after.saturating_add(1).checked_sub(first)?).ok()?;
+        Some(kept.events.iter().skip(skipped).take(limit).cloned().collect())
+    }
+}
+
+fn size(event: &Recorded) -> usize {
+    event.data.len() + event.metadata.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn event(position: u64) -> Recorded {
+        Recorded {
+            id: Uuid::from_u128(position.into()),
+            stream: "thing".into(),
+            revision: position - 1,
+            position,
+            kind: "thing.happened.v1".into(),
+            time: DateTime::UNIX_EPOCH,
+            data: vec![0; 100],
+            metadata: Vec::new(),
+            hash: [0; 32],
+        }
+    }
+
+    /// What is kept after `runs` were taken.
+    fn check(runs: &[std::ops::Range<u64>], then: std::ops::Range<u64>) {
+        let tail = Tail::default();
+        runs.iter().for_each(|run| tail.extend(run.clone().map(event)));
+        let kept = tail.page(then.start - 1, usize::MAX).expect("it begins there");
+        assert_eq!(kept.iter().map(|e| e.position).collect::<Vec<_>>(), then.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_run_joins_repeats_nothing_and_begins_anew_after_a_gap() {
+        check(&[1..4, 4..6], 1..6);
+        check(&[1..4, 2..6], 1..6);
+        check(&[3..6, 1..4], 3..6);
+        check(&[1..4, 5..7], 5..7);
+        check(&[1..10, 10..20_001], 11_809..20_001);
+        let tail = Tail::default();
+        tail.extend((5..9).map(event));
+        assert_eq!(tail.page(3, 10), None, "what is older is not here");
+    }
+}
