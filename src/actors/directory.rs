@@ -30,6 +30,11 @@ impl Arbiters {
         Self((0..threads.max(1)).map(|_| Arbiter::new().handle()).collect())
     }
 
+    /// The thread that calls, which runs an actix system: so that a simulation has but one.
+    pub fn here() -> Self {
+        Self(vec![Arbiter::current()])
+    }
+
     fn of(&self, stream: &str) -> &ArbiterHandle {
         let mut hasher = DefaultHasher::new();
         stream.hash(&mut hasher);

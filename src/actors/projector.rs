@@ -139,7 +139,8 @@ impl Projector {
         });
     }
 
-    async fn follow(self) {
+    /// Follows the log for as long as there is one; [`Projector::start`] does it on another thread.
+    pub async fn follow(self) {
         let mut head = self.log.head();
         loop {
             let until = *head.borrow_and_update();

@@ -366,7 +366,7 @@ fn with_length(sha: &mut Sha256, bytes: &[u8]) {
 }
 
 /// The contract's limits, the same for every engine.
-pub(crate) fn check_limits(stream: &str, events: &[NewEvent]) -> Result<(), Error> {
+pub fn check_limits(stream: &str, events: &[NewEvent]) -> Result<(), Error> {
     check_name("a stream's name", stream)?;
     if events.is_empty() || events.len() > MAX_EVENTS {
         let count = events.len();

@@ -88,6 +88,16 @@ impl Blobs {
         }
     }
 
+    /// Over a store that somebody else has opened, which need not be on any disk.
+    ///
+    /// # Errors
+    /// The directory for what passes through this machine cannot be made.
+    pub fn over(store: Arc<dyn ObjectStore>, data_dir: &FsPath) -> Result<Self, Error> {
+        let root = data_dir.join("blobs");
+        std::fs::create_dir_all(root.join("incoming"))?;
+        Ok(Self { store, root, is_local: false, part_bytes: S3_PART_BYTES })
+    }
+
     fn open_local(data_dir: &FsPath, root: PathBuf) -> Result<Self, Error> {
         std::fs::create_dir_all(root.join("sha256"))?;
         for directory in [data_dir, root.as_path()] {

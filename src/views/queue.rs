@@ -116,7 +116,7 @@ impl Queue {
         let state = self.read();
         let mut lanes: Vec<_> =
             state.kinds.iter().filter(|(kind, _)| kinds.contains(kind)).collect();
-        lanes.sort_by_key(|(_, lane)| lane.served);
+        lanes.sort_by_key(|(kind, lane)| (lane.served, kind.as_str()));
         lanes.into_iter().find_map(|(_, lane)| lane.schedule.next(caps, &skip))
     }
 

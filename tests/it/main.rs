@@ -22,6 +22,7 @@ mod replay;
 mod s3;
 mod seeds;
 mod telemetry;
+mod simulation;
 mod translations;
 mod tus;
 mod worker;
