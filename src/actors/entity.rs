@@ -126,13 +126,25 @@ impl<A: Aggregate> Entity<A> {
         command: &A::Command,
         origin: &Metadata,
     ) -> Result<Executed<A>, Failure<A::Refusal>> {
-        self.catch_up().await?;
-        let now = self.clock.now();
-        let events = self.state.decide(command, now).map_err(Failure::Refused)?;
-        if !events.is_empty() {
-            self.append(&events, now, origin).await?;
+        // What is appended the log holds against the stream's end. An answer without any event
+        // rests on the state alone, so that the state must not be older than the question: another
+        // node may have written.
+        let mut current = !self.loaded || self.log.is_exclusive();
+        loop {
+            self.catch_up().await?;
+            let now = self.clock.now();
+            let decided = self.state.decide(command, now);
+            let has_effect = decided.as_ref().is_ok_and(|events| !events.is_empty());
+            if !has_effect && !current {
+                (current, self.loaded) = (true, false);
+                continue;
+            }
+            let events = decided.map_err(Failure::Refused)?;
+            if has_effect {
+                self.append(&events, now, origin).await?;
+            }
+            return Ok(Executed { events, state: self.state.clone(), position: self.position });
         }
-        Ok(Executed { events, state: self.state.clone(), position: self.position })
     }
 
     /// Takes in what the stream holds beyond the state.

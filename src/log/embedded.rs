@@ -57,7 +57,7 @@ pub struct EmbeddedLog {
     poll: Option<std_mpsc::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
     /// Held, and let go only after the threads have ended.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl EmbeddedLog {
@@ -141,7 +141,7 @@ impl EmbeddedLog {
             queue: None,
             poll: None,
             threads: Vec::new(),
-            _lock: lock,
+            lock,
         })
     }
 }
@@ -210,6 +210,10 @@ impl EventLog for EmbeddedLog {
             return Err(self.shared.unwritable());
         }
         Ok(())
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.lock.is_some()
     }
 
     async fn stats(&self) -> Result<Stats, Error> {

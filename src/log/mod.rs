@@ -113,6 +113,12 @@ pub trait EventLog: Send + Sync + 'static {
     /// Whether appends are possible; else [`Error::Unwritable`] with the reason.
     fn writable(&self) -> Result<(), Error>;
 
+    /// Whether nobody but this handle can append: then what it has acknowledged is all there is,
+    /// and who appends through it alone need not look for what others wrote.
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
     /// Counts and sizes. The first call may walk the whole log.
     async fn stats(&self) -> Result<Stats, Error>;
 
