@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Arbiter;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::codec::{self, AnyEvent};
 use super::keyring::{self, Keyring};
@@ -36,11 +36,16 @@ pub struct NotCaughtUp;
 
 /// Lets anyone ask or wait for how far the read model is.
 #[derive(Debug, Clone)]
-pub struct Progress(watch::Receiver<Reached>);
+pub struct Progress {
+    at: watch::Receiver<Reached>,
+    /// Wakes all who wait in the order in which they came. A watch wakes them in an order that it
+    /// draws, and then no simulation is the same twice.
+    bell: Arc<Notify>,
+}
 
 impl Progress {
     pub fn now(&self) -> Reached {
-        self.0.borrow().clone()
+        self.at.borrow().clone()
     }
 
     /// Waits for `position`, for `within` at most; in one view, or wherever it may be.
@@ -53,19 +58,29 @@ impl Progress {
         view: Option<View>,
         within: Duration,
     ) -> Result<(), NotCaughtUp> {
-        let mut receiver = self.0.clone();
-        let there = |at: &Reached| at.position >= position;
         let stands = |parked: &Parked| Some(parked.view) == view && parked.position <= position;
-        match tokio::time::timeout(within, receiver.wait_for(there)).await {
-            Ok(Ok(at)) if !at.parked.iter().any(stands) => Ok(()),
+        match tokio::time::timeout(within, self.arrival(position)).await {
+            Ok(()) if !self.at.borrow().parked.iter().any(stands) => Ok(()),
             _ => Err(NotCaughtUp),
+        }
+    }
+
+    async fn arrival(&self, position: u64) {
+        loop {
+            // Before the look, so that nothing moves unheard between the two.
+            let mut rings = std::pin::pin!(self.bell.notified());
+            rings.as_mut().enable();
+            if self.at.borrow().position >= position {
+                return;
+            }
+            rings.await;
         }
     }
 
     /// Resolves when the read model has moved since this handle last looked.
     pub async fn moved(&mut self) {
         // The sender lives as long as the system; without it nothing moves any more.
-        if self.0.changed().await.is_err() {
+        if self.at.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -88,6 +103,7 @@ pub struct Projector {
     views: Views,
     keyring: Keyring,
     reached: watch::Sender<Reached>,
+    bell: Arc<Notify>,
     news: News,
 }
 
@@ -95,11 +111,12 @@ impl Projector {
     pub fn new(log: Arc<dyn EventLog>, views: Views, keyring: Keyring) -> Self {
         let (reached, _) =
             watch::channel(Reached { position: views.checkpoint(), parked: views.parked() });
-        Self { log, views, keyring, reached, news: News::default() }
+        let (bell, news) = (Arc::default(), News::default());
+        Self { log, views, keyring, reached, bell, news }
     }
 
     pub fn progress(&self) -> Progress {
-        Progress(self.reached.subscribe())
+        Progress { at: self.reached.subscribe(), bell: Arc::clone(&self.bell) }
     }
 
     /// Whose part of the read model has moved.
@@ -137,6 +154,7 @@ impl Projector {
             }
             *at = Reached { position, parked };
         });
+        self.bell.notify_waiters();
     }
 
     /// Follows the log for as long as there is one; [`Projector::start`] does it on another thread.

@@ -20,6 +20,8 @@ pub const SECRETS: &str = "secrets";
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Movements come in bursts, and a look lists the whole folder.
 const AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// The longest that it waits for the read model before it spares those whose jobs it does not find.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
 /// A secret is sealed before its job is in the log. One whose job has not come by then was left by
 /// a request that failed in between.
 const WAIT_FOR_JOB: TimeDelta = TimeDelta::minutes(10);
@@ -78,15 +80,19 @@ impl Secrets {
     /// # Errors
     /// The vault or the read model cannot be read; the next look goes on.
     pub async fn look(&self, system: &System) -> Result<(), Error> {
-        // A job that its view does not show yet is not one that never came.
-        let parked = system.progress.now().parked.iter().any(|parked| parked.view == View::Jobs);
-        for secret in self.0.list().await? {
+        let secrets = self.0.list().await?;
+        // A job that its view does not show yet is not one that never came: the view may be parked,
+        // or have been begun anew.
+        let head = *system.log.head().borrow();
+        let reached = system.progress.reached(head, Some(View::Jobs), CAUGHT_UP_WITHIN);
+        let behind = !secrets.is_empty() && reached.await.is_err();
+        for secret in secrets {
             let alive = match job_of(&secret.name) {
                 Some(job_id) => system.views.job_is_alive(&job_id)?,
                 None => continue,
             };
             let old = secret.written_at + WAIT_FOR_JOB < system.clock.now();
-            if alive == Some(false) || (alive.is_none() && old && !parked) {
+            if alive == Some(false) || (alive.is_none() && old && !behind) {
                 self.0.destroy(&secret.name).await?;
             }
         }

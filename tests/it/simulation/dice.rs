@@ -11,10 +11,6 @@ use std::time::Duration;
 pub struct Dice(u64);
 
 impl Dice {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
     /// Those of one subject among many: what one draws does not move what another does.
     pub fn of(seed: u64, subject: &str, number: u64) -> Self {
         // FNV-1a

@@ -76,10 +76,6 @@ impl Storage {
         self.content.lock().unwrap().streams.get(stream).map_or(0, Vec::len)
     }
 
-    pub fn events(&self) -> Vec<Recorded> {
-        self.content.lock().unwrap().events.clone()
-    }
-
     /// Everyone knows of everything.
     pub fn tell_all(&self) {
         let position = self.position();
@@ -340,7 +336,7 @@ impl EventLog for SimulatedLog {
             streams: content.streams.len() as u64,
             position: events.last().map_or(0, |last| last.position),
             head_hash: events.last().map_or(GENESIS, |last| last.hash),
-            bytes: 0,
+            bytes: events.iter().map(|event| event.data.len() as u64).sum(),
             types,
             first: events.first().map(|event| event.time),
             last: events.last().map(|event| event.time),

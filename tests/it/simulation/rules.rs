@@ -38,7 +38,6 @@ pub struct File {
     pub user: String,
     pub sha256: String,
     pub size: u64,
-    pub job: Option<String>,
     pub deleted: bool,
 }
 
@@ -212,7 +211,6 @@ impl Told {
                     user: text(data, "user_id"),
                     sha256: text(data, "sha256"),
                     size: data["size"].as_u64().ok_or("no size")?,
-                    job: data["job_id"].as_str().map(str::to_owned),
                     deleted: false,
                 };
                 self.files.insert(id, file);

@@ -28,7 +28,6 @@ pub const NODES: usize = 2;
 pub const PERSONAL: &str = "personal of ";
 
 pub struct World {
-    pub seed: u64,
     pub storage: Arc<Storage>,
     pub store: Arc<SimulatedStore>,
     /// The object store's own; it goes with the first node's but for its jumps.
@@ -113,7 +112,6 @@ impl World {
         let store_watch = Watch::new(start, 0);
         let store = SimulatedStore::new(Faults::new(dice.next(), often), store_watch.clock.clone());
         let world = Rc::new(Self {
-            seed,
             storage,
             store,
             store_watch,
