@@ -7,6 +7,7 @@
 
 mod answers;
 mod dice;
+mod found;
 mod log;
 mod node;
 mod rest;
@@ -46,12 +47,17 @@ impl Run {
     }
 }
 
-fn run(seed: u64) -> Run {
+/// Time passes when nobody has anything to do.
+fn on_one_thread<T>(story: impl Future<Output = T>) -> T {
     let system = actix::System::with_tokio_rt(|| {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().start_paused(true).build().unwrap()
     });
-    system.block_on(async move {
+    system.block_on(story)
+}
+
+fn run(seed: u64) -> Run {
+    on_one_thread(async move {
         let world = World::new(seed);
         let mut dice = Dice::of(seed, "steps", 0);
         'run: for rest in 0..RESTS {

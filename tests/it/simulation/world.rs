@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -118,7 +118,7 @@ impl World {
             watches,
             nodes: RefCell::default(),
             seen,
-            dir: tempfile::tempdir().unwrap(),
+            dir: directory(),
             running: RefCell::default(),
             asked: Cell::default(),
             verdicts: RefCell::default(),
@@ -345,5 +345,14 @@ impl World {
                 self.fail(wrong);
             }
         }
+    }
+}
+
+/// In memory where the system has a place for that: nothing here is to outlive the process.
+fn directory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
     }
 }
