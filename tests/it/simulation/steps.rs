@@ -331,7 +331,10 @@ fn is_lost(error: &LeasingError) -> bool {
 
 /// A worker does something, at any node; also one whose lease is long lost.
 fn work(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
-    let Some(leased) = dice.pick(&world.attempts.borrow()).cloned() else { return };
+    let attempts = world.attempts.borrow().clone();
+    // Mostly one that was taken just now.
+    let oldest = if dice.percent(60) { attempts.len().saturating_sub(3) } else { 0 };
+    let Some(leased) = dice.pick(&attempts[oldest..]).cloned() else { return };
     let (world_, asked, tag) = (Rc::clone(world), Rc::clone(node), world.tag());
     let (what, content) = (dice.below(10), dice.below(6));
     let percent = u8::try_from(dice.below(101)).unwrap();
@@ -350,6 +353,9 @@ fn work(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
                 .map(|report| if report.cancelled { "to stop" } else { "noted" }),
             3..=5 => hand_in(&world_, &asked, &leased, content).await,
             6..=8 => {
+                if content > 2 {
+                    let _ = hand_in(&world_, &asked, &leased, content).await;
+                }
                 let shape = |_: &_| Shape { duration: Some(1.0), ..Shape::default() };
                 let done = asked.leasing.complete(job_id, lease_id, &tag, shape).await;
                 done.map(|done| match done {
