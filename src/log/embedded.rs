@@ -1,9 +1,10 @@
 //! The embedded engine: one SQLite file, one writer thread that commits whatever waits as a group,
 //! a checkpointer beside it, and a bounded pool of read-only connections.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
@@ -31,6 +32,7 @@ mod import;
 #[cfg(test)]
 mod import_tests;
 mod reader;
+mod room;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -46,7 +48,8 @@ const READERS: usize = 8;
 const POLL: Duration = Duration::from_millis(200);
 /// The log in one SQLite file.
 ///
-/// A failed write, also one for want of disk space, stops the writer until the log is opened anew.
+/// A failed write stops the writer until the log is opened anew; only a full disk stops it no longer
+/// than it is full.
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
     readers: Arc<Readers>,
@@ -206,7 +209,7 @@ impl EventLog for EmbeddedLog {
 
     fn writable(&self) -> Result<(), Error> {
         let queue = self.queue.as_ref().ok_or_else(read_only)?;
-        if queue.is_closed() || self.shared.stopped.get().is_some() {
+        if queue.is_closed() || self.shared.stopped.get().is_some() || self.shared.is_full() {
             return Err(self.shared.unwritable());
         }
         Ok(())
@@ -232,6 +235,8 @@ struct Shared {
     tail: Tail,
     /// Why nothing is written any more.
     stopped: OnceLock<String>,
+    /// Nothing is written until there is room on the disk again.
+    full: AtomicBool,
     /// The checkpointer asks the writer for a checkpoint between two commits.
     wal_is_long: AtomicBool,
 }
@@ -242,6 +247,7 @@ impl Shared {
             head: watch::Sender::new(head),
             tail: Tail::default(),
             stopped: OnceLock::new(),
+            full: AtomicBool::new(false),
             wal_is_long: AtomicBool::new(false),
         }
     }
@@ -254,7 +260,15 @@ impl Shared {
         });
     }
 
-    fn stop(&self, doing: &str, error: &rusqlite::Error) {
+    fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
+    fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Release);
+    }
+
+    fn stop(&self, doing: &str, error: &dyn Display) {
         let reason = format!("{doing} failed: {error}");
         tracing::error!(%reason, "the log stops writing");
         // The first reason is the one that matters.
@@ -262,7 +276,9 @@ impl Shared {
     }
 
     fn unwritable(&self) -> Error {
-        let reason = self.stopped.get().map_or("its writer has ended", String::as_str);
+        let otherwise =
+            if self.is_full() { "no room is left on its disk" } else { "its writer has ended" };
+        let reason = self.stopped.get().map_or(otherwise, String::as_str);
         Error::Unwritable(reason.to_owned())
     }
 }

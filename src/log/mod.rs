@@ -69,6 +69,11 @@ pub const GENESIS: [u8; 32] = *b"t2m event log, hash chain no. 01";
 /// cache cannot be trusted then. The writer stops, the appends under way and all later ones answer
 /// [`Error::Unwritable`], `writable` says why, and reads go on. Opening the log anew is the way on.
 ///
+/// One failure is no such: when an engine knows that a write failed only for want of room, before
+/// anything of it was synced, it takes back the whole transaction. Appends answer
+/// [`Error::Unwritable`] for as long as there is no room, and succeed again, on the same handle, when
+/// there is; `writable` tells both. What was answered so is repeated, as ever, with the same ids.
+///
 /// An engine over the network tells a connection that broke from that. It finds out itself, on
 /// another connection, what became of the appends under way, and answers them as if nothing had
 /// been; they are written once. While its server cannot be reached for longer than a moment,
@@ -258,8 +263,8 @@ pub struct Verified {
 pub enum Error {
     #[error("stream {stream} ends at {actual:?}, expected {expected:?}")]
     Conflict { stream: String, expected: Expected, actual: Option<u64> },
-    /// No appends on this handle: no more, or while the engine's server cannot be reached. For an
-    /// append under way the outcome is unknown.
+    /// No appends on this handle: until there is room on the disk or the engine's server is back, or
+    /// for good. For an append under way the outcome is unknown.
     #[error("the log cannot be written: {0}")]
     Unwritable(String),
     /// The first bad position; 0 when it is the file's structure and not one event.

@@ -304,6 +304,37 @@ async fn after_a_failed_commit_the_writer_stops_and_reads_go_on() {
 }
 
 #[tokio::test]
+async fn a_commit_without_room_leaves_nothing_and_the_next_with_room_follows_on() {
+    let (_dir, path) = place();
+    let mut writer = Writer::open_new(&path);
+    let append = |stream: &str, number: u128, bytes: usize| Append {
+        stream: stream.into(),
+        expected: Expected::Any,
+        events: vec![NewEvent { data: vec![b'1'; bytes], ..event(number) }],
+        reply: oneshot::channel().0,
+    };
+    writer.commit(&mut [append("thing-1", 1, 1)]).unwrap();
+    writer.shared.advance(1);
+    let pages: i64 = writer.conn.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    writer.conn.pragma_update(None, "max_page_count", pages).unwrap();
+    // The first append of the group still finds room, and its stream and type are new.
+    let group = &mut [append("thing-2", 2, 1), append("thing-1", 3, 100_000)];
+    let error = writer.commit(group).unwrap_err();
+    assert!(super::room::is_want_of_room(&error), "{error:?}");
+    let _ = writer.conn.execute_batch("ROLLBACK");
+    assert_eq!(writer.look_for_room(), Ok(true), "its first page needs no more");
+    writer.conn.pragma_update(None, "max_page_count", 1_000_000).unwrap();
+    let group = &mut [append("thing-2", 2, 1), append("thing-1", 3, 100_000)];
+    let answers = writer.commit(group).unwrap();
+    let at = |revision, position| Ok(Appended { revision, position });
+    assert_eq!(answers, [at(0, 2), at(1, 3)]);
+    drop(writer);
+    let log = EmbeddedLog::open(&path).unwrap();
+    assert_eq!(log.verify().await.unwrap().events, 3);
+    assert_eq!(log.stats().await.unwrap().streams, 2);
+}
+
+#[tokio::test]
 async fn what_is_queued_is_written_before_the_log_closes() {
     let (_dir, path) = place();
     let log = Arc::new(EmbeddedLog::open(&path).unwrap());

@@ -1,7 +1,7 @@
 //! The one writer, which commits whatever waits as a group, and the checkpointer beside it.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::file::connect_durably;
 use super::reader::Reader;
+use super::room::is_want_of_room;
 use super::{Error, KNOWN_STREAMS, Shared};
 use crate::log::{
     Appended, Expected, Link, NewEvent, REPEAT_WINDOW, Recorded, bad, check_recorded, from_sql,
@@ -59,9 +60,10 @@ pub(super) struct StreamEnd {
 }
 
 /// Owns the writing connection. What it keeps in memory runs ahead of the commit; that is sound
-/// because after a failed commit it never writes again.
+/// because after a failed commit it never writes again, or forgets all of it first.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
+    pub(super) path: PathBuf,
     pub(super) conn: Connection,
     position: u64,
     hash: [u8; 32],
@@ -89,6 +91,7 @@ impl Writer {
         let position = reader.head()?;
         Ok(Self {
             shared: Arc::new(Shared::new(position)),
+            path: path.to_owned(),
             conn,
             position,
             hash: reader.hash_at(position)?,
@@ -112,6 +115,10 @@ impl Writer {
             let events: usize = group.iter().map(|append| append.events.len()).sum();
             if self.shared.stopped.get().is_some() || !self.commit_and_answer(group) {
                 break;
+            }
+            if self.shared.is_full() {
+                self.wait_for_room(&mut appends);
+                continue;
             }
             last = Pace { size, took: began.elapsed() };
             histogram!(telemetry::COMMIT_EVENTS).record(events as f64);
@@ -140,14 +147,19 @@ impl Writer {
                 true
             }
             Err(error) => {
-                self.shared.stop("a write", &error);
                 if !self.conn.is_autocommit() {
                     let _ = self.conn.execute_batch("ROLLBACK");
+                }
+                let may_go_on = is_want_of_room(&error) && self.conn.is_autocommit();
+                if may_go_on {
+                    self.shared.set_full(true);
+                } else {
+                    self.shared.stop("a write", &error);
                 }
                 for append in group {
                     let _ = append.reply.send(Err(self.shared.unwritable()));
                 }
-                false
+                may_go_on
             }
         }
     }
@@ -303,6 +315,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Forgets what a transaction that came to nothing left in memory.
+    pub(super) fn start_from(&mut self, position: u64, hash: [u8; 32]) {
+        (self.position, self.hash) = (position, hash);
+        self.fresh.clear();
+        self.streams.clear();
+        self.types.clear();
+    }
+
     pub(super) fn into_connection(self) -> Connection {
         self.conn
     }
@@ -357,7 +377,7 @@ impl Writer {
         if self.shared.wal_is_long.swap(false, Ordering::Relaxed)
             && let Err(error) = checkpoint(&self.conn)
         {
-            self.shared.stop("a checkpoint", &error);
+            checkpoint_failed(&self.shared, &error);
         }
         let pages = self.wal_pages.load(Ordering::Relaxed);
         if pages < self.woken_at {
@@ -429,8 +449,7 @@ impl Checkpointer {
                     self.shared.wal_is_long.store(true, Ordering::Relaxed);
                 }
                 Ok(_) => {}
-                // A sync of the file failed: as with a commit, no second try.
-                Err(error) => self.shared.stop("a checkpoint", &error),
+                Err(error) => checkpoint_failed(&self.shared, &error),
             }
         }
         if self.shared.stopped.get().is_some() {
@@ -439,8 +458,18 @@ impl Checkpointer {
     }
 }
 
+/// For want of room the WAL just stays as long as it is, whole. After a failed sync of the file there
+/// is no second try, as with a commit.
+fn checkpoint_failed(shared: &Shared, error: &rusqlite::Error) {
+    if is_want_of_room(error) {
+        tracing::warn!(%error, "the log's WAL cannot be written back yet");
+    } else {
+        shared.stop("a checkpoint", error);
+    }
+}
+
 /// Answers how many pages are in the WAL. It never waits for readers or the writer.
-fn checkpoint(conn: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn checkpoint(conn: &Connection) -> rusqlite::Result<i64> {
     conn.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |row| row.get(1))
 }
 
