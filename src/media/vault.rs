@@ -235,9 +235,9 @@ fn replace(path: &Path, keys: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// A file of its own each time: what another thread then links or renames must not be what this one
+/// still writes.
 fn draft(path: &Path, keys: &[u8]) -> io::Result<PathBuf> {
-    // A name that nobody else writes to, another thread of this process neither: through a draft
-    // that has become the key already, a second one would overwrite it.
     let unfinished = path.with_extension(format!("new-{:016x}", rand::random::<u64>()));
     let mut options = std::fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&unfinished)?;
@@ -400,6 +400,26 @@ mod tests {
         std::fs::write(&path, b"short").unwrap();
         let broken = super::tests::vault(dir.path()).seal("job-2", b"k").await;
         assert!(matches!(broken, Err(Error::MasterKey { .. })), "a broken key is not replaced");
+    }
+
+    #[test]
+    fn of_many_who_need_the_first_key_at_once_all_get_the_one_that_is_kept() {
+        for _ in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("master.key");
+            let all_there = std::sync::Barrier::new(8);
+            let keys: Vec<_> = std::thread::scope(|scope| {
+                let need = || {
+                    all_there.wait();
+                    read_or_make(&path).unwrap()
+                };
+                let needing: Vec<_> = (0..8).map(|_| scope.spawn(need)).collect();
+                needing.into_iter().map(|it| it.join().unwrap()).collect()
+            });
+            let kept = std::fs::read(&path).unwrap();
+            assert!(keys.iter().all(|key| *key == kept), "somebody seals with a lost key");
+            assert_eq!(dir.path().read_dir().unwrap().count(), 1, "a draft was left behind");
+        }
     }
 
     #[tokio::test]
