@@ -86,7 +86,14 @@ impl Held {
         let (before, hasher) = (self.offset(), self.work.hasher.clone());
         let mut file = self.opened(checksum.is_some()).await?;
         let mut context = checksum.as_ref().map(|it| it.algorithm.context());
-        let mut ended = self.take_in(body, &mut file, &mut context).await?;
+        let mut ended = match self.take_in(body, &mut file, &mut context).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                // What does not count must not take room, least of all from the log on a full disk.
+                let cut = in_background(move || file.set_len(before)).await;
+                return Err(cut.err().map_or(error, Error::from));
+            }
+        };
         if let (Ended::Whole, Some(context), Some(promised)) = (&ended, context, &checksum)
             && context.finish().as_ref() != promised.digest
         {
