@@ -15,6 +15,7 @@ mod engine_faults;
 mod engines;
 mod erasure;
 mod events;
+mod faults;
 mod floors;
 mod lives;
 mod over_postgres;

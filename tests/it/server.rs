@@ -22,6 +22,9 @@ pub const WEBHOOK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 pub const LINK_SECRET: &str = "a secret that signs the links of the tests";
 /// Where the log lines go, for a test that reads them; not a variable of `t2m`.
 pub const LOG_FILE: &str = "TEST_LOG_FILE";
+/// The words before the program, for a test that starts it under another one; not a variable of
+/// `t2m`.
+pub const UNDER: &str = "TEST_UNDER";
 /// Long enough for a render on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -61,7 +64,13 @@ impl Setup {
     }
 
     pub fn command(&self, data_dir: &Path, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_t2m"));
+        let set = |wanted| self.0.iter().rev().find(|(name, _)| *name == wanted);
+        let mut words = set(UNDER).map_or("", |(_, words)| words).split_whitespace();
+        let program = env!("CARGO_BIN_EXE_t2m");
+        let mut command = Command::new(words.next().unwrap_or(program));
+        if set(UNDER).is_some() {
+            command.args(words).arg(program);
+        }
         command
             .args(arguments)
             // Neither the machine's variables nor anybody's `.env`.
@@ -72,7 +81,7 @@ impl Setup {
             .env("RUST_LOG", "off")
             .envs(self.0.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
-        if let Some((_, path)) = self.0.iter().rev().find(|(name, _)| *name == LOG_FILE) {
+        if let Some((_, path)) = set(LOG_FILE) {
             let file = std::fs::File::options().create(true).append(true).open(path);
             command.stderr(file.expect("the log file opens"));
         }
@@ -139,13 +148,21 @@ impl Server {
     }
 
     fn start_on(setup: Setup, data: Arc<TempDir>) -> Self {
+        Self::try_start_on(setup, data).unwrap_or_else(|said| panic!("t2m serve said {said:?}"))
+    }
+
+    /// What it said instead of its address, if it does not start.
+    pub fn try_start_on(setup: Setup, data: Arc<TempDir>) -> Result<Self, String> {
         let mut command = setup.command(data.path(), &["serve"]);
         let mut process = command.stdout(Stdio::piped()).spawn().expect("t2m starts");
         let stdout = BufReader::new(process.stdout.take().expect("its output is piped"));
         let (line, stdout) = first_line(stdout);
-        let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
-        let address = address.unwrap_or_else(|| panic!("t2m serve said {line:?}"));
-        Self { setup, process, _stdout: stdout, address, data, http: Client::new() }
+        let Some(address) = line.trim().strip_prefix("listening on ").map(str::to_owned) else {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(line);
+        };
+        Ok(Self { setup, process, _stdout: stdout, address, data, http: Client::new() })
     }
 
     /// Ends it as `kill -9` does, if it still runs.
@@ -160,15 +177,25 @@ impl Server {
         self.process.wait().expect("the server ends")
     }
 
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Does not wait for the effect.
     pub fn send(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).expect("the server was running");
     }
 
     /// Starts another one on the same data, once this one is dead.
-    pub fn start_again(mut self) -> Self {
+    pub fn start_again(self) -> Self {
+        let setup = self.setup.clone();
+        self.start_again_as(setup)
+    }
+
+    /// The same with other variables.
+    pub fn start_again_as(mut self, setup: Setup) -> Self {
         self.kill();
-        Self::start_on(self.setup.clone(), Arc::clone(&self.data))
+        Self::start_on(setup, Arc::clone(&self.data))
     }
 
     pub fn data_dir(&self) -> &Path {
