@@ -23,7 +23,7 @@ pub struct Building {
     skipped: Arc<BTreeSet<u64>>,
     only: Option<View>,
     /// No two rebuilds beside the same views; the system lets go of it when the process dies.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Building {
@@ -59,16 +59,7 @@ impl Building {
     fn create(base: PathBuf, file: PathBuf, lock: Option<File>) -> Result<Self, Error> {
         let skipped = parked::skipped(&base)?;
         let sql = file::builder(&file)?;
-        Ok(Self {
-            base,
-            file,
-            sql,
-            checkpoint: 0,
-            parked: Vec::new(),
-            skipped,
-            only: None,
-            _lock: lock,
-        })
+        Ok(Self { base, file, sql, checkpoint: 0, parked: Vec::new(), skipped, only: None, lock })
     }
 
     /// Position of the last event taken in; 0 before the first.
@@ -127,9 +118,13 @@ impl Building {
     /// # Errors
     /// What the files do.
     pub fn finish_as_current(self) -> Result<Views, Error> {
-        let (base, file) = (self.base.clone(), self.file.clone());
-        let views = self.finish()?;
+        let mut building = self;
+        let (base, file) = (building.base.clone(), building.file.clone());
+        // Held to the end: without it a server that starts takes the file for a leftover.
+        let lock = building.lock.take();
+        let views = building.finish()?;
         file::make_current(&base, &file)?;
+        drop(lock);
         Ok(views)
     }
 }

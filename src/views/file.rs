@@ -120,15 +120,19 @@ pub(super) fn make_current(base: &Path, file: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Deletes what a crash between replacing and deleting left: the files older than `present`.
+/// Deletes what a crash left: files older than `present`, which it replaced, and newer ones, which
+/// nobody is building any more. They may show what was erased since.
 ///
-/// Best effort; a file that stays costs only its room.
-pub(super) fn remove_replaced(base: &Path, present: &Path) {
+/// Best effort; a file that stays costs its room until the next start.
+pub(super) fn remove_leftovers(base: &Path, present: &Path) {
     let Some(present) = number(base, present) else { return };
     let Ok(entries) = fs::read_dir(directory(base)) else { return };
+    let lock = lock(base);
+    let nobody_builds = matches!(&lock, Ok(Some(_)));
     for path in entries.flatten().map(|entry| entry.path()) {
-        let older = number(base, &path).is_some_and(|number| number < present);
-        if older && matches!(recognise(&path), Ok(Found::Ours | Found::Outdated)) {
+        let left = |number| number < present || (number > present && nobody_builds);
+        let left = number(base, &path).is_some_and(left);
+        if left && matches!(recognise(&path), Ok(Found::Ours | Found::Outdated)) {
             let _ = remove(&path);
         }
     }

@@ -154,7 +154,7 @@ impl Views {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let real = file::current(path)?;
         let content = Content::open(path.to_owned(), real)?;
-        file::remove_replaced(path, &content.file);
+        file::remove_leftovers(path, &content.file);
         Ok(Self::of(content))
     }
 

@@ -748,6 +748,21 @@ fn fresh_views_replace_the_present_ones_under_their_readers() {
 }
 
 #[test]
+fn a_rebuild_that_broke_off_leaves_nothing_behind_the_next_start() {
+    let Fixture { directory, views } = after(history());
+    let mut building = Building::beside(&views.path()).unwrap();
+    building.apply(&log(history()), 0).unwrap();
+    let half_built = directory.path().join("views-1.sqlite");
+    drop(views);
+    let path = directory.path().join("views.sqlite");
+    drop(Views::open(&path).unwrap());
+    assert!(half_built.exists(), "somebody is at it");
+    drop(building);
+    drop(Views::open(&path).unwrap());
+    assert!(!half_built.exists());
+}
+
+#[test]
 fn views_from_elsewhere_do_not_replace() {
     let (here, there) = (after(history()), after(history()));
     assert!(matches!(here.replace_with(there.views.clone()), Err(Error::Elsewhere)));
