@@ -13,7 +13,8 @@ use super::codec::{Metadata, Source};
 use super::dead_letters::DeadLetters;
 use super::keyring;
 use crate::domain::file::{Command as FileCommand, Reason};
-use crate::domain::ids::UserId;
+use crate::domain::ids::{FileId, UserId};
+use crate::domain::job::Command as JobCommand;
 use crate::domain::user::Command;
 use crate::media::blobs;
 use crate::media::uploads::Uploads;
@@ -90,6 +91,7 @@ impl Eraser {
             self.progress.position = *last;
             self.progress.pending.extend(deleted);
         }
+        self.stop_their_jobs().await?;
         for (position, user) in self.progress.pending.clone() {
             let erased = self.erase(&user).await?;
             if self.progress.erased.insert(user) {
@@ -128,20 +130,39 @@ impl Eraser {
         Ok(())
     }
 
+    /// Nobody works on anything of theirs any more; and what was stored while that was still going on
+    /// goes too, whenever it comes.
+    async fn stop_their_jobs(&self) -> Result<(), Error> {
+        let system = &self.system;
+        for (user, job_id) in system.views.open_jobs_of_gone_users(AT_ONCE)? {
+            let origin = Metadata::by("erasure", Source::System);
+            let cancel = JobCommand::Cancel { by: user };
+            if let Err(error) = system.jobs.execute(job_id, cancel, origin).await {
+                tracing::warn!(%job_id, %error, "a deleted user's job could not be cancelled");
+            }
+        }
+        self.remove(&system.views.files_of_gone_users(AT_ONCE)?).await;
+        Ok(())
+    }
+
+    async fn remove(&self, files: &[FileId]) {
+        for file_id in files {
+            let origin = Metadata::by("erasure", Source::System);
+            let remove = FileCommand::Remove { reason: Reason::OwnerDeleted };
+            if let Err(error) = self.system.files.execute(file_id, remove, origin).await {
+                tracing::warn!(%file_id, %error, "a deleted user's file could not be removed");
+            }
+        }
+    }
+
     /// Says whether nothing is left that this look could not take.
     async fn erase(&self, user: &UserId) -> Result<bool, Error> {
         let system = &self.system;
         system.keyring.destroy(user, system.clock.now()).await?;
         let uploads_are_gone = self.uploads.end_of(user).await;
         let files = system.views.file_ids_of(user, AT_ONCE)?;
-        for file_id in &files {
-            let origin = Metadata::by("erasure", Source::System);
-            let remove = FileCommand::Remove { reason: Reason::OwnerDeleted };
-            if let Err(error) = system.files.execute(file_id, remove, origin).await {
-                tracing::warn!(%file_id, %error, "a deleted user's file could not be removed");
-            }
-        }
-        Ok(uploads_are_gone && files.is_empty())
+        self.remove(&files).await;
+        Ok(uploads_are_gone && files.is_empty() && !system.views.has_open_jobs(user)?)
     }
 
     /// Goes through the letters when somebody new was erased, or a new letter has come.

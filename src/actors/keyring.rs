@@ -336,6 +336,14 @@ fn name_of(user: &UserId) -> String {
     }
 }
 
+/// The name of a user's documents: of its id, or of what is such a name already.
+pub fn document_of(user: &str) -> Option<String> {
+    match UserId::try_from(user.to_owned()) {
+        Ok(id) => Some(name_of(&id)),
+        Err(_) => user_of(user).map(|id| name_of(&id)).filter(|name| name == user),
+    }
+}
+
 fn user_of(name: &str) -> Option<UserId> {
     let id = match name.strip_prefix('+') {
         Some(rest) => format!(".{rest}"),

@@ -132,6 +132,11 @@ impl Leasing {
                 .views
                 .next_job(now, &self.caps, kinds, |id| taken.contains(&id) || skip(id));
             let Some(job_id) = found else { return Ok(None) };
+            if self.system.views.is_of_gone_user(&job_id)? {
+                // About to be cancelled: nobody gets to see it any more.
+                taken.insert(job_id);
+                continue;
+            }
             let lease_id = LeaseId(self.system.clock.fresh_id());
             let command = Command::Lease { lease_id, worker_id: worker_id.to_owned() };
             match self.execute(job_id, command, worker_id).await {

@@ -16,6 +16,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::log::{bar, open};
+use super::say;
 use crate::clock::Clock;
 use crate::config::BlobStore;
 use crate::log::{EmbeddedLog, EventLog, Import, Verified};
@@ -24,13 +25,15 @@ use files::{Copied, Needed};
 use manifest::{BlobPart, LogPart, Manifest, Part};
 
 /// What of the data directory is secret: it goes into the keys' part.
-const SECRETS: [&str; 3] = ["master.key", "file-signing-secret", "development-key.pem"];
+const SECRETS: [&str; 4] =
+    ["master.key", "file-signing-secret", "callback-signing-secret", "development-key.pem"];
 /// Folders of the store that hold sealed keys and secrets, or say which were destroyed.
 const KEY_FOLDERS: [&str; 3] = ["keys", "erased", "secrets"];
 /// What else is kept there for more than a moment.
-const OTHER_FOLDERS: [&str; 1] = ["dead-letters"];
-/// How far the push to Clerk is. Copied before the log, so that it is not ahead of it.
-const SYNC_POSITION: &str = "clerk-sync-position";
+const OTHER_FOLDERS: [&str; 3] = ["dead-letters", "callbacks", "callbacks-waiting"];
+/// How far the push to Clerk is, and the callbacks. Copied before the log, so that they are not ahead
+/// of it.
+const POSITIONS: [&str; 2] = ["clerk-sync-position", "callbacks-position"];
 const PAGE: usize = 1000;
 /// How often files that were deleted meanwhile are looked up in what the log has since.
 const TRIES: u32 = 5;
@@ -68,23 +71,26 @@ impl Backup {
         let manifest = runtime.block_on(self.make())?;
         let Manifest { log, blobs, parts, .. } = &manifest;
         if self.json {
-            println!(
+            say(format_args!(
                 "{}",
                 json!({
                     "events": log.events, "head_hash": log.head_hash, "blobs": blobs.count,
                     "blob_bytes": blobs.bytes, "missing_blobs": blobs.missing, "parts": parts.len(),
                 })
-            );
+            ));
             return Ok(());
         }
-        println!("backup     {}", self.to.display());
-        println!("events     {}", log.events);
-        println!("head hash  {}", log.head_hash);
-        println!("files      {} ({} bytes), {}", blobs.count, blobs.bytes, blobs.how);
+        say(format_args!("backup     {}", self.to.display()));
+        say(format_args!("events     {}", log.events));
+        say(format_args!("head hash  {}", log.head_hash));
+        say(format_args!("files      {} ({} bytes), {}", blobs.count, blobs.bytes, blobs.how));
         if !blobs.missing.is_empty() {
-            println!("missing    {} files are not in the store either", blobs.missing.len());
+            say(format_args!(
+                "missing    {} files are not in the store either",
+                blobs.missing.len()
+            ));
         }
-        println!("keep `keys` apart from the rest: with it, all of this can be read");
+        say(format_args!("keep `keys` apart from the rest: with it, all of this can be read"));
         Ok(())
     }
 
@@ -93,7 +99,7 @@ impl Backup {
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
         let log = open(&self.data_dir.join("log.sqlite"))?;
         begin(&self.to)?;
-        let synced = std::fs::read(self.data_dir.join(SYNC_POSITION));
+        let positions = POSITIONS.map(|name| (name, std::fs::read(self.data_dir.join(name))));
         let blobs = Blobs::open(&store, &self.data_dir).context("opening the store of files")?;
 
         let mut needed = Needed::default();
@@ -110,8 +116,10 @@ impl Backup {
 
         let mut parts = vec![list];
         parts.extend(self.copy_keys(&blobs).await?);
-        if let Ok(position) = synced {
-            parts.push(Part::write(&self.to, &format!("rest/{SYNC_POSITION}"), &position)?);
+        for (name, position) in positions {
+            if let Ok(position) = position {
+                parts.push(Part::write(&self.to, &format!("rest/{name}"), &position)?);
+            }
         }
         for folder in OTHER_FOLDERS {
             parts.extend(copy_folder(&blobs, folder, &self.to, "rest").await?);

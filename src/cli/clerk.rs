@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::say;
 use super::{BadConfiguration, keys};
 use crate::actors::codec::{self, AnyEvent, Metadata, Source};
 use crate::actors::entity::Entity;
@@ -108,12 +109,12 @@ impl Session {
         let here = read_users(&self.log, &self.data_dir).await?;
         let (users, unconfirmed): (Vec<_>, Vec<_>) =
             here.living().partition(|(_, user)| user.standing == Standing::Registered);
-        println!("position     {}", here.position);
+        say(format_args!("position     {}", here.position));
         let tally = self.push(users.into_iter(), dry_run).await?;
-        println!("{}     {}", if dry_run { "to push " } else { "pushed  " }, tally.done);
-        println!("unchanged    {}", tally.unchanged);
+        say(format_args!("{}     {}", if dry_run { "to push " } else { "pushed  " }, tally.done));
+        say(format_args!("unchanged    {}", tally.unchanged));
         // Of them only an old token has told; it must not overrule what Clerk has.
-        println!("unconfirmed  {}", unconfirmed.len());
+        say(format_args!("unconfirmed  {}", unconfirmed.len()));
         tally.settle("could not be pushed")
     }
 
@@ -121,8 +122,8 @@ impl Session {
         let log = open_for_writing(&self.log, &self.data_dir).await?;
         let there = self.fetch_all().await?;
         let tally = self.take_in(&log, there).await?;
-        println!("imported     {}", tally.done);
-        println!("unchanged    {}", tally.unchanged);
+        say(format_args!("imported     {}", tally.done));
+        say(format_args!("unchanged    {}", tally.unchanged));
         tally.settle("could not be imported")
     }
 
@@ -135,7 +136,7 @@ impl Session {
         let newer: Vec<_> =
             there.keys().filter(|id| here.lacks(id, &there[*id])).cloned().collect();
         for id in &newer {
-            println!("newer there    {id}");
+            say(format_args!("newer there    {id}"));
         }
         let mut failures = Tally::default();
         if let Some(log) = &log {
@@ -149,18 +150,22 @@ impl Session {
         let missing = here.living().filter(|(id, _)| !there.contains_key(*id));
         let missing: Vec<_> = missing.map(|(id, _)| id).filter(|id| !newer.contains(id)).collect();
         for id in &missing {
-            println!("missing there  {id}");
+            say(format_args!("missing there  {id}"));
         }
         let differing: Vec<_> =
             here.living().filter(|(id, user)| differs(user, there.get(*id))).collect();
         for (id, _) in &differing {
-            println!("differs        {id}");
+            say(format_args!("differs        {id}"));
         }
         let count = differing.len();
         if !dry_run {
             failures.failed += self.push(differing.into_iter(), false).await?.failed;
         }
-        println!("{} newer there, {} missing there, {count} differing", newer.len(), missing.len());
+        say(format_args!(
+            "{} newer there, {} missing there, {count} differing",
+            newer.len(),
+            missing.len()
+        ));
         failures.settle("could not be reconciled")
     }
 
@@ -282,7 +287,7 @@ impl Tally {
     }
 
     fn settle(&self, what: &str) -> anyhow::Result<()> {
-        println!("failed       {}", self.failed);
+        say(format_args!("failed       {}", self.failed));
         if self.failed > 0 {
             bail!("{} users {what}", self.failed);
         }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::assemble;
 use super::log::bar;
+use super::say;
 use crate::clock::Clock;
 use crate::config::{BlobStore, Options};
 use crate::log::{EmbeddedLog, EventLog};
@@ -66,7 +67,7 @@ impl Doctor {
         runtime.block_on(doctoring.look(&self));
         let findings = doctoring.findings;
         if self.json {
-            println!("{}", serde_json::to_string(&findings)?);
+            say(format_args!("{}", serde_json::to_string(&findings)?));
         } else {
             for Finding { check, verdict, says } in &findings {
                 let verdict = match verdict {
@@ -74,7 +75,7 @@ impl Doctor {
                     Verdict::Warning => "warning",
                     Verdict::Fault => "fault",
                 };
-                println!("{verdict:<8} {check:<14} {says}");
+                say(format_args!("{verdict:<8} {check:<14} {says}"));
             }
         }
         let faults = findings.iter().filter(|it| it.verdict == Verdict::Fault).count();

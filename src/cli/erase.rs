@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 
 use super::keys::{Opened, Place};
+use super::say;
 use crate::actors::System;
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::erasure::Eraser;
@@ -52,7 +53,9 @@ impl Erase {
             match log::open("embedded", &self.place.data_dir).await {
                 Ok(log) => self.clear(log, &opened, keyring).await,
                 Err(log::Error::Unwritable(_)) => {
-                    println!("server       running: it deletes the user within ten seconds");
+                    say(format_args!(
+                        "server       running: it deletes the user within ten seconds"
+                    ));
                     Ok(())
                 }
                 Err(error) => Err(error).context("opening the log"),
@@ -78,9 +81,9 @@ impl Erase {
     }
 
     fn say(&self, Destroyed { tombstone, key }: Destroyed) {
-        println!("user         {}", self.user);
-        println!("key          {}", if key { "destroyed" } else { "there was none" });
-        println!("tombstone    {}", if tombstone { "written" } else { "was there" });
+        say(format_args!("user         {}", self.user));
+        say(format_args!("key          {}", if key { "destroyed" } else { "there was none" }));
+        say(format_args!("tombstone    {}", if tombstone { "written" } else { "was there" }));
     }
 
     /// No server runs, so this does what it would do.
@@ -122,10 +125,15 @@ impl Erase {
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
         if left > 0 {
-            println!("{left} parts are in use still: the next start of a server clears them");
+            say(format_args!(
+                "{left} parts are in use still: the next start of a server clears them"
+            ));
         }
-        println!("log          the user is deleted, at position {}", *system.log.head().borrow());
-        println!("read model   cleared");
+        say(format_args!(
+            "log          the user is deleted, at position {}",
+            *system.log.head().borrow()
+        ));
+        say(format_args!("read model   cleared"));
         Ok(())
     }
 }

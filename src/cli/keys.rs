@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 
 use super::BadConfiguration;
+use super::say;
 use crate::actors::keyring::{KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
@@ -97,10 +98,10 @@ async fn status(place: &Place) -> anyhow::Result<()> {
                 older += usize::from(!by_first);
             }
         }
-        println!("{what:<17}{count:>9}, {older} of them under an older master key");
+        say(format_args!("{what:<17}{count:>9}, {older} of them under an older master key"));
     }
     let erased = opened.keyring().erased().await.context("listing the tombstones")?;
-    println!("{:<17}{:>9}", "erased users", erased.len());
+    say(format_args!("{:<17}{:>9}", "erased users", erased.len()));
     Ok(())
 }
 
@@ -115,7 +116,7 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
     opened.master.put_fresh_first().context("making the new master key")?;
     reseal(&opened).await?;
     let Some(path) = opened.master.path() else {
-        println!("take the older keys out of T2M_MASTER_KEY now, everywhere");
+        say(format_args!("take the older keys out of T2M_MASTER_KEY now, everywhere"));
         return Ok(());
     };
     // A server may be about to store something that it sealed before it saw the new key.
@@ -124,13 +125,13 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
             reseal(&opened).await?;
             opened.master.keep_first_alone().context("forgetting the old master key")?;
             drop(log);
-            println!("{} holds the new master key alone", path.display());
+            say(format_args!("{} holds the new master key alone", path.display()));
         }
-        Err(log::Error::Unwritable(_)) => println!(
+        Err(log::Error::Unwritable(_)) => say(format_args!(
             "{} keeps the old key beside the new one as long as a server runs: stop it and \
              rotate again to forget it",
             path.display()
-        ),
+        )),
         Err(error) => return Err(error).context("opening the log"),
     }
     Ok(())
@@ -143,7 +144,7 @@ async fn reseal(opened: &Opened) -> anyhow::Result<()> {
             let sealing = || format!("sealing {} of the {what} anew", sealed.name);
             count += usize::from(vault.reseal(&sealed.name).await.with_context(sealing)?);
         }
-        println!("{what:<17}{count:>9} sealed anew");
+        say(format_args!("{what:<17}{count:>9} sealed anew"));
     }
     // One that was destroyed while it was sealed anew must not stay.
     let keyring = opened.keyring();

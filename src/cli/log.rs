@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::say;
 use crate::log::{EmbeddedLog, EventLog};
 
 #[derive(Subcommand)]
@@ -93,12 +94,12 @@ async fn verify(place: &Where) -> anyhow::Result<()> {
     let verified = verified.context("verifying the log")?;
     let head_hash = hex::encode(verified.head_hash);
     if place.json {
-        println!("{}", json!({ "events": verified.events, "head_hash": head_hash }));
+        say(format_args!("{}", json!({ "events": verified.events, "head_hash": head_hash })));
     } else {
-        println!(
+        say(format_args!(
             "{} events, each chained to the one before it; head hash {head_hash}",
             verified.events
-        );
+        ));
     }
     Ok(())
 }

@@ -18,6 +18,9 @@ mod token;
 mod webhooks;
 mod worker;
 
+use std::fmt::Arguments;
+use std::io::Write;
+
 use clap::{Parser, Subcommand};
 
 use crate::config::Options;
@@ -82,12 +85,21 @@ impl std::fmt::Display for BadConfiguration {
 
 impl std::error::Error for BadConfiguration {}
 
+/// Prints a line. Whoever has stopped reading does not stop the work.
+fn say(line: Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// Runs the command that was given.
 ///
 /// # Errors
 /// Whatever the command could not do; [`BadConfiguration`] before anything was started.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let command = cli.command.unwrap_or(Command::Serve(cli.options));
+    if !matches!(command, Command::Demo(_)) {
+        // What is written holds personal data: for this user alone.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    }
     match command {
         Command::Serve(options) => serve::run(*options),
         Command::Demo(demo) => demo.run(),

@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::keys::Place;
+use super::say;
 use crate::actors::keyring::Keyring;
 use crate::actors::rebuild::rebuild;
 use crate::log::{self, EventLog};
@@ -84,16 +85,18 @@ impl Replay {
     /// Beside the views in use, and then in their place.
     async fn take_over(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
         let base = self.base();
+        let head = *log.head().borrow();
         for position in &self.skip {
+            anyhow::ensure!(*position <= head, "the log ends at {head}: there is no {position}");
             views::skip(&base, *position).context("noting what is to be passed over")?;
-            println!("event {position} is passed over from now on");
+            say(format_args!("event {position} is passed over from now on"));
         }
         let head = *log.head().borrow();
         let building = Building::beside(&base).context("making the read model")?;
         let built = with_bar(log, self.keyring()?, building, head).await?;
         let views = built.finish_as_current().context("making the read model durable")?;
         summary(&views, head, &base)?;
-        println!("A server that runs takes it over within a second or two.");
+        say(format_args!("A server that runs takes it over within a second or two."));
         Ok(())
     }
 
@@ -111,27 +114,28 @@ impl Replay {
 
     async fn compare(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
         let live = Snapshot::of(&self.base()).context("reading the read model in use")?;
-        let scratch = Scratch::new(&self.place.data_dir)?;
-        let building = Building::at(&scratch.0).context("making the read model")?;
-        let built =
-            with_bar(log, self.keyring()?, building.only(self.view), live.checkpoint()).await?;
-        drop(built.finish().context("making the read model durable")?);
-        let fresh = Snapshot::of(&scratch.0).context("reading the fresh read model")?;
-        let found = live.compare(&fresh).context("comparing the two")?;
-        println!("position    {}", live.checkpoint());
+        // Where the next rebuild or start removes what is left if this is broken off: it shows
+        // everything in clear.
+        let building = Building::beside(&self.base()).context("making the read model")?;
+        let building = building.only(self.view);
+        let built = with_bar(log, self.keyring()?, building, live.checkpoint()).await?;
+        let found = built.compare_and_remove(&live).context("comparing the two")?;
+        say(format_args!("position    {}", live.checkpoint()));
         let mut equal = true;
         for Difference { table, missing, surplus, changed, told } in found {
             if !self.view.is_none_or(|view| view.tables().contains(&table)) {
                 continue;
             }
             equal &= missing + surplus + changed == 0;
-            println!("{table:<12}{missing} only live, {surplus} only replayed, {changed} changed");
+            say(format_args!(
+                "{table:<12}{missing} only live, {surplus} only replayed, {changed} changed"
+            ));
             for row in told {
-                println!("  {row}");
+                say(format_args!("  {row}"));
             }
         }
         anyhow::ensure!(equal, "the read model in use differs from a replay of the log");
-        println!("live and replayed alike");
+        say(format_args!("live and replayed alike"));
         Ok(())
     }
 
@@ -144,36 +148,15 @@ impl Replay {
     }
 }
 
-/// A file that is gone with the command.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(data_dir: &Path) -> anyhow::Result<Self> {
-        let path = data_dir.join(format!("compared-{}.sqlite", std::process::id()));
-        anyhow::ensure!(!path.exists(), "{} exists; remove it", path.display());
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        for suffix in ["", "-wal", "-shm"] {
-            let mut name = self.0.as_os_str().to_owned();
-            name.push(suffix);
-            let _ = std::fs::remove_file(name);
-        }
-    }
-}
-
 fn summary(views: &Views, head: u64, path: &Path) -> anyhow::Result<()> {
-    println!("read model  {}", path.display());
-    println!("position    {} of {head}", views.checkpoint());
+    say(format_args!("read model  {}", path.display()));
+    say(format_args!("position    {} of {head}", views.checkpoint()));
     for (table, rows, digest) in views.dump().context("reading the read model")? {
-        println!("{table:<12}{rows:>9} rows  sha256 {digest}");
+        say(format_args!("{table:<12}{rows:>9} rows  sha256 {digest}"));
     }
     let parked = views.parked();
     for Parked { view, position, .. } in &parked {
-        println!("parked      {} at {position}", view.as_str());
+        say(format_args!("parked      {} at {position}", view.as_str()));
     }
     match parked.first() {
         Some(Parked { position, reason, .. }) => {

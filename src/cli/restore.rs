@@ -2,21 +2,25 @@
 //! takes its place: each file against the manifest, each blob against its name, the log's chain.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::backup::files::{copy_as, parse_list, place};
 use super::backup::manifest::{Manifest, Part, sync_tree, write_private};
 use super::log::{bar, open};
+use super::say;
+use crate::actors::keyring;
 use crate::config::BlobStore;
 use crate::media::blobs::Blobs;
 
 /// What a restore that was cut off leaves in the data directory, and the next one removes.
-const STAGING: &str = "restoring";
+pub const STAGING: &str = "restoring";
+/// Of somebody who was erased before the restore; when, nobody says.
+const TOMBSTONE: &[u8] = br#"{"erased_at":"before a restore"}"#;
 
 #[derive(Args)]
 pub struct Restore {
@@ -52,16 +56,16 @@ impl Restore {
                 "events": events, "head_hash": head_hash, "blobs": blobs, "erased": erased,
                 "missing_blobs": manifest.blobs.missing, "backup_of": manifest.created_at,
             });
-            println!("{restored}");
+            say(format_args!("{restored}"));
             return Ok(());
         }
-        println!("data       {}", self.data_dir.display());
-        println!("backup of  {}", manifest.created_at.to_rfc3339());
-        println!("events     {events}, each chained to the one before it");
-        println!("head hash  {head_hash}");
-        println!("files      {blobs} of {}", manifest.blobs.count);
-        println!("erased     {erased} users since the backup");
-        println!("`t2m serve` computes the read model anew at its start");
+        say(format_args!("data       {}", self.data_dir.display()));
+        say(format_args!("backup of  {}", manifest.created_at.to_rfc3339()));
+        say(format_args!("events     {events}, each chained to the one before it"));
+        say(format_args!("head hash  {head_hash}"));
+        say(format_args!("files      {blobs} of {}", manifest.blobs.count));
+        say(format_args!("erased     {erased} users since the backup"));
+        say(format_args!("`t2m serve` computes the read model anew at its start"));
         Ok(())
     }
 
@@ -70,7 +74,8 @@ impl Restore {
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
         let manifest = Manifest::read(&self.from)?;
         let erased = self.erased()?;
-        let staging = self.begin()?;
+        let (staging, _held) = self.begin()?;
+        tell_strangers(&manifest, &erased);
         let restored = self.stage(&store, &staging, &manifest, &erased).await;
         let (blobs, documents) = match restored {
             Ok(staged) => staged,
@@ -88,11 +93,19 @@ impl Restore {
         Ok(Restored { manifest, blobs, erased: erased.len() })
     }
 
-    /// The directory in which everything is put together.
-    fn begin(&self) -> anyhow::Result<PathBuf> {
+    /// The directory in which everything is put together, and a hold on the data directory.
+    fn begin(&self) -> anyhow::Result<(PathBuf, File)> {
         let target = &self.data_dir;
         let context = || format!("making the data directory {}", target.display());
         std::fs::create_dir_all(target).with_context(context)?;
+        let held = File::open(target).with_context(context)?;
+        match held.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!("another restore into {} is at work", target.display())
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(context),
+        }
         let staging = target.join(STAGING);
         for entry in std::fs::read_dir(target).with_context(context)? {
             let is_ours = entry.with_context(context)?.file_name() == STAGING;
@@ -109,7 +122,7 @@ impl Restore {
             _ => {}
         }
         std::fs::create_dir(&staging).with_context(context)?;
-        Ok(staging)
+        Ok((staging, held))
     }
 
     /// The number of files, and the documents of the store.
@@ -187,14 +200,46 @@ impl Restore {
     fn erased(&self) -> anyhow::Result<HashSet<String>> {
         let Some(path) = &self.tombstones else { return Ok(HashSet::new()) };
         let context = || format!("reading the tombstones {}", path.display());
-        if path.is_dir() {
-            let entries = std::fs::read_dir(path).with_context(context)?;
-            let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-            return names.collect::<std::io::Result<_>>().with_context(context);
+        if !path.is_dir() {
+            let text = std::fs::read_to_string(path).with_context(context)?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            let name = |line: &str| {
+                let named = keyring::document_of(line);
+                named.with_context(|| format!("{}: {line} is no user", path.display()))
+            };
+            return lines.map(name).collect();
         }
-        let text = std::fs::read_to_string(path).with_context(context)?;
-        let names = text.lines().map(str::trim).filter(|name| !name.is_empty());
-        Ok(names.map(str::to_owned).collect())
+        let mut names = HashSet::new();
+        for entry in std::fs::read_dir(path).with_context(context)? {
+            let entry = entry.with_context(context)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // A folder of something else would be taken for users who were erased.
+            let note = std::fs::read(entry.path()).unwrap_or_default();
+            let note: Value = serde_json::from_slice(&note).unwrap_or_default();
+            let is_note = note.get("erased_at").is_some_and(Value::is_string);
+            ensure!(
+                is_note && keyring::document_of(&name).as_deref() == Some(&name),
+                "{} is no copy of the folder `erased`: {name} is no tombstone",
+                path.display()
+            );
+            names.insert(name);
+        }
+        Ok(names)
+    }
+}
+
+/// They may have come after the backup; or the name is not spelled right.
+fn tell_strangers(manifest: &Manifest, erased: &HashSet<String>) {
+    let known: HashSet<&str> = manifest
+        .parts
+        .iter()
+        .filter_map(|part| {
+            let (folder, name) = part.path.strip_prefix("keys/")?.split_once('/')?;
+            matches!(folder, "keys" | "erased").then_some(name)
+        })
+        .collect();
+    for name in erased.iter().filter(|name| !known.contains(name.as_str())) {
+        eprintln!("{name} is not in this backup; it stays erased all the same");
     }
 }
 
@@ -239,7 +284,7 @@ async fn bring_documents(
 ) -> anyhow::Result<()> {
     let context = "bringing the keys into the store";
     for name in erased {
-        target.bring_document("erased", name, b"{}".to_vec()).await.context(context)?;
+        target.bring_document("erased", name, TOMBSTONE.to_vec()).await.context(context)?;
         target.remove_document("keys", name).await.context(context)?;
     }
     let is_tombstone = |document: &&Document| document.folder == "erased";

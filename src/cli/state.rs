@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::keys::Place;
 use super::log::open;
+use super::say;
 use crate::actors::codec;
 use crate::actors::keyring::Keyring;
 use crate::actors::records::Envelope;
@@ -199,26 +200,26 @@ fn print_json(stream: &str, state: &Value, steps: &[Step], head: u64) {
         "stream": stream, "position": position, "log_position": head, "state": state,
         "events": events,
     });
-    println!("{shown}");
+    say(format_args!("{shown}"));
 }
 
 fn print(stream: &str, state: &Value, steps: &[Step], head: u64) {
-    println!("{stream} after {} events; the log is at {head}", steps.len());
-    println!("{state:#}");
+    say(format_args!("{stream} after {} events; the log is at {head}", steps.len()));
+    say(format_args!("{state:#}"));
     for Step { event, changes } in steps {
         let Recorded { position, revision, kind, .. } = event;
         let time = event.time.format("%Y-%m-%dT%H:%M:%S%.3fZ");
-        println!("\n{position:>8}  {time}  #{revision}  {kind}");
+        say(format_args!("\n{position:>8}  {time}  #{revision}  {kind}"));
         for Change { field, before, after } in changes {
             let field = if field.is_empty() { "/" } else { field };
             match (before, after) {
-                (None, Some(after)) => println!("          + {field} = {after}"),
-                (Some(before), None) => println!("          - {field} = {before}"),
+                (None, Some(after)) => say(format_args!("          + {field} = {after}")),
+                (Some(before), None) => say(format_args!("          - {field} = {before}")),
                 (before, after) => {
                     let text = |value: &Option<Value>| {
                         value.as_ref().map_or_else(String::new, Value::to_string)
                     };
-                    println!("          ~ {field}: {} → {}", text(before), text(after));
+                    say(format_args!("          ~ {field}: {} → {}", text(before), text(after)));
                 }
             }
         }

@@ -12,6 +12,7 @@ use reqwest::Client;
 use serde_json::Value;
 
 use super::BadConfiguration;
+use super::say;
 use crate::actors::dead_letters::{DeadLetters, Heading, Letter};
 use crate::clerk::webhook::{WebhookVerifier, sign};
 use crate::clock::Clock;
@@ -199,7 +200,7 @@ async fn discard(which: &Which, place: &Place) -> anyhow::Result<()> {
     for heading in &chosen {
         letters.discard(&heading.message_id).await?;
     }
-    println!("discarded {}", chosen.len());
+    say(format_args!("discarded {}", chosen.len()));
     Ok(())
 }
 
@@ -215,7 +216,7 @@ impl Retry {
             // One that was settled meanwhile needs nothing.
             let Some(letter) = letters.find(&id).await? else { continue };
             let outcome = deliver(&client, &server, &secret, &letter).await?;
-            println!("{id}  {outcome}");
+            say(format_args!("{id}  {outcome}"));
             if outcome == "unusable" {
                 unusable += 1;
             } else {

@@ -197,6 +197,40 @@ impl Views {
         self.current().queue.next(now, caps, kinds, skip)
     }
 
+    /// Jobs of deleted users that have not ended, nor were told to.
+    pub fn open_jobs_of_gone_users(&self, limit: usize) -> Result<Vec<(UserId, JobId)>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT user_id, job_id FROM users CROSS JOIN jobs USING (user_id)
+                 WHERE deleted AND state IN ('queued', 'running', 'retry_wait') LIMIT ?1",
+            )?
+            .query_map([int(limit as u64)], |row| {
+                Ok((row.get::<_, Text<UserId>>(0)?.0, JobId(row.get::<_, Id>(1)?.0)))
+            })?
+            .collect()
+        })
+    }
+
+    /// Whether somebody still works on a job of this user, or may.
+    pub fn has_open_jobs(&self, user_id: &UserId) -> Result<bool, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM jobs WHERE user_id = ?1
+                 AND state IN ('queued', 'running', 'retry_wait', 'cancelling'))",
+            )?
+            .query_row([user_id.as_str()], |row| row.get(0))
+        })
+    }
+
+    /// Whether the job's user was deleted, as far as the memory knows.
+    ///
+    /// # Errors
+    /// The job cannot be read.
+    pub fn is_of_gone_user(&self, job_id: &JobId) -> Result<bool, Error> {
+        let Some(job) = self.job(job_id)? else { return Ok(false) };
+        Ok(self.user_standing(&job.user_id).is_some_and(|user| user.deleted))
+    }
+
     /// Whether the job still is to be worked on: not when it has ended, nor when its user is gone.
     pub fn job_is_alive(&self, job_id: &JobId) -> Result<Option<bool>, Error> {
         let Some(job) = self.job(job_id)? else { return Ok(None) };

@@ -253,11 +253,12 @@ impl Views {
         self.read(digest::tables)
     }
 
-    /// Leaves nothing in the files of what the tables no longer hold: pages are cleared as rows go,
-    /// and this empties the WAL, where older pages lie. Says whether it could; a reader may be in
+    /// Leaves nothing in the files of what the tables no longer hold, nor other files than the present
+    /// one unless somebody is building it: pages are cleared as rows go, and this empties the WAL, where older pages lie. Says whether it could; a reader may be in
     /// the way, for as long as it reads.
     pub fn scrub(&self) -> Result<bool, Error> {
         let content = self.current();
+        file::remove_leftovers(&content.base, &content.file);
         locked(&content.readers).clear();
         let writer = locked(&content.writer);
         let busy: i64 =
