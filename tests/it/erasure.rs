@@ -241,3 +241,38 @@ async fn an_event_of_a_newer_version_stops_the_read_model_and_says_where() {
     // Nothing is decided on a state that lacks it.
     server.deliver("user.updated", &clerk_user(ADA)).await.assert_refused(500, "internal_error");
 }
+
+#[tokio::test]
+async fn the_jobs_of_a_deleted_user_end_and_nobody_is_told_what_they_were() {
+    const TOKEN: &str = "a-worker-token-of-thirty-bytes";
+    let server = Server::start(setup().with("T2M_WORKER_TOKENS", TOKEN));
+    let worker = async |path: &str, body: serde_json::Value| {
+        ask(server.request(Method::POST, path).bearer_auth(TOKEN).json(&body)).await
+    };
+    let running = server.generate(ADA, &marked("running")).await;
+    let taken = json!({ "worker_id": "w1", "kinds": ["video"] });
+    let lease = worker("worker/lease", taken.clone()).await.data(200);
+    assert_eq!(lease["job_id"], running.as_str());
+    let waiting = server.generate(ADA, &marked("waiting")).await;
+    server.deliver("user.deleted", &json!({ "id": ADA, "deleted": true })).await.data(200);
+    // From the very answer on.
+    assert_eq!(worker("worker/lease", taken).await.status, 204);
+    until("the running job is to be stopped", async || {
+        let path = format!("worker/jobs/{running}/progress");
+        let report = json!({ "lease_id": lease["lease_id"], "progress": 50 });
+        worker(&path, report).await.data(200)["cancelled"] == true
+    })
+    .await;
+    // What its worker says at the end is not taken down either.
+    let path = format!("worker/jobs/{running}/fail");
+    let why = json!({ "lease_id": lease["lease_id"], "error": marked("why"), "retryable": true });
+    worker(&path, why).await.data(200);
+    for job in [running, waiting] {
+        let stream = format!("job-{job}");
+        until("the job is cancelled", async || {
+            server.printed(&["log", "show", "--stream", &stream]).contains("job.cancelled.v1")
+        })
+        .await;
+    }
+    assert_eq!(holding(server.data_dir(), |name| name.starts_with("log.sqlite")), [""; 0]);
+}
