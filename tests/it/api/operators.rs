@@ -353,6 +353,8 @@ async fn a_damaged_or_unfinished_backup_is_refused_and_leaves_nothing() {
     run(TempDir::new().unwrap().path(), &["restore", &backup]).unwrap();
 }
 
+const TOMBSTONE: &str = r#"{"erased_at":"2026-03-09T08:00:00Z"}"#;
+
 #[tokio::test]
 async fn who_was_erased_since_the_backup_has_no_key_after_it() {
     let server = lived_in().await;
@@ -363,10 +365,10 @@ async fn who_was_erased_since_the_backup_has_no_key_after_it() {
         std::fs::write(store.join(folder).join(name), format!("the key of {name}")).unwrap();
     }
     std::fs::create_dir_all(store.join("erased")).unwrap();
-    std::fs::write(store.join("erased/user_gone"), b"{}").unwrap();
+    std::fs::write(store.join("erased/user_gone"), TOMBSTONE).unwrap();
     let backup = path(&place, "backup");
     server.printed(&["backup", &backup]);
-    std::fs::write(store.join("erased/user_bob"), b"{}").unwrap();
+    std::fs::write(store.join("erased/user_bob"), TOMBSTONE).unwrap();
     let list = path(&place, "erased.txt");
     std::fs::write(&list, "user_bob\n").unwrap();
     // The keys may be kept apart.
@@ -382,6 +384,13 @@ async fn who_was_erased_since_the_backup_has_no_key_after_it() {
         assert!(there("keys/user_ada") && there("erased/user_bob") && there("erased/user_gone"));
         assert!(!there("keys/user_bob") && !there("keys/user_gone"), "an erased user has a key");
     }
+    // Another folder is not taken for users.
+    let data = TempDir::new().unwrap();
+    let wrong = store.to_str().unwrap();
+    let arguments = ["restore", &backup, "--keys", &keys, "--tombstones", wrong];
+    let refused = run(data.path(), &arguments).unwrap_err();
+    assert!(refused.contains("is no copy of the folder `erased`"), "{refused}");
+    assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]

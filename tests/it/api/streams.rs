@@ -252,7 +252,7 @@ async fn a_silent_stream_has_its_heartbeat_whatever_else_happens_to_its_user() {
 
 /// The ids of the first events after a position, over one connection.
 async fn read(server: &Server, user: &str, after: u64, count: usize) -> Vec<u64> {
-    let mut events = server.events(user, "events", Some(after)).await;
+    let mut events = server.events_when_free(user, "events", Some(after)).await;
     let mut ids = Vec::new();
     while ids.len() < count {
         ids.push(events.next().await.expect("the stream stays open").id);
