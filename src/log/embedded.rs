@@ -126,8 +126,7 @@ impl EmbeddedLog {
         let head = *self.shared.head.borrow();
         // Its own connection: names remembered from before must not vouch for the file.
         let path = self.readers.path.clone();
-        let work =
-            move |_: &mut Reader| verify(&mut Reader::open(&path)?, after, head, &mut progress);
+        let work = move |_: &mut Reader| verify(&path, after, head, &mut progress);
         self.readers.run(work).await
     }
 

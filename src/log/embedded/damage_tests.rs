@@ -114,9 +114,8 @@ fn read(path: &Path) -> Result<Read, Error> {
 
 fn found(path: &Path) -> Result<Verified, Error> {
     inspect(path)?;
-    let mut reader = Reader::open(path)?;
-    let head = reader.head()?;
-    verify(&mut reader, 0, head, &mut |_| {})
+    let head = Reader::open(path)?.head()?;
+    verify(path, 0, head, &mut |_| {})
 }
 
 fn every_bit() -> bool {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OpenFlags, Params, Row, params};
+use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -120,14 +121,16 @@ impl Reader {
     fn collect(&mut self, sql: &str, params: impl Params) -> Result<Vec<Recorded>, Error> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
-        let mut events: Vec<Recorded> = Vec::new();
+        let (mut events, mut hashed): (Vec<Recorded>, _) = (Vec::new(), Vec::new());
         while let Some(row) = rows.next()? {
             let row = decode(row, &self.conn, &mut self.names)?;
             let previous = match events.last() {
                 Some(last) if last.position + 1 == row.position => last.hash,
                 _ => hash_at(&self.conn, row.position - 1)?,
             };
-            if row.hash != row.link().hash(&previous) {
+            hashed.clear();
+            row.link().encode(&previous, &mut hashed);
+            if Sha256::digest(&hashed)[..] != row.hash {
                 return Err(bad(row.position, "the event and its hash do not belong together"));
             }
             events.push(row.to_recorded());

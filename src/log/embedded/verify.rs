@@ -1,10 +1,13 @@
 //! Whether the log is what was written: the chain, event by event, then what the chain says nothing
 //! of: the tables' form and the indices that streams and names are found by.
 //!
-//! Reading and hashing are on two threads. Each link is judged by the hash that its predecessor
-//! claims, which is judged itself one link before, so neither waits for the other.
+//! Walking the events, hashing them and checking the structure are on a thread each. A link is
+//! judged by the hash that its predecessor claims, which is judged itself one link before, so none
+//! waits for another.
 
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
@@ -38,37 +41,51 @@ struct Expected {
 /// Walk the chain after `after` to its end, which must not be before `head`. This engine leaves no
 /// gaps, so that a missing position is damage.
 pub(super) fn verify(
-    reader: &mut Reader,
+    path: &Path,
     after: u64,
     head: u64,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Verified, Error> {
     let (blocks, received) = sync_channel(UNDER_WAY);
     let (used, spare) = sync_channel(UNDER_WAY + 2);
-    let (walked, hashed) = std::thread::scope(|scope| {
-        let hashing = std::thread::Builder::new()
-            .name("log-verify".into())
-            .spawn_scoped(scope, move || hash(&received, &used));
-        let mut walk = Walk { blocks, spare, block: Block::default(), rows: Rows::default() };
-        let walked = walk.run(reader, after, head, progress);
+    let (mut reader, beside) = (Reader::open(path)?, Reader::open(path)?);
+    std::thread::scope(|scope| {
+        let hashing = spawn(scope, move || hash(&received, &used))?;
+        let structure = match after {
+            0 => Some(spawn(scope, move || check_structure(&beside.conn, head))?),
+            _ => None,
+        };
+        let rows = Rows::default();
+        let mut walk = Walk { blocks, spare, block: Block::default(), rows, indexed: head };
+        let walked = walk.run(&mut reader, after, head, progress);
         // What was read before a fault is judged too: the first fault is the one that counts.
         walk.hand_over();
         let rows = std::mem::take(&mut walk.rows);
-        // Else the other thread would wait for more.
+        // Else the hashing thread would wait for more.
         drop(walk);
-        let hashed = match hashing.map(|thread| thread.join()) {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Error::Storage("the hashing thread panicked".into())),
-            Err(error) => Err(super::io(error)),
-        };
-        (walked.map(|end| (end, rows)), hashed)
-    });
-    hashed?;
-    let (verified, rows) = walked?;
-    if after == 0 {
-        check_structure(&reader.conn, &rows)?;
-    }
-    Ok(verified)
+        outcome(hashing)?;
+        let verified = walked?;
+        match structure.map(outcome).transpose()? {
+            Some(found) if found != rows => {
+                Err(bad(0, "the index of streams does not have the log's events"))
+            }
+            _ => Ok(verified),
+        }
+    })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<T, Error>>, Error> {
+    std::thread::Builder::new()
+        .name("log-verify".into())
+        .spawn_scoped(scope, work)
+        .map_err(super::io)
+}
+
+fn outcome<T>(thread: ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {
+    thread.join().unwrap_or_else(|_| Err(Error::Storage("a verifying thread panicked".into())))
 }
 
 struct Walk {
@@ -76,7 +93,9 @@ struct Walk {
     /// Blocks to be filled again.
     spare: Receiver<Block>,
     block: Block,
+    /// Up to the position `indexed`, where the index is compared.
     rows: Rows,
+    indexed: u64,
 }
 
 impl Walk {
@@ -119,7 +138,9 @@ impl Walk {
                 return Err(bad(end.0 + 1, "the event is missing"));
             }
             event.link().encode(&end.1, &mut self.block.bytes);
-            self.rows.add(event.stream_id, event.revision, event.position);
+            if event.position <= self.indexed {
+                self.rows.add(event.stream_id, event.revision, event.position);
+            }
             *end = (event.position, event.hash);
             let (position, hash) = *end;
             self.block.links.push(Expected { position, end: self.block.bytes.len(), hash });
@@ -200,8 +221,8 @@ fn check_schema(conn: &Connection) -> Result<(), Error> {
 }
 
 /// SQLite's own check of the trees, and of the names' indices; the events' index, which would take
-/// it longer than everything else, is compared with the rows that were walked.
-fn check_structure(conn: &Connection, rows: &Rows) -> Result<(), Error> {
+/// it longer than everything else, is read up to the position `head`, to be compared with the rows.
+fn check_structure(conn: &Connection, head: u64) -> Result<Rows, Error> {
     for check in ["quick_check('events')", "integrity_check('streams')", "integrity_check('types')"]
     {
         let found: String = conn.query_row(&format!("PRAGMA {check}"), [], |row| row.get(0))?;
@@ -215,8 +236,7 @@ fn check_structure(conn: &Connection, rows: &Rows) -> Result<(), Error> {
     )?;
     let mut found = Rows::default();
     let mut last = None;
-    // What was appended since the walk is none of its business.
-    let mut entries = statement.query([to_sql(rows.count)])?;
+    let mut entries = statement.query([to_sql(head)])?;
     while let Some(entry) = entries.next()? {
         let (stream_id, revision): (i64, i64) = (entry.get(0)?, entry.get(1)?);
         let here = Some((stream_id, revision));
@@ -226,8 +246,5 @@ fn check_structure(conn: &Connection, rows: &Rows) -> Result<(), Error> {
         last = here;
         found.add(stream_id, from_sql(revision), from_sql(entry.get(2)?));
     }
-    match found == *rows {
-        true => Ok(()),
-        false => Err(bad(0, "the index of streams does not have the log's events")),
-    }
+    Ok(found)
 }
