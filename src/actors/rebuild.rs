@@ -14,10 +14,10 @@ use crate::clock::Clock;
 use crate::log::{self, EventLog};
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
-/// Events in one transaction: enough that most events meet the row that they change in memory.
-const BATCH: usize = 8192;
+/// Events that are handed on at once: few enough to stay in the processor's cache on their way.
+const BATCH: usize = 1024;
 /// Batches that are decoded ahead.
-const AHEAD: usize = 1;
+const AHEAD: usize = 4;
 
 /// Takes in the log up to `until`; `seen` hears of each position reached. The building is given
 /// back at that position, or where the log ends if that is before.

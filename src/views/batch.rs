@@ -109,6 +109,10 @@ impl<R: Record> Rows<R> {
         self.places.clear();
     }
 
+    fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     fn place(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<usize> {
         if let Some(at) = self.places.get(key) {
             return Ok(*at);
@@ -144,18 +148,56 @@ pub(super) struct Taken {
     pub parked: Vec<Parked>,
 }
 
-/// Takes in what lies beyond the checkpoint, and moves it; within the caller's transaction.
+/// The rows that are in memory, and the items of the feed that are not in the table yet.
+#[derive(Default)]
+pub(super) struct Held {
+    pub users: Rows<User>,
+    pub sessions: Rows<Session>,
+    pub files: Rows<FileEntry>,
+    pub jobs: Rows<Job>,
+    pub turns: Rows<Turn>,
+    pub shares: Rows<Shares>,
+    pub tallies: Rows<Tally>,
+    pub feed: Feed,
+}
+
+impl Held {
+    /// Of rows, whether they have changed or not.
+    pub fn len(&self) -> usize {
+        let Self { users, sessions, files, jobs, turns, shares, tallies, feed: _ } = self;
+        let of_users = users.len() + sessions.len() + turns.len();
+        of_users + files.len() + jobs.len() + shares.len() + tallies.len()
+    }
+
+    /// Writes all of it, and holds nothing any more. Nobody reads the views yet, so that nothing
+    /// follows for the memory.
+    pub fn let_go(&mut self, sql: &Connection) -> rusqlite::Result<()> {
+        let mut held = std::mem::take(self);
+        held.users.save(sql, |_, _| Ok(()))?;
+        held.sessions.save(sql, |_, _| Ok(()))?;
+        held.files.save(sql, |_, _| Ok(()))?;
+        held.jobs.save(sql, |_, _| Ok(()))?;
+        held.turns.save(sql, |_, _| Ok(()))?;
+        held.shares.save(sql, |_, _| Ok(()))?;
+        held.tallies.save(sql, |_, _| Ok(()))?;
+        held.feed.save(sql)
+    }
+}
+
+/// Takes in what lies beyond the checkpoint, and moves it; within the caller's transaction. What
+/// changes is written at once for views that are read, and only held for those that are built.
 pub(super) fn take_in(
     sql: &Connection,
     events: &[Happened],
     rules: Rules,
+    held: &mut Held,
 ) -> rusqlite::Result<Option<Taken>> {
     let before = checkpoint(sql)?;
     let fresh = &events[events.partition_point(|happened| happened.position <= before)..];
     let Some(position) = fresh.last().map(|last| last.position) else { return Ok(None) };
     let Rules { towards, mut parked, skipped, only, building } = rules;
-    let stale = towards.max(position).saturating_sub(TICKS_KEPT);
-    let mut batch = Batch::new(sql, stale, building);
+    held.feed.let_go_until(towards.max(position).saturating_sub(TICKS_KEPT));
+    let mut batch = Batch { sql, held, changes: Vec::new(), touched: HashSet::new(), building };
     for happened in fresh {
         if let Entity::Unreadable { view, reason } = &happened.entity {
             if !skipped.contains(&happened.position) {
@@ -169,11 +211,11 @@ pub(super) fn take_in(
             batch.take_in(happened)?;
         }
     }
-    batch.save()?;
-    let Batch { changes, touched, .. } = batch;
     if !building {
+        batch.save()?;
         feed::trim(sql, position)?;
     }
+    let Batch { changes, touched, .. } = batch;
     sql.prepare_cached("UPDATE checkpoint SET position = ?1")?.execute([int(position)])?;
     Ok(Some(Taken { position, changes, touched, parked }))
 }
@@ -181,41 +223,16 @@ pub(super) fn take_in(
 /// What a batch has come to so far.
 pub(super) struct Batch<'a> {
     pub sql: &'a Connection,
-    pub users: Rows<User>,
-    pub sessions: Rows<Session>,
-    pub files: Rows<FileEntry<'a>>,
-    pub jobs: Rows<Job<'a>>,
-    pub turns: Rows<Turn>,
-    pub shares: Rows<Shares>,
-    pub tallies: Rows<Tally>,
-    pub feed: Feed,
-    pub changes: Vec<Change>,
-    pub touched: HashSet<UserId>,
+    pub held: &'a mut Held,
+    changes: Vec<Change>,
+    touched: HashSet<UserId>,
     /// Nobody reads these views yet: what concerns many rows is done at the end, and what the
     /// memory would hold is of no use.
     pub building: bool,
 }
 
-impl<'a> Batch<'a> {
-    /// Ticks of progress at or below `stale` are not kept.
-    fn new(sql: &'a Connection, stale: u64, building: bool) -> Self {
-        Self {
-            sql,
-            users: Rows::default(),
-            sessions: Rows::default(),
-            files: Rows::default(),
-            jobs: Rows::default(),
-            turns: Rows::default(),
-            shares: Rows::default(),
-            tallies: Rows::default(),
-            feed: Feed::new(stale),
-            changes: Vec::new(),
-            touched: HashSet::new(),
-            building,
-        }
-    }
-
-    fn take_in(&mut self, happened: &'a Happened) -> rusqlite::Result<()> {
+impl Batch<'_> {
+    fn take_in(&mut self, happened: &Happened) -> rusqlite::Result<()> {
         let Happened { position, time, entity } = happened;
         match entity {
             Entity::User(id, event) => {
@@ -252,25 +269,20 @@ impl<'a> Batch<'a> {
     /// Writes all of it, so that statements over many rows may follow; the rows that those change
     /// are read anew.
     pub fn save(&mut self) -> rusqlite::Result<()> {
-        let Self { sql, changes, turns, shares, building, .. } = self;
-        let (sql, building): (&Connection, _) = (sql, *building);
-        self.users.save(sql, |id, user| {
-            if building {
-                return Ok(());
-            }
+        let Self { sql, held, changes, .. } = self;
+        let sql: &Connection = sql;
+        let Held { users, sessions, files, jobs, turns, shares, tallies, feed } = &mut **held;
+        users.save(sql, |id, user| {
             changes.extend(user.and_then(|user| user.change(id)));
             Ok(())
         })?;
-        self.sessions.save(sql, |id, session| {
-            if building {
-                return Ok(());
-            }
+        sessions.save(sql, |id, session| {
             changes.push(Change::Session(id.clone(), session.and_then(Session::standing)));
             Ok(())
         })?;
-        self.files.save(sql, |_, _| Ok(()))?;
-        self.jobs.save(sql, |id, job| {
-            let Some(job) = job.filter(|_| !building) else { return Ok(()) };
+        files.save(sql, |_, _| Ok(()))?;
+        jobs.save(sql, |id, job| {
+            let Some(job) = job else { return Ok(()) };
             let served = turns.get(sql, &job.turn())?.map_or(0, |turn| turn.0);
             let shares = if job.leased { shares.get(sql, &job.kind)? } else { None };
             changes.push(Change::Job(*id, job.place(served, shares.map(|shares| shares.0))));
@@ -278,11 +290,11 @@ impl<'a> Batch<'a> {
         })?;
         turns.save(sql, |_, _| Ok(()))?;
         shares.save(sql, |_, _| Ok(()))?;
-        self.tallies.save(sql, |_, _| Ok(()))?;
-        self.feed.save(sql)?;
-        self.sessions.forget();
-        self.files.forget();
-        self.jobs.forget();
+        tallies.save(sql, |_, _| Ok(()))?;
+        feed.save(sql)?;
+        sessions.forget();
+        files.forget();
+        jobs.forget();
         Ok(())
     }
 }

@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::batch::{self, Rules, Taken};
+use super::batch::{self, Held, Rules, Taken};
 use super::parked::{self, Parked, View};
 use super::{Content, Difference, Error, Happened, Snapshot, Views, feed, file};
+
+/// Rows held in memory until they are written: some tens of megabytes.
+const HELD: usize = 20_000;
 
 /// A file of views on its way from position 0 to where they may be shown.
 pub struct Building {
@@ -19,6 +22,8 @@ pub struct Building {
     file: PathBuf,
     sql: Connection,
     checkpoint: u64,
+    /// What is not in the file yet: nearly every row is written once, as it is in the end.
+    held: Held,
     parked: Vec<Parked>,
     skipped: Arc<BTreeSet<u64>>,
     only: Option<View>,
@@ -59,7 +64,17 @@ impl Building {
     fn create(base: PathBuf, file: PathBuf, lock: Option<File>) -> Result<Self, Error> {
         let skipped = parked::skipped(&base)?;
         let sql = file::builder(&file)?;
-        Ok(Self { base, file, sql, checkpoint: 0, parked: Vec::new(), skipped, only: None, lock })
+        Ok(Self {
+            base,
+            file,
+            sql,
+            checkpoint: 0,
+            held: Held::default(),
+            parked: Vec::new(),
+            skipped,
+            only: None,
+            lock,
+        })
     }
 
     /// Position of the last event taken in; 0 before the first.
@@ -81,12 +96,22 @@ impl Building {
             building: true,
         };
         let parked = rules.parked.clone();
-        match batch::take_in(&transaction, events, rules)? {
+        match batch::take_in(&transaction, events, rules, &mut self.held)? {
             Some(Taken { position, parked, .. }) => {
                 (self.checkpoint, self.parked) = (position, parked);
             }
             None => self.parked = parked,
         }
+        self.held.feed.save(&transaction)?;
+        if self.held.len() >= HELD {
+            self.held.let_go(&transaction)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn write_held(&mut self) -> Result<(), Error> {
+        let transaction = self.sql.unchecked_transaction()?;
+        self.held.let_go(&transaction)?;
         Ok(transaction.commit()?)
     }
 
@@ -94,7 +119,8 @@ impl Building {
     ///
     /// # Errors
     /// What the file itself does.
-    pub fn finish(self) -> Result<Views, Error> {
+    pub fn finish(mut self) -> Result<Views, Error> {
+        self.write_held()?;
         feed::trim(&self.sql, self.checkpoint)?;
         file::finish(self.sql, &self.file)?;
         Ok(Views::of(Content::open(self.base, self.file)?))
@@ -104,7 +130,8 @@ impl Building {
     ///
     /// # Errors
     /// One of the two cannot be read.
-    pub fn compare_and_remove(self, others: &Snapshot) -> Result<Vec<Difference>, Error> {
+    pub fn compare_and_remove(mut self, others: &Snapshot) -> Result<Vec<Difference>, Error> {
+        self.write_held()?;
         let path = self.file.clone();
         file::finish(self.sql, &path)?;
         let found = Snapshot::of_file(&path).and_then(|fresh| others.compare(&fresh));

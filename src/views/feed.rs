@@ -102,6 +102,7 @@ pub(super) struct FileItem {
 }
 
 /// Items of a batch that are not in the table yet.
+#[derive(Default)]
 pub(super) struct Feed {
     items: Vec<NewItem>,
     stale: u64,
@@ -116,9 +117,9 @@ struct NewItem {
 }
 
 impl Feed {
-    /// Ticks at or below `stale` are let go.
-    pub fn new(stale: u64) -> Self {
-        Self { items: Vec::new(), stale }
+    /// Ticks at or below `stale` are not even added.
+    pub fn let_go_until(&mut self, stale: u64) {
+        self.stale = stale;
     }
 
     /// Whether such an item is kept at all.

@@ -153,62 +153,63 @@ impl Views {
 }
 
 /// A file that is there.
-pub(super) struct FileEntry<'a> {
+pub(super) struct FileEntry {
     size: u64,
     /// Of one that has no row yet.
-    new: Option<New<'a>>,
+    new: Option<New>,
 }
 
-struct New<'a> {
+struct New {
     position: u64,
     time: DateTime<Utc>,
-    stored: &'a Stored,
+    stored: Stored,
     /// Its owner's; of outputs alone.
     tier: Option<Tier>,
     /// Its owner has been forgotten by now.
     erased: bool,
 }
 
-impl<'a> Batch<'a> {
+impl Batch<'_> {
     pub fn file(
         &mut self,
         position: u64,
         time: DateTime<Utc>,
         file_id: FileId,
-        event: &'a Event,
+        event: &Event,
     ) -> rusqlite::Result<()> {
         match event {
             Event::Stored(stored) => {
-                if self.files.get(self.sql, &file_id)?.is_none() {
-                    let owner = self.users.get(self.sql, &stored.user_id)?.map(|user| &user.row);
+                if self.held.files.get(self.sql, &file_id)?.is_none() {
+                    let owner =
+                        self.held.users.get(self.sql, &stored.user_id)?.map(|user| &user.row);
                     // As the log has it at this position, so that every replay finds the same.
                     let tier = Tier::of(owner.map_or("", |owner| owner.subscription_tier.as_str()));
                     let new = New {
                         position,
                         time,
-                        stored,
+                        stored: stored.clone(),
                         tier: stored.job_id.map(|_| tier),
                         erased: owner.is_some_and(|owner| owner.deleted),
                     };
                     let entry = FileEntry { size: stored.size, new: Some(new) };
-                    self.files.put(self.sql, &file_id, entry)?;
+                    self.held.files.put(self.sql, &file_id, entry)?;
                     self.count(tallies::Item::Files, 1, stored.size as f64)?;
                 }
                 let item = FileItem { file_id, event: "file.stored", time };
-                self.feed.add(position, &stored.user_id, None, item.event, &item)
+                self.held.feed.add(position, &stored.user_id, None, item.event, &item)
             }
             Event::Deleted { user_id, .. } => {
-                if let Some(entry) = self.files.remove(self.sql, &file_id)? {
+                if let Some(entry) = self.held.files.remove(self.sql, &file_id)? {
                     self.count(tallies::Item::Files, -1, -(entry.size as f64))?;
                 }
                 let item = FileItem { file_id, event: "file.deleted", time };
-                self.feed.add(position, user_id, None, item.event, &item)
+                self.held.feed.add(position, user_id, None, item.event, &item)
             }
         }
     }
 }
 
-impl Record for FileEntry<'_> {
+impl Record for FileEntry {
     type Key = FileId;
 
     fn find(sql: &Connection, file_id: &FileId) -> rusqlite::Result<Option<Self>> {

@@ -37,7 +37,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::domain::ids::{FileId, JobId, SessionId, UserId};
 use crate::domain::{file as file_domain, job, session, user};
-use batch::{Rules, Taken};
+use batch::{Held, Rules, Taken};
 use column::unsigned;
 use queue::{Place, Queue};
 use shards::Shards;
@@ -327,7 +327,7 @@ impl Content {
         let poisoned = batch.iter().any(|happened| happened.entity.is_unreadable());
         let skipped = if poisoned { parked::skipped(&self.base)? } else { Arc::default() };
         let rules = Rules { towards, parked, skipped, only: None, building: false };
-        let Some(taken) = batch::take_in(&transaction, batch, rules)? else {
+        let Some(taken) = batch::take_in(&transaction, batch, rules, &mut Held::default())? else {
             return Ok(HashSet::new());
         };
         let Taken { position, changes, touched, parked } = taken;

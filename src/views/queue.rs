@@ -216,11 +216,11 @@ impl Batch<'_> {
     /// Takes in that a job was leased.
     pub fn serve(&mut self, position: u64, turn: TurnKey) -> rusqlite::Result<()> {
         let TurnKey { kind, class, .. } = turn;
-        self.turns.put(self.sql, &turn, Turn(position))?;
-        if self.shares.get(self.sql, &kind)?.is_none() {
-            self.shares.put(self.sql, &kind, Shares(Default::default()))?;
+        self.held.turns.put(self.sql, &turn, Turn(position))?;
+        if self.held.shares.get(self.sql, &kind)?.is_none() {
+            self.held.shares.put(self.sql, &kind, Shares(Default::default()))?;
         }
-        if let Some(shares) = self.shares.change(self.sql, &kind)? {
+        if let Some(shares) = self.held.shares.change(self.sql, &kind)? {
             Share::take(&mut shares.0, class);
         }
         Ok(())

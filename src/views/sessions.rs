@@ -168,12 +168,12 @@ pub(super) struct Session {
 
 impl Batch<'_> {
     pub fn session(&mut self, session_id: &SessionId, event: &Event) -> rusqlite::Result<()> {
-        let known = self.sessions.get(self.sql, session_id)?.is_some();
+        let known = self.held.sessions.get(self.sql, session_id)?.is_some();
         match event {
             // One that is known already, ended above all, is not started again.
             Event::Started { .. } if known => {}
             Event::Started { user_id, started_at, expires_at, ip_address, user_agent } => {
-                let (deleted, banned) = match self.users.get(self.sql, user_id)? {
+                let (deleted, banned) = match self.held.users.get(self.sql, user_id)? {
                     Some(user) => (user.row.deleted, user.row.banned),
                     None => (false, false),
                 };
@@ -194,7 +194,7 @@ impl Batch<'_> {
                 };
                 let due_at = row.due_at();
                 let session = Session { row, due_at, doomed };
-                self.sessions.put(self.sql, session_id, session)?;
+                self.held.sessions.put(self.sql, session_id, session)?;
             }
             Event::Active { at, .. } => self.live_session(session_id, |row| {
                 row.last_active_at = *at;
@@ -212,7 +212,7 @@ impl Batch<'_> {
                         ..SessionRow::bare(session_id, *at, *at)
                     };
                     let session = Session { row, due_at: None, doomed: None };
-                    self.sessions.put(self.sql, session_id, session)?;
+                    self.held.sessions.put(self.sql, session_id, session)?;
                 }
                 // The first end stands.
                 self.live_session(session_id, |row| {
@@ -234,10 +234,10 @@ impl Batch<'_> {
         change: impl FnOnce(&mut SessionRow),
     ) -> rusqlite::Result<()> {
         let ended = |session: &Session| session.row.ended_at.is_some();
-        if self.sessions.get(self.sql, session_id)?.is_none_or(ended) {
+        if self.held.sessions.get(self.sql, session_id)?.is_none_or(ended) {
             return Ok(());
         }
-        if let Some(session) = self.sessions.change(self.sql, session_id)? {
+        if let Some(session) = self.held.sessions.change(self.sql, session_id)? {
             change(&mut session.row);
             session.due_at = session.row.due_at();
             session.doomed = session.doomed.filter(|_| session.row.ended_at.is_none());

@@ -230,14 +230,14 @@ impl Batch<'_> {
         amount: f64,
     ) -> rusqlite::Result<()> {
         let key = TallyKey { user_id: user_id.cloned(), span, item };
-        match self.tallies.change(self.sql, &key)? {
+        match self.held.tallies.change(self.sql, &key)? {
             Some(tally) => {
                 tally.count += count;
                 // One after the other, as they happened: sums of fractions depend on the order.
                 tally.amount += amount;
                 Ok(())
             }
-            None => self.tallies.put(self.sql, &key, Tally { count, amount }),
+            None => self.held.tallies.put(self.sql, &key, Tally { count, amount }),
         }
     }
 }

@@ -197,10 +197,10 @@ impl Batch<'_> {
         user_id: &UserId,
         event: &Event,
     ) -> rusqlite::Result<()> {
-        if self.users.get(self.sql, user_id)?.is_none() {
-            self.users.put(self.sql, user_id, User::unknown(user_id.clone(), time))?;
+        if self.held.users.get(self.sql, user_id)?.is_none() {
+            self.held.users.put(self.sql, user_id, User::unknown(user_id.clone(), time))?;
         }
-        let Some(user) = self.users.change(self.sql, user_id)? else { return Ok(()) };
+        let Some(user) = self.held.users.change(self.sql, user_id)? else { return Ok(()) };
         if user.row.deleted {
             // For ever, whatever comes late.
             return Ok(());
@@ -238,7 +238,7 @@ impl Batch<'_> {
 
     /// Whether the user was deleted: then nothing personal of it is taken in any more.
     pub fn is_erased(&mut self, user_id: &UserId) -> rusqlite::Result<bool> {
-        Ok(self.users.get(self.sql, user_id)?.is_some_and(|user| user.row.deleted))
+        Ok(self.held.users.get(self.sql, user_id)?.is_some_and(|user| user.row.deleted))
     }
 }
 

@@ -20,30 +20,30 @@ use crate::views::tallies;
 /// What is shown of an attempt whose worker was not heard of any more.
 const LEASE_RAN_OUT: &str = "the worker's lease ran out";
 
-impl<'a> Batch<'a> {
+impl Batch<'_> {
     /// Gives the job's user.
     pub fn job(
         &mut self,
         position: u64,
         time: DateTime<Utc>,
         job_id: JobId,
-        event: &'a Event,
+        event: &Event,
     ) -> rusqlite::Result<Option<UserId>> {
-        let known = self.jobs.get(self.sql, &job_id)?.is_some();
+        let known = self.held.jobs.get(self.sql, &job_id)?.is_some();
         match (known, event) {
             (false, Event::Requested(request)) => {
                 let erased = self.is_erased(&request.user_id)?;
                 let job = Job::requested(position, time, request, erased);
-                self.jobs.put(self.sql, &job_id, job)?;
+                self.held.jobs.put(self.sql, &job_id, job)?;
                 self.count_request(&request.user_id, time)?;
             }
             // Requested twice, or never: no rule of the domain makes it, and nothing can be shown.
             (true, Event::Requested(_)) | (false, _) => return Ok(None),
             (true, event) => self.job_went_on(position, time, job_id, event)?,
         }
-        let Some(job) = self.jobs.get(self.sql, &job_id)? else { return Ok(None) };
+        let Some(job) = self.held.jobs.get(self.sql, &job_id)? else { return Ok(None) };
         let (event, message) = shown(event);
-        if self.feed.keeps(position, event) {
+        if self.held.feed.keeps(position, event) {
             let item = JobItem {
                 job_id,
                 event,
@@ -55,7 +55,7 @@ impl<'a> Batch<'a> {
                 error: job.error.as_deref(),
                 time,
             };
-            self.feed.add(position, &job.user_id, Some(job_id), event, &item)?;
+            self.held.feed.add(position, &job.user_id, Some(job_id), event, &item)?;
         }
         Ok(Some(job.user_id.clone()))
     }
@@ -67,7 +67,7 @@ impl<'a> Batch<'a> {
         job_id: JobId,
         event: &Event,
     ) -> rusqlite::Result<()> {
-        let Some(job) = self.jobs.change(self.sql, &job_id)? else { return Ok(()) };
+        let Some(job) = self.held.jobs.change(self.sql, &job_id)? else { return Ok(()) };
         let before = job.state;
         let lease_ran_out = job.error.as_deref() == Some(LEASE_RAN_OUT);
         job.take_in(position, time, event);
@@ -84,8 +84,8 @@ impl<'a> Batch<'a> {
 }
 
 /// The columns of a job that events change, and of a new one all.
-pub(in crate::views) struct Job<'a> {
-    new: Option<New<'a>>,
+pub(in crate::views) struct Job {
+    new: Option<New>,
     /// Leased in this batch.
     pub leased: bool,
     /// More than its progress has changed.
@@ -108,18 +108,18 @@ pub(in crate::views) struct Job<'a> {
 }
 
 /// A job that has no row yet.
-struct New<'a> {
+struct New {
     position: u64,
     time: DateTime<Utc>,
-    request: &'a Request,
+    request: Request,
     /// Its user has been forgotten by now.
     erased: bool,
 }
 
-impl<'a> Job<'a> {
-    fn requested(position: u64, time: DateTime<Utc>, request: &'a Request, erased: bool) -> Self {
+impl Job {
+    fn requested(position: u64, time: DateTime<Utc>, request: &Request, erased: bool) -> Self {
         Self {
-            new: Some(New { position, time, request, erased }),
+            new: Some(New { position, time, request: request.clone(), erased }),
             leased: false,
             moved: true,
             user_id: request.user_id.clone(),
@@ -231,7 +231,7 @@ impl<'a> Job<'a> {
     }
 }
 
-impl Record for Job<'_> {
+impl Record for Job {
     type Key = JobId;
 
     fn find(sql: &Connection, job_id: &JobId) -> rusqlite::Result<Option<Self>> {
