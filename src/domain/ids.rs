@@ -164,4 +164,36 @@ mod tests {
         assert_ne!(derived_id(&ada, "job", "k"), derived_id(&bob, "job", "k"));
         assert_ne!(derived_id(&ada, "job", "k"), derived_id(&ada, "file", "k"));
     }
+
+    #[test]
+    fn an_id_keeps_its_text_and_shows_it() {
+        let longest = "x".repeat(128);
+        for text in ["user_2mT2m", "a-b.c:d@e|F9", &longest] {
+            let user = UserId::try_from(text.to_owned()).unwrap();
+            assert_eq!((user.as_str(), user.to_string().as_str()), (text, text));
+            assert_eq!(String::from(user), text);
+            let session = SessionId::try_from(text.to_owned()).unwrap();
+            assert_eq!((session.as_str(), session.to_string().as_str()), (text, text));
+            assert_eq!(String::from(session), text);
+            assert!(text.chars().all(UserId::may_hold));
+        }
+        assert!(!" /\nü".chars().any(UserId::may_hold));
+        assert!(SessionId::try_from("a b".to_owned()).is_err());
+        let id = Uuid::from_u128(7);
+        assert_eq!(
+            (JobId(id).to_string(), FileId(id).to_string()),
+            (id.to_string(), id.to_string())
+        );
+    }
+
+    #[test]
+    fn the_session_of_a_token_without_one_is_the_same_for_the_same_user_and_time() {
+        let ada = UserId::try_from("ada".to_owned()).unwrap();
+        let bob = UserId::try_from("bob".to_owned()).unwrap();
+        let session = SessionId::of_token(&ada, 5);
+        assert_eq!(session, SessionId::of_token(&ada, 5));
+        assert_ne!(session, SessionId::of_token(&ada, 6));
+        assert_ne!(session, SessionId::of_token(&bob, 5));
+        assert_eq!(SessionId::try_from(session.to_string()), Ok(session));
+    }
 }

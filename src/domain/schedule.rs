@@ -476,4 +476,31 @@ mod tests {
             prop_assert!(waited <= 80, "waited for {} leases", waited);
         }
     }
+
+    #[test]
+    fn who_neither_waits_nor_runs_takes_no_room() {
+        let mut schedule = Schedule::default();
+        let known = |schedule: &Schedule| schedule.lines[Class::Batch as usize].users.len();
+        schedule.wait(Class::Batch, &user(1), 1, job(1));
+        schedule.run(Class::Batch, &user(1));
+        schedule.leave(Class::Batch, &user(1), 1);
+        assert_eq!(known(&schedule), 1, "it runs");
+        schedule.end(Class::Batch, &user(1));
+        assert_eq!(known(&schedule), 0);
+        schedule.serve(Class::Batch, &user(2), 2);
+        assert_eq!(known(&schedule), 0);
+    }
+
+    #[test]
+    fn a_job_that_a_place_cannot_be_given_for_gets_none_and_a_skipped_one_is_passed_over() {
+        let mut world = World::default();
+        let first = world.ask(Class::Standard, 1);
+        let second = world.ask(Class::Standard, 1);
+        let next = |skipped| world.schedule.next(&NO_CAPS, |id| id == skipped);
+        assert_eq!(next(first), Some(second));
+        assert_eq!(next(second), Some(first));
+        let place =
+            |n, position| world.schedule.place(&NO_CAPS, Class::Standard, &user(n), position);
+        assert_eq!((place(1, 9), place(2, 1)), (None, None));
+    }
 }

@@ -359,4 +359,47 @@ mod tests {
             Session::Ended(EndReason::Expired)
         );
     }
+
+    #[test]
+    fn a_reason_is_named_as_it_is_stored() {
+        use EndReason::{Expired, Inactive, Removed, Revoked, SignedOut, UserBanned, UserDeleted};
+        for reason in [SignedOut, Removed, Revoked, Expired, Inactive, UserDeleted, UserBanned] {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
+
+    #[test]
+    fn what_is_repeated_happens_once() {
+        let remember = || Command::Remember { remember_me: true };
+        check(&[(0, start()), (0, start())], &["started"]);
+        check(&[(0, start()), (1, remember()), (2, remember())], &["started", "remembered"]);
+        let end = || Command::End { reason: EndReason::SignedOut };
+        let steps = [(0, start()), (1, end()), (2, end()), (3, Command::Lapse)];
+        let (names, state, refused) = run(&steps);
+        assert_eq!((names.as_slice(), refused), (&["started".into(), "ended".into()][..], None));
+        assert_eq!(state, Session::Ended(EndReason::SignedOut));
+    }
+
+    #[test]
+    fn a_session_that_nobody_started_can_only_end() {
+        assert_eq!(run(&[(0, Command::Lapse)]), (vec![], Session::Unknown, None));
+        for command in [Command::Touch, Command::Remember { remember_me: true }] {
+            assert_eq!(run(&[(0, command)]).2, Some(Refusal::NotFound));
+        }
+    }
+
+    #[test]
+    fn a_start_that_is_told_late_counts_inactivity_from_when_it_is_heard() {
+        check(&[(40, start()), (69, Command::Lapse)], &["started", "active"]);
+        check(&[(40, start()), (70, Command::Lapse)], &["started", "active", "ended"]);
+    }
+
+    #[test]
+    fn a_session_no_longer_remembered_has_its_seven_days() {
+        let remember = |remember_me| Command::Remember { remember_me };
+        let steps = [(0, start()), (1, remember(true)), (2, remember(false))];
+        let Session::Live(live) = run(&steps).1 else { panic!("it lives") };
+        assert_eq!((live.remembered, live.expires_at), (false, at(0) + LIFETIME));
+        check(&[(0, start()), (31, remember(true))], &["started", "ended"]);
+    }
 }

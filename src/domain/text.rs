@@ -261,4 +261,40 @@ mod tests {
             assert!(serde_json::from_str::<Personal<Prompt>>(bad).is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn a_personal_field_is_sealed_revealed_and_erased() {
+        let mut name = Personal::Known("ada".to_owned());
+        assert_eq!(name.known().map(String::as_str), Some("ada"));
+        assert_eq!((name.clear(), name.sealed()), (Some(br#""ada""#.to_vec()), None));
+        name.seal("AQ==".to_owned());
+        assert_eq!((name.known(), name.clear(), name.sealed()), (None, None, Some("AQ==")));
+        assert!(name.reveal(b"7").is_err());
+        assert_eq!(name.sealed(), Some("AQ=="), "what is no text leaves it sealed");
+        name.reveal(br#""bob""#).unwrap();
+        assert!(name == Personal::Known("bob".to_owned()));
+        name.erase();
+        assert!(name == Personal::Erased);
+        assert_eq!((name.known(), name.clear(), name.sealed()), (None, None, None));
+    }
+
+    #[test]
+    fn a_personal_field_is_read_from_a_value_too_and_says_what_it_must_be() {
+        let read = |value: Value| serde_json::from_value::<Personal<String>>(value);
+        assert!(read(Value::from("ada")).unwrap() == Personal::Known("ada".to_owned()));
+        let fault = read(Value::from(7)).unwrap_err().to_string();
+        assert!(fault.ends_with("a personal field, sealed, erased or in clear"), "{fault}");
+    }
+
+    #[test]
+    fn the_schema_of_a_personal_field_has_its_three_faces() {
+        assert_eq!(Personal::<String>::schema_name(), "Personal_string");
+        let schema = Personal::<String>::json_schema(&mut SchemaGenerator::default());
+        let faces = schema.get("anyOf").and_then(Value::as_array).unwrap();
+        assert_eq!(faces[0]["type"], "string");
+        let sealed = (&faces[1]["required"][0], &faces[1]["additionalProperties"]);
+        assert_eq!(sealed, (&Value::from("sealed"), &Value::from(false)));
+        let erased = (&faces[2]["required"][0], &faces[2]["additionalProperties"]);
+        assert_eq!(erased, (&Value::from("erased"), &Value::from(false)));
+    }
 }

@@ -178,4 +178,35 @@ mod tests {
         assert_eq!(Class::of(Tier::of("premium"), true), Class::Batch);
         assert_eq!(Class::of(Tier::of("Premium"), false), Class::Standard);
     }
+
+    #[test]
+    fn what_is_paid_for_is_longer_finer_and_of_another_class() {
+        let each = ByTier { standard: 1, premium: 2 };
+        let worth = |tier: Tier| {
+            (*tier.pick(&each), tier.longest_s(), tier.finest(), Class::of(tier, false))
+        };
+        assert_eq!(worth(Tier::Standard), (1, 10, Quality::P1080, Class::Standard));
+        for tier in [Tier::Premium, Tier::Enterprise] {
+            assert_eq!(worth(tier), (2, 60, Quality::K4, Class::Premium));
+        }
+    }
+
+    #[test]
+    fn a_tier_and_a_class_are_named_as_they_are_stored() {
+        for tier in Tier::ALL {
+            assert_eq!(serde_json::to_value(tier).unwrap(), tier.as_str());
+            assert_eq!(Tier::of(tier.as_str()), tier);
+            assert_eq!(tier.is_standard(), tier == Tier::Standard);
+        }
+        for class in Class::ALL {
+            assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
+        }
+    }
+
+    #[test]
+    fn each_class_has_its_own_cap() {
+        let caps: Caps = "premium=5,standard=6,batch=7".parse().unwrap();
+        assert_eq!(Class::ALL.map(|class| caps.of(class)), [5, 6, 7]);
+        assert_eq!(Caps::default(), Caps { premium: 4, standard: 2, batch: 2 });
+    }
 }

@@ -133,9 +133,15 @@ mod tests {
         for good in ["en", "spa", "pt-BR", "zh-Hant-TW", "de-CH-1996"] {
             assert!(Language::try_from(good.to_owned()).is_ok(), "{good}");
         }
-        for bad in ["", "e", "en_US", "english language", "en-", "../x", "en\n", "1n", "--help"] {
+        let long = format!("en{}", "-abcdefgh".repeat(4));
+        for bad in
+            ["", "e", "en_US", "english language", "en-", "../x", "en\n", "1n", "--help", &long]
+        {
             assert!(Language::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
+        let language = Language::try_from("pt-BR".to_owned()).unwrap();
+        assert_eq!(language.to_string(), "pt-BR");
+        assert_eq!(String::from(language), "pt-BR");
     }
 
     #[test]
@@ -147,5 +153,17 @@ mod tests {
         check("A.SRT", "Hi", Format::Srt);
         check("a.txt", "1\nis a number", Format::Text);
         check("notes", "", Format::Text);
+    }
+
+    #[test]
+    fn a_layout_has_its_content_type_and_its_extension() {
+        let layouts = [
+            (Format::Text, "text/plain", "txt"),
+            (Format::Srt, "application/x-subrip", "srt"),
+            (Format::Vtt, "text/vtt", "vtt"),
+        ];
+        for (format, content_type, extension) in layouts {
+            assert_eq!((format.content_type(), format.extension()), (content_type, extension));
+        }
     }
 }

@@ -275,3 +275,118 @@ fn a_lease_is_held_until_it_is_lost() {
         "completed",
     );
 }
+
+#[test]
+fn who_does_not_hold_the_lease_is_refused_whatever_it_says() {
+    let progress = || Command::Progress { lease_id: lease(2), progress: 5, message: None };
+    let hold = || Command::Hold { lease_id: lease(2) };
+    for said in [progress(), finish(2), fail(2), hold()] {
+        check(&[(0, ask()), (1, said.clone())], Err(Refusal::LeaseLost), "queued");
+        let running = [(0, ask()), (0, take(1)), (1, said.clone())];
+        check(&running, Err(Refusal::LeaseLost), "running");
+        let cancelling = [(0, ask()), (0, take(1)), (1, cancel()), (2, said)];
+        check(&cancelling, Err(Refusal::LeaseLost), "cancelling");
+    }
+}
+
+#[test]
+fn what_is_repeated_changes_nothing() {
+    check(&[(0, ask()), (1, take(1)), (2, take(1))], Ok(0), "running");
+    check(&[(0, ask()), (0, take(1)), (1, cancel()), (2, cancel())], Ok(0), "cancelling");
+    check(&[(0, ask()), (1, cancel()), (2, cancel())], Ok(0), "cancelled");
+    check(&[(0, ask()), (1, Command::Look)], Ok(0), "queued");
+    let other = Output { size: 2, ..output() };
+    let other = Command::Complete { lease_id: lease(1), output: other };
+    let steps = [(0, ask()), (0, take(1)), (1, finish(1)), (2, other)];
+    check(&steps, Err(Refusal::LeaseLost), "completed");
+}
+
+#[test]
+fn a_request_without_a_key_repeats_nothing() {
+    let keyless = || Command::Request(Request { fingerprint: None, ..request() });
+    check(&[(0, keyless()), (0, keyless())], Err(Refusal::KeyReused), "queued");
+}
+
+#[test]
+fn a_job_that_nobody_asked_for_is_not_found() {
+    for command in [take(1), finish(1), fail(1), cancel(), Command::Lapse, Command::Look] {
+        check(&[(0, command)], Err(Refusal::NotFound), "absent");
+    }
+}
+
+#[test]
+fn an_attempt_that_failed_for_good_is_the_last() {
+    let fatal =
+        Command::Fail { lease_id: lease(1), error: "no such voice".to_owned(), retryable: false };
+    check(&[(0, ask()), (0, take(1)), (1, fatal)], Ok(2), "failed");
+}
+
+#[test]
+fn a_job_that_is_being_cancelled_ends_with_its_attempt_or_its_lease() {
+    let cancelling = |second, then| [(0, ask()), (0, take(1)), (1, cancel()), (second, then)];
+    check(&cancelling(2, fail(1)), Ok(1), "cancelled");
+    check(&cancelling(59, Command::Lapse), Ok(0), "cancelling");
+    check(&cancelling(60, Command::Lapse), Ok(1), "cancelled");
+    check(&[(0, ask()), (0, take(1)), (1, fail(1)), (2, cancel())], Ok(2), "cancelled");
+}
+
+#[test]
+fn only_what_has_failed_or_was_cancelled_is_tried_again() {
+    let retry = || (9, Command::Retry { by: user("ada") });
+    check(&[(0, ask()), retry()], Err(Refusal::WrongState("queued")), "queued");
+    check(&[(0, ask()), (0, take(1)), retry()], Err(Refusal::WrongState("running")), "running");
+    let completed = [(0, ask()), (0, take(1)), (1, finish(1)), retry()];
+    check(&completed, Err(Refusal::WrongState("completed")), "completed");
+}
+
+#[test]
+fn kinds_and_options_are_named_as_they_are_stored() {
+    let stored = |value: serde_json::Value| value.as_str().map(str::to_owned);
+    for kind in Kind::ALL {
+        assert_eq!(stored(serde_json::to_value(kind).unwrap()).as_deref(), Some(kind.as_str()));
+        assert_eq!(Kind::parse(kind.as_str()), Some(kind));
+    }
+    for name in Quality::NAMES {
+        let quality = Quality::parse(name).unwrap();
+        assert_eq!(stored(serde_json::to_value(quality).unwrap()).as_deref(), Some(name));
+        assert_eq!(quality.as_str(), name);
+    }
+    for name in AspectRatio::NAMES {
+        let ratio = AspectRatio::parse(name).unwrap();
+        assert_eq!(stored(serde_json::to_value(ratio).unwrap()).as_deref(), Some(name));
+        assert_eq!(ratio.as_str(), name);
+    }
+    assert_eq!(
+        (Kind::parse("song"), Quality::parse("8k"), AspectRatio::parse("4:3")),
+        (None, None, None)
+    );
+}
+
+#[test]
+fn a_request_says_what_it_is_and_what_it_works_on() {
+    let source = FileId(Uuid::from_u128(8));
+    let Options::Video(video) = request().options else { panic!("a video") };
+    let of_nothing = Options::Video(video.clone());
+    let of_file = Options::Video(VideoOptions { source_file_id: Some(source), ..video });
+    let translation = Options::Translation(TranslationOptions {
+        source_file_id: source,
+        format: crate::domain::translation::Format::Text,
+        source_language: None,
+        target_language: None,
+        model_name: "m".to_owned(),
+        style_data: None,
+        segment_size: 1,
+        has_api_key: false,
+    });
+    for (options, kind, source_file_id) in [
+        (of_nothing, Kind::Video, None),
+        (of_file, Kind::Video, Some(source)),
+        (translation, Kind::Translation, Some(source)),
+    ] {
+        assert_eq!((options.kind(), options.source_file_id()), (kind, source_file_id));
+    }
+    assert_eq!(request().prompt_text(), "a lighthouse");
+    assert_eq!(Request { prompt: Personal::Erased, ..request() }.prompt_text(), "");
+    let premium = Request { tier: Tier::Premium, ..request() };
+    assert_eq!((request().class(), premium.class()), (Class::Standard, Class::Premium));
+}

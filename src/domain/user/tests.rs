@@ -111,37 +111,197 @@ fn a_renamed_organization_is_known_by_its_new_name_whatever_came_first() {
     assert_eq!(membership.name.as_deref(), Some("Acme Films"));
 }
 
-/// The commands at their seconds; the role at the end.
-fn role_after(steps: &[(i64, Command)]) -> String {
+/// The user after the commands at their seconds.
+fn after(steps: &[(i64, Command)]) -> User {
     let mut user = User::default();
     for (second, command) in steps {
         for event in user.decide(command, at(*second)).unwrap() {
             user.evolve(&event);
         }
     }
-    user.access.role
+    user
 }
 
-fn decide(role: &str) -> Command {
-    Command::SetAccess(Access { role: role.to_owned(), ..Access::default() })
+/// Something that Clerk's metadata and administrators both have a say in.
+struct Right {
+    told: fn(String) -> Told,
+    decided: fn(String) -> Command,
+    held: fn(&User) -> Option<&String>,
 }
+
+const RIGHTS: [Right; 5] = [
+    Right {
+        told: |role| Told { role: Some(role), ..Told::default() },
+        decided: |role| Command::SetAccess(Access { role, ..Access::default() }),
+        held: |user| Some(&user.access.role),
+    },
+    Right {
+        told: |one| Told { permissions: Some(BTreeSet::from([one])), ..Told::default() },
+        decided: |one| {
+            let permissions = BTreeSet::from([one]);
+            Command::SetAccess(Access { permissions, ..Access::default() })
+        },
+        held: |user| user.access.permissions.first(),
+    },
+    Right {
+        told: |tier| Told { subscription_tier: Some(tier), ..Told::default() },
+        decided: |subscription_tier| {
+            Command::SetAccess(Access { subscription_tier, ..Access::default() })
+        },
+        held: |user| Some(&user.access.subscription_tier),
+    },
+    Right {
+        told: |user_type| Told { user_type: Some(user_type), ..Told::default() },
+        decided: |user_type| {
+            let organization = Assignment::AsItIs;
+            Command::Place(Placement { user_type: Some(user_type), organization })
+        },
+        held: |user| user.user_type.as_ref(),
+    },
+    Right {
+        told: |flag| Told { feature_flags: Some([(flag, true)].into()), ..Told::default() },
+        decided: |flag| Command::SetFlags([(flag, true)].into()),
+        held: |user| user.feature_flags.keys().next(),
+    },
+];
 
 #[test]
 fn what_is_decided_here_is_undone_only_by_a_newer_word_of_clerk() {
-    let check = |steps: &[(i64, Command)], role| assert_eq!(role_after(steps), role, "{steps:?}");
-    let (known, decided) = ((1, sync(1, "a@x", "user")), (10, decide("admin")));
-    let then = |later| [known.clone(), decided.clone(), later];
-    check(&then((11, sync(7, "b@x", "creator"))), "admin");
-    check(&then((13, sync(12, "b@x", "user"))), "admin");
-    check(&then((13, sync(12, "b@x", "creator"))), "creator");
-    // The first word of Clerk's comes after the decision, but is from before it.
-    let provision = (1, Command::Provision(snapshot("a@x", "user")));
-    check(&[provision.clone(), decided.clone(), (11, sync(7, "b@x", "user"))], "admin");
-    check(&[provision.clone(), decided.clone(), (13, sync(12, "b@x", "user"))], "admin");
-    check(&[provision, decided.clone(), (13, sync(12, "b@x", "creator"))], "creator");
-    // The echo of what was decided makes it Clerk's own word, which a later one changes back.
-    let echo = (13, sync(12, "a@x", "admin"));
-    check(&[known, decided, echo, (15, sync(14, "a@x", "user"))], "user");
+    for right in RIGHTS {
+        let says =
+            |word: &str| Snapshot { told: (right.told)(word.to_owned()), ..snapshot("", "") };
+        let sync =
+            |second, word| Command::Sync { snapshot: says(word), source_updated_at: at(second) };
+        let check = |steps: &[(i64, Command)], word: &str| {
+            let user = after(steps);
+            assert_eq!((right.held)(&user).map(String::as_str), Some(word), "{steps:?}");
+        };
+        let (known, decided) = ((1, sync(1, "first")), (10, (right.decided)("ours".to_owned())));
+        let then = |later| [known.clone(), decided.clone(), later];
+        check(&then((11, sync(7, "theirs"))), "ours");
+        check(&then((11, sync(10, "theirs"))), "ours");
+        check(&then((13, sync(12, "first"))), "ours");
+        check(&then((13, sync(12, "theirs"))), "theirs");
+        // The first word of Clerk's comes after the decision, but is from before it.
+        let provision = (1, Command::Provision(says("first")));
+        check(&[provision.clone(), decided.clone(), (11, sync(7, "first"))], "ours");
+        check(&[provision.clone(), decided.clone(), (13, sync(12, "first"))], "ours");
+        check(&[provision, decided.clone(), (13, sync(12, "theirs"))], "theirs");
+        // The echo of what was decided makes it Clerk's own word, which a later one changes back.
+        let echo = (13, sync(12, "ours"));
+        check(&[known, decided, echo, (15, sync(14, "first"))], "first");
+    }
+}
+
+#[test]
+fn a_decision_on_one_right_is_none_on_the_others() {
+    let told = |role: &str| Told { role: Some(role.to_owned()), ..Told::default() };
+    let sync = |second, role| Command::Sync {
+        snapshot: Snapshot { told: told(role), ..Snapshot::default() },
+        source_updated_at: at(second),
+    };
+    for decided in RIGHTS.into_iter().skip(1).map(|right| (right.decided)("ours".to_owned())) {
+        let user = after(&[(1, sync(1, "user")), (10, decided), (11, sync(7, "creator"))]);
+        assert_eq!(user.access.role, "creator");
+    }
+}
+
+#[test]
+fn of_two_words_of_one_time_the_one_that_bans_holds() {
+    let word = |second, banned| Command::Sync {
+        snapshot: Snapshot { banned, ..snapshot("a@x", "user") },
+        source_updated_at: at(second),
+    };
+    for (words, banned, last) in [
+        ([word(5, false), word(5, true)], true, Ok(1)),
+        ([word(5, true), word(5, false)], true, Ok(0)),
+        ([word(5, true), word(5, true)], true, Ok(0)),
+        ([word(5, false), word(4, true)], false, Ok(0)),
+        ([word(5, false), word(6, true)], true, Ok(2)),
+        ([word(5, true), word(6, false)], false, Ok(2)),
+        ([word(5, true), word(6, true)], true, Ok(1)),
+    ] {
+        let (user, answers) = run(&words);
+        assert_eq!((user.banned, answers[1].clone()), (banned, last), "{words:?}");
+    }
+}
+
+#[test]
+fn a_token_provisions_a_user_once_and_only_one_that_is_unknown() {
+    let provision = || Command::Provision(snapshot("claims@x", "admin"));
+    let (user, answers) = run(&[provision(), provision()]);
+    assert_eq!(answers, [Ok(2), Ok(0)]);
+    assert_eq!((user.standing, user.access.role.as_str()), (Standing::Provisional, "admin"));
+    let (user, answers) = run(&[sync(1, "a@x", "user"), provision()]);
+    assert_eq!((user.standing, &answers[1]), (Standing::Registered, &Ok(0)));
+}
+
+#[test]
+fn what_an_administrator_repeats_changes_nothing_except_on_access() {
+    let known = sync(1, "a@x", "user");
+    for (right, again) in RIGHTS.iter().zip([1, 1, 1, 0, 0]) {
+        let decided = (right.decided)("ours".to_owned());
+        let (_, answers) = run(&[known.clone(), decided.clone(), decided]);
+        assert_eq!(answers[1..], [Ok(1), Ok(again)]);
+    }
+}
+
+#[test]
+fn a_membership_follows_the_newest_word_and_ends_for_ever() {
+    let (user, answers) = run(&[
+        join(2, "org:member"),
+        join(2, "org:admin"),
+        join(1, "org:admin"),
+        join(3, "org:guest"),
+        leave(),
+        leave(),
+        join(4, "org:member"),
+    ]);
+    assert_eq!(answers, [Ok(1), Ok(0), Ok(0), Ok(1), Ok(1), Ok(0), Ok(0)]);
+    assert_eq!(organizations(&user), []);
+    assert_eq!(organizations(&run(&[join(2, "a"), join(1, "b"), join(3, "c")]).0), [("o1", "c")]);
+}
+
+#[test]
+fn an_organization_that_an_administrator_renames_has_its_new_name() {
+    let (user, answers) = run(&[
+        sync(1, "a@x", "user"),
+        place(1, "o9", "owner", Some("Nine")),
+        place(2, "o9", "owner", Some("Nine Films")),
+        place(3, "o9", "member", None),
+    ]);
+    assert_eq!(answers[2..], [Ok(1), Ok(1)]);
+    let names: Vec<_> = user.present_memberships().map(|it| it.name.as_deref()).collect();
+    assert_eq!(names, [Some("Nine Films")]);
+    assert_eq!(organizations(&user), [("o9", "member")]);
+}
+
+#[test]
+fn onboarding_is_recorded_when_it_changes() {
+    let step = |step| {
+        let status = OnboardingStatus::InProgress;
+        Command::Onboard(Onboarding { step, total_steps: 3, status })
+    };
+    let (user, answers) = run(&[step(1), sync(1, "a@x", "user"), step(1), step(1), step(2)]);
+    assert_eq!(answers[0], Err(Refusal::NotFound));
+    assert_eq!(answers[2..], [Ok(1), Ok(0), Ok(1)]);
+    assert_eq!(user.onboarding.map(|it| it.step), Some(2));
+    for name in OnboardingStatus::NAMES {
+        let status = OnboardingStatus::parse(name).unwrap();
+        assert_eq!(serde_json::to_value(status).unwrap(), name);
+    }
+    assert_eq!(OnboardingStatus::parse("done"), None);
+}
+
+#[test]
+fn what_clerk_does_not_say_of_rights_is_not_stored() {
+    let stored = |told| {
+        let event = Event::Registered { profile: Profile::default(), provisional: true, told };
+        serde_json::to_value(event).unwrap()["data"]["told"].take()
+    };
+    assert_eq!(stored(Told::default()), serde_json::Value::Null);
+    let told = Told { role: Some("admin".to_owned()), ..Told::default() };
+    assert_eq!(stored(told), serde_json::json!({ "role": "admin" }));
 }
 
 #[test]
@@ -177,9 +337,9 @@ fn nobody_unknown_is_given_a_role() {
     assert_eq!(run(&[Command::SetAccess(Access::default())]).1, [Err(Refusal::NotFound)]);
 }
 
-fn place(id: &str, organization: &str, role: &str, name: Option<&str>) -> Command {
+fn place(id: u128, organization: &str, role: &str, name: Option<&str>) -> Command {
     let membership = Membership {
-        membership_id: format!("{ADMINISTERED}{id}"),
+        membership_id: Membership::administered(Uuid::from_u128(id)),
         organization_id: organization.to_owned(),
         name: name.map(str::to_owned),
         slug: None,
@@ -201,14 +361,14 @@ fn organizations(user: &User) -> Vec<(&str, &str)> {
 
 #[test]
 fn an_administrator_places_a_user_once_whatever_is_repeated() {
-    let owner = place("1", "o9", "owner", Some("Nine"));
+    let owner = place(1, "o9", "owner", Some("Nine"));
     let (user, answers) = run(&[
         sync(1, "a@x", "user"),
         owner.clone(),
         owner.clone(),
-        place("2", "o9", "owner", None),
-        place("3", "o9", "member", Some("Nine")),
-        place("4", "o8", "member", None),
+        place(2, "o9", "owner", None),
+        place(3, "o9", "member", Some("Nine")),
+        place(4, "o8", "member", None),
     ]);
     assert_eq!(answers[1..], [Ok(2), Ok(0), Ok(0), Ok(1), Ok(2)]);
     assert_eq!(organizations(&user), [("o8", "member")]);
@@ -219,10 +379,10 @@ fn an_administrator_places_a_user_once_whatever_is_repeated() {
 fn a_user_taken_out_can_be_put_in_again() {
     let (user, answers) = run(&[
         sync(1, "a@x", "user"),
-        place("1", "o9", "owner", None),
+        place(1, "o9", "owner", None),
         nowhere(),
         nowhere(),
-        place("2", "o9", "owner", None),
+        place(2, "o9", "owner", None),
     ]);
     assert_eq!(answers[2..], [Ok(1), Ok(0), Ok(1)]);
     assert_eq!(organizations(&user), [("o9", "owner")]);
@@ -233,7 +393,7 @@ fn a_membership_of_clerks_is_adjusted_but_not_ended_by_an_administrator() {
     let (user, answers) = run(&[
         sync(1, "a@x", "user"),
         join(-5, "org:member"),
-        place("1", "o1", "org:admin", None),
+        place(1, "o1", "org:admin", None),
         join(-4, "org:member"),
         nowhere(),
     ]);
