@@ -509,4 +509,22 @@ mod tests {
             assert!(verify(SECRET, &spoiled, b"{}", NOW).is_err(), "{name}");
         }
     }
+
+    #[test]
+    fn what_is_as_long_as_it_may_be_is_accepted() {
+        for bytes in [16, 256] {
+            let secret = format!("whsec_{}", general_purpose::STANDARD.encode(vec![7_u8; bytes]));
+            assert!(WebhookVerifier::parse(&secret).is_ok(), "{bytes}");
+        }
+        let (id, time) = ("m".repeat(256), NOW.to_string());
+        let good = sign(SECRET, &id, NOW, b"{}").unwrap();
+        // Padded by a version that nobody knows.
+        let longest = format!("v9,{} {good}", "A".repeat(8 * 1024 - good.len() - 4));
+        assert_eq!(longest.len(), MAX_SIGNATURE_HEADER_BYTES);
+        let headers = [("svix-id", &*id), ("svix-timestamp", &time), ("svix-signature", &longest)];
+        assert_eq!(verify(SECRET, &headers, b"{}", NOW), Ok(MessageId(id.clone())));
+        // Twelve digits are a time, if a far one.
+        let far = [("svix-id", &*id), ("svix-timestamp", "999999999999"), ("svix-signature", "")];
+        assert_eq!(verify(SECRET, &far, b"{}", NOW), Err(Rejected::TooNew));
+    }
 }

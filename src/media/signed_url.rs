@@ -171,4 +171,25 @@ mod tests {
             assert!(SigningSecrets::parse(list).is_err(), "{list:?}");
         }
     }
+
+    #[test]
+    fn an_empty_user_or_signature_is_a_missing_one() {
+        let no_user = secrets().check(ID, Some(""), Some("1900000000"), Some(BY_FIRST), 0);
+        assert_eq!(no_user, Err(Refused::Malformed));
+        assert_eq!(check("1900000000", "", 0), Err(Refused::Malformed));
+    }
+
+    #[test]
+    fn a_secret_given_twice_verifies_as_one_given_once() {
+        let twice = SigningSecrets::parse("first-secret,first-secret").unwrap();
+        assert!(twice.verify(ID, "user_2abc", EXPIRES, BY_FIRST));
+        assert_eq!(format!("{twice:?}"), "SigningSecrets(2 secrets)");
+    }
+
+    #[test]
+    fn a_number_too_large_is_still_before_or_after_now() {
+        let (far_before, far_after) = ("-99999999999999999999999", "99999999999999999999999");
+        assert_eq!(check(far_before, "00", i64::MIN + 1), Err(Refused::Expired));
+        assert_eq!(check(far_after, "00", i64::MAX), Err(Refused::SignatureInvalid));
+    }
 }

@@ -430,6 +430,8 @@ fn version_2_features_and_plan_lose_their_scope() {
 fn weak_and_foreign_keys_are_refused() {
     let n = |bytes: usize| URL_SAFE_NO_PAD.encode(vec![0xC3; bytes]);
     let jwk = |n: String, e: &str| json!({ "kty": "RSA", "kid": "k", "n": n, "e": e });
+    let n_after =
+        |first: &[u8], bytes| URL_SAFE_NO_PAD.encode([first, &vec![0xC3; bytes]].concat());
     let sets = [
         json!({}),
         json!([]),
@@ -443,6 +445,11 @@ fn weak_and_foreign_keys_are_refused() {
         json!({ "keys": [jwk(n(256), "AA")] }),
         json!({ "keys": [jwk(n(256), "")] }),
         json!({ "keys": [jwk(n(256), "AQAB"), jwk(n(300), "AQAB")] }),
+        json!({ "keys": [jwk(n(256), "Ag")] }),
+        json!({ "keys": [jwk(n(256), "AQAAAAAB")] }),
+        json!({ "keys": [jwk(n_after(&[1], 255), "AQAB")] }),
+        json!({ "keys": [jwk(n_after(&[1], 1024), "AQAB")] }),
+        json!({ "keys": [{ "kty": "EC", "kid": "k", "n": n(256), "e": "AQAB" }] }),
         json!({ "keys": [{ "kty": "RSA", "n": n(256), "e": "AQAB" }] }),
         json!({ "keys": [{ "kty": "oct", "kid": "k", "k": "c2VjcmV0" }] }),
         json!({ "keys": [{ "kty": "RSA", "use": "enc", "kid": "k", "n": n(256), "e": "AQAB" }] }),
@@ -450,6 +457,11 @@ fn weak_and_foreign_keys_are_refused() {
     ];
     for set in sets {
         assert!(KeySet::from_jwks(&set.to_string()).is_err(), "{set}");
+    }
+    for key in
+        [jwk(n(256), "AQAB"), jwk(n(1024), "AQAAAAE"), jwk(n_after(&[0, 0, 0], 256), "AAEAAQ")]
+    {
+        assert!(KeySet::from_jwks(&json!({ "keys": [key] }).to_string()).is_ok(), "{key}");
     }
     let private = KEY.to_pkcs8_pem().unwrap();
     let noise = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----";
@@ -501,5 +513,79 @@ fn the_cache_forgets_when_the_keys_change_and_stays_within_its_bound() {
         .map(|shard| shard.lock().unwrap())
         .map(|shard| (shard.entries.len(), shard.order.len()))
         .collect();
-    assert!(held.iter().all(|(entries, order)| entries == order && *entries <= 2), "{held:?}");
+    assert!(held.iter().all(|(entries, order)| entries == order), "{held:?}");
+    assert_eq!(held.iter().map(|(entries, _)| *entries).max(), Some(2), "{held:?}");
+}
+
+#[test]
+fn an_organization_is_read_in_each_form_and_the_same_one_once() {
+    let read = |forms: &[Value]| {
+        let mut all = claims();
+        for form in forms {
+            all.as_object_mut().unwrap().extend(form.as_object().unwrap().clone());
+        }
+        check(&signed(&all)).unwrap().organizations
+    };
+    let first = json!({
+        "org_id": "org_1", "org_slug": "acme", "org_role": "org:admin",
+        "org_permissions": ["org:video:render", 7],
+    });
+    let expected = OrganizationClaim {
+        id: "org_1".to_owned(),
+        slug: Some("acme".to_owned()),
+        role: Some("org:admin".to_owned()),
+        permissions: vec!["org:video:render".to_owned()],
+    };
+    assert_eq!(read(std::slice::from_ref(&first)), [expected]);
+    let ids = |forms: &[Value]| -> Vec<String> {
+        read(forms).into_iter().map(|organization| organization.id).collect()
+    };
+    let (same, other) = (json!({ "organizationId": "org_1" }), json!({ "o": { "id": "org_2" } }));
+    assert_eq!(ids(&[first.clone(), same]), ["org_1"]);
+    assert_eq!(ids(&[first, other]), ["org_2", "org_1"]);
+    assert_eq!(ids(&[]), Vec::<String>::new());
+}
+
+#[test]
+fn a_permission_without_a_name_is_none() {
+    let mut claims = claims_with("fea", json!("o:video"));
+    claims["o"] = json!({ "id": "org_1", "per": "manage,,read", "fpm": "7" });
+    let organization = check(&signed(&claims)).unwrap().organizations.remove(0);
+    assert_eq!(organization.permissions, ["org:video:manage", "org:video:read"]);
+}
+
+#[test]
+fn ids_and_tokens_as_long_as_they_may_be_are_accepted_and_no_longer_ones() {
+    let longest = "u".repeat(128);
+    let claims = claims_with("sub", json!(longest));
+    assert_eq!(check(&signed(&claims)).unwrap().user_id, longest);
+
+    // White space around the JSON of the header and a claim as filling reach every length.
+    let token = |length: usize| {
+        let sized = |spaces: usize, filling: usize| {
+            let header = format!("{}{}", header(), " ".repeat(spaces));
+            let claims = claims_with("x", json!("x".repeat(filling)));
+            KEY.sign_bytes(header.as_bytes(), claims.to_string().as_bytes()).unwrap()
+        };
+        let bare = sized(0, 0).len();
+        let near = (length - bare) * 3 / 4 - 4;
+        let mut sizes = (0..4).flat_map(|spaces| (near..near + 8).map(move |it| (spaces, it)));
+        sizes.find_map(|(spaces, filling)| {
+            Some(sized(spaces, filling)).filter(|token| token.len() == length)
+        })
+    };
+    let (fits, longer) = (token(MAX_TOKEN_BYTES).unwrap(), token(MAX_TOKEN_BYTES + 1).unwrap());
+    let cache = TokenCache::default();
+    assert!(check(&fits).is_ok());
+    assert!(cache.verify(&fits, &KEYS, &rules(), NOW).is_ok());
+    let refused = Rejected::Malformed("too long");
+    assert_eq!(check(&longer), Err(refused.clone()));
+    assert_eq!(cache.verify(&longer, &KEYS, &rules(), NOW), Err(refused));
+}
+
+#[test]
+fn a_key_set_names_its_keys_and_shows_nothing_of_them() {
+    assert_eq!(format!("{:?}", *KEYS), r#"KeySet(["one"])"#);
+    let pem = KeySet::from_pem(&KEY.public_pem().unwrap()).unwrap();
+    assert_eq!(format!("{pem:?}"), "KeySet(one key for any id)");
 }
