@@ -303,4 +303,33 @@ mod tests {
         check(&whole.replace("metadata_base64", "data_base64"), "line 2: not an event: it must");
         check(&whole.replace("\"data\"", "\"date\""), "line 2: not an event: unknown field");
     }
+
+    #[test]
+    fn the_largest_event_is_read_and_a_longer_line_is_refused() {
+        // Each of these bytes is six characters in JSON.
+        let (data, metadata) = (vec![1; MAX_BYTES], vec![2; MAX_BYTES]);
+        let largest = Recorded { data, metadata, ..event() };
+        let mut lines = text(std::slice::from_ref(&largest));
+        let mut read = Lines::new(&lines[..]);
+        read.header().unwrap();
+        assert!(read.event().unwrap() == Some(largest));
+        assert_eq!(read.number(), 2);
+        lines.truncate(lines.len() - 1);
+        lines.resize(lines.len() + 65_536, b' ');
+        let mut read = Lines::new(&lines[..]);
+        read.header().unwrap();
+        let error = read.event().unwrap_err().to_string();
+        assert_eq!(error, "line 2: it is too long for an event");
+    }
+
+    #[test]
+    fn bytes_that_are_no_base64_are_refused() {
+        let whole = String::from_utf8(text(&[event()])).unwrap();
+        let broken = whole.replace("/wAi", "/wA!");
+        assert_ne!(broken, whole);
+        let mut lines = Lines::new(broken.as_bytes());
+        lines.header().unwrap();
+        let error = lines.event().unwrap_err().to_string();
+        assert_eq!(error, "line 2: not an event: its metadata is not base64");
+    }
 }

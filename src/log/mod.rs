@@ -489,4 +489,94 @@ mod tests {
         assert_eq!(log.stats().await.unwrap().events, 0);
         assert!(dir.path().join("a/b/log.sqlite").exists());
     }
+
+    #[test]
+    fn a_setting_is_judged_by_its_engine_without_opening_anything() {
+        for good in ["embedded", "postgres://h/d", "postgresql://h/d"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for (bad, what) in [
+            ("mysql://h/d", "no log engine is called `mysql`"),
+            ("Embedded", "no log engine is called `that`"),
+            ("postgres://", "not an address"),
+        ] {
+            let error = check(bad).unwrap_err();
+            assert!(matches!(&error, Error::Invalid(said) if said.contains(what)), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_is_opened_for_reading_only_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = open_for_reading("embedded", dir.path()).await.err();
+        assert!(matches!(missing, Some(Error::Storage(_))), "{missing:?}");
+        drop(open("embedded", dir.path()).await.unwrap());
+        let log = open_for_reading("embedded", dir.path()).await.unwrap();
+        assert!(matches!(log.writable(), Err(Error::Unwritable(_))));
+        assert!(!log.is_exclusive());
+        for opened in [open("x://h", dir.path()).await, open_for_reading("x://h", dir.path()).await]
+        {
+            let error = opened.err().unwrap().to_string();
+            assert!(error.contains("no log engine is called `x`"), "{error}");
+        }
+    }
+
+    fn recorded() -> Recorded {
+        let mut event = Recorded {
+            id: Uuid::from_u128(9),
+            stream: "thing-1".into(),
+            revision: 3,
+            position: 7,
+            kind: "thing.done.v1".into(),
+            time: DateTime::UNIX_EPOCH,
+            data: b"{}".to_vec(),
+            metadata: b"[]".to_vec(),
+            hash: [0; 32],
+        };
+        event.hash = Link::of(&event).hash(&GENESIS);
+        event
+    }
+
+    #[test]
+    fn an_event_follows_only_the_one_that_it_is_chained_to() {
+        assert_eq!(check_next(&recorded(), 6, &GENESIS), Ok(()));
+        for before in [5, 7] {
+            let missing = Err(bad(before + 1, "the event is missing"));
+            assert_eq!(check_next(&recorded(), before, &GENESIS), missing);
+        }
+        let altered = Err(bad(7, "the event and its hash do not belong together"));
+        assert_eq!(check_next(&recorded(), 6, &[0; 32]), altered);
+        let other = Recorded { data: b"{ }".to_vec(), ..recorded() };
+        assert_eq!(check_next(&other, 6, &GENESIS), altered);
+    }
+
+    #[test]
+    fn what_another_log_holds_has_the_same_limits() {
+        let (large, longest) = (vec![b' '; MAX_BYTES], "x".repeat(MAX_NAME));
+        let largest = Recorded {
+            stream: longest.as_str().into(),
+            kind: longest.as_str().into(),
+            data: large.clone(),
+            metadata: large.clone(),
+            ..recorded()
+        };
+        assert_eq!(check_recorded(&largest), Ok(()));
+        let (larger, longer) = ([large, vec![b' ']].concat(), format!("{longest}x"));
+        for bad in [
+            Recorded { data: larger.clone(), ..recorded() },
+            Recorded { metadata: larger, ..recorded() },
+            Recorded { stream: longer.as_str().into(), ..recorded() },
+            Recorded { kind: longer.as_str().into(), ..recorded() },
+            Recorded { stream: "".into(), ..recorded() },
+            Recorded { kind: "a\nb".into(), ..recorded() },
+        ] {
+            assert!(matches!(check_recorded(&bad), Err(Error::Invalid(_))));
+        }
+    }
+
+    #[test]
+    fn numbers_that_sql_does_not_have_become_the_nearest_one() {
+        assert_eq!([0, 7, u64::MAX].map(to_sql), [0, 7, i64::MAX]);
+        assert_eq!([i64::MIN, -1, 0, 7].map(from_sql), [0, 0, 0, 7]);
+    }
 }

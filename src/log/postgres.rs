@@ -30,6 +30,8 @@ mod address;
 mod connection;
 mod follower;
 mod placing;
+#[cfg(test)]
+mod placing_tests;
 mod reader;
 mod schema;
 mod stats;

@@ -97,4 +97,39 @@ mod tests {
         tail.extend((5..9).map(event));
         assert_eq!(tail.page(3, 10), None, "what is older is not here");
     }
+
+    #[test]
+    fn as_many_bytes_are_kept_as_may_be_and_the_newest_of_them() {
+        let large = |position| Recorded {
+            data: vec![0; BYTES / 8],
+            metadata: vec![0; BYTES / 8],
+            ..event(position)
+        };
+        let kept = |tail: &Tail, first: u64| {
+            assert_eq!(tail.page(first - 2, 10), None);
+            tail.page(first - 1, 10).expect("it begins there").len()
+        };
+        let tail = Tail::default();
+        tail.extend((1..=4).map(large));
+        assert_eq!(tail.page(0, 10).unwrap().len(), 4, "just as many as may be");
+        tail.extend((5..=6).map(large));
+        assert_eq!(kept(&tail, 3), 4);
+        // After a gap nothing of what was before counts.
+        tail.extend((8..=11).map(large));
+        assert_eq!(kept(&tail, 8), 4);
+    }
+
+    #[test]
+    fn a_page_begins_after_the_position_and_ends_at_its_limit() {
+        let tail = Tail::default();
+        assert_eq!(tail.page(0, 10), None, "nothing is here");
+        tail.extend((5..9).map(event));
+        let page = |after, limit| -> Vec<u64> {
+            tail.page(after, limit).unwrap().iter().map(|event| event.position).collect()
+        };
+        assert_eq!(page(5, 2), [6, 7]);
+        assert_eq!(page(7, 9), [8]);
+        assert_eq!(page(8, 9), []);
+        assert_eq!(page(u64::MAX, 9), []);
+    }
 }

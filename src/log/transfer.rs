@@ -130,4 +130,52 @@ mod tests {
         other[70].data = b"{}".to_vec();
         assert_eq!(first_difference(&target, &other).await.unwrap(), Some(&other[70]));
     }
+
+    fn recorded(stream: &str, revision: u64, bytes: usize) -> Recorded {
+        Recorded {
+            id: Uuid::from_u128(revision.into()),
+            stream: stream.into(),
+            revision,
+            position: revision + 1,
+            kind: "thing.happened.v1".into(),
+            time: DateTime::UNIX_EPOCH,
+            data: vec![b' '; bytes / 2],
+            metadata: vec![b' '; bytes / 2],
+            hash: [0; 32],
+        }
+    }
+
+    #[test]
+    fn a_run_is_of_one_stream_without_gaps_and_fits_into_one_append() {
+        let run = |events: &[(&str, u64, usize)]| {
+            let events =
+                events.iter().map(|(stream, revision, bytes)| recorded(stream, *revision, *bytes));
+            run_of(&events.collect::<Vec<_>>())
+        };
+        assert_eq!(run(&[]), 0);
+        assert_eq!(run(&[("a", 5, 2), ("a", 6, 2), ("b", 0, 2), ("a", 7, 2)]), 2);
+        assert_eq!(run(&[("a", 5, 2), ("a", 7, 2)]), 1);
+        assert_eq!(run(&[("a", 0, BYTES / 2), ("a", 1, BYTES / 2), ("a", 2, 2)]), 2);
+        assert_eq!(run(&[("a", 5, BYTES + 2), ("a", 6, 2)]), 1, "one goes whatever it has");
+        let many: Vec<_> = (0..1500).map(|revision| recorded("a", revision, 2)).collect();
+        assert_eq!(run_of(&many), MAX_EVENTS);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_holds_something_else_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = EmbeddedLog::open(&dir.path().join("log.sqlite")).unwrap();
+        let events: Vec<_> = (0..4).map(|revision| recorded("a", revision, 2)).collect();
+        append(&target, &events[..2]).await.unwrap();
+        let mut other = events.clone();
+        other[1].id = Uuid::from_u128(99);
+        for wrong in [&other[..], &other[1..], &events[3..]] {
+            let refused = append(&target, wrong).await;
+            assert!(matches!(refused, Err(Error::Conflict { .. })), "{refused:?}");
+        }
+        assert_eq!(target.read_all(0, 10).await.unwrap().len(), 2);
+        // What begins within what is there goes on from where that ends.
+        append(&target, &events[1..]).await.unwrap();
+        assert_eq!(first_difference(&target, &events).await.unwrap(), None);
+    }
 }

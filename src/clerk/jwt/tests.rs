@@ -205,6 +205,9 @@ fn hostile_claims_are_refused() {
     for name in ["azp", "nbf", "iat", "sid"] {
         assert!(check(&signed(&claims_without(name))).is_ok(), "no {name}");
     }
+    for (name, value) in [("aud", json!(["other", "t2m-api"])), ("azp", json!(null))] {
+        assert!(check(&signed(&claims_with(name, value.clone()))).is_ok(), "{name} {value}");
+    }
 }
 
 #[test]
