@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Duration, Utc};
 
 use super::{Appended, Error, EventLog, Expected, Link, NewEvent, Recorded};
-use super::{MAX_BYTES, MAX_EVENTS, MAX_NAME};
+use super::{MAX_BYTES, MAX_EVENTS, MAX_NAME, REPEAT_WINDOW};
 
 type Log = Arc<dyn EventLog>;
 
@@ -159,6 +159,11 @@ pub async fn a_repeat_with_any_is_recognised(log: Log) {
     append(&log, &stream, Expected::Any, new.events(20)).await;
     assert_eq!(append(&log, &stream, Expected::Any, batch).await, first);
     assert_eq!(read(&log, &stream).await.len(), 28);
+    // Its first event is the oldest of the window.
+    let batch = new.events(2);
+    let first = append(&log, &stream, Expected::Any, batch.clone()).await;
+    append(&log, &stream, Expected::Any, new.events(REPEAT_WINDOW as usize - 2)).await;
+    assert_eq!(append(&log, &stream, Expected::Any, batch).await, first);
 }
 
 pub async fn an_append_that_only_overlaps_is_a_conflict(log: Log) {

@@ -129,7 +129,7 @@ mod tests {
         };
         assert_eq!(page(5, 2), [6, 7]);
         assert_eq!(page(7, 9), [8]);
-        assert_eq!(page(8, 9), []);
-        assert_eq!(page(u64::MAX, 9), []);
+        assert!(page(8, 9).is_empty());
+        assert!(page(u64::MAX, 9).is_empty());
     }
 }

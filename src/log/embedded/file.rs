@@ -169,3 +169,23 @@ pub(super) fn connect_durably(path: &Path) -> Result<Connection, Error> {
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(conn)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_named_without_a_directory_lies_in_the_present_one() {
+        assert_eq!(sync_directory(Path::new("log.sqlite")), Ok(()));
+        assert!(sync_directory(Path::new("/no/such/directory/log.sqlite")).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        assert!(inspect(&dir.path().join("log.sqlite")) == Ok(Found::Nothing));
+        assert!(matches!(inspect(&file.join("log.sqlite")), Err(Error::Storage(_))));
+    }
+}

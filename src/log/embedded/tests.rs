@@ -264,6 +264,7 @@ async fn a_reader_beside_the_writer_follows_it_and_cannot_write() {
     let moved = head.wait_for(|position| *position == 6);
     tokio::time::timeout(Duration::from_secs(10), moved).await.unwrap().unwrap();
     assert_eq!(reader.verify().await, writer.verify().await);
+    assert!(writer.is_exclusive() && !reader.is_exclusive());
     let answer = reader.append("thing-1", Expected::Any, vec![event(100)]).await;
     assert!(matches!(answer, Err(Error::Unwritable(_))));
     assert!(matches!(reader.writable(), Err(Error::Unwritable(_))));
@@ -295,7 +296,9 @@ async fn after_a_failed_commit_the_writer_stops_and_reads_go_on() {
         assert_eq!(log.writable(), Err(later.unwrap_err()));
         assert_eq!(*log.head().borrow(), 3);
         assert_eq!(log.read_all(0, 100).await.unwrap().len(), 3);
+        let wal = std::fs::read(beside(&path, "-wal")).unwrap();
         drop(log);
+        assert!(std::fs::read(beside(&path, "-wal")).unwrap() == wal, "closing wrote");
         let log = EmbeddedLog::open(&path).unwrap();
         let retried = log.append("thing-1", Expected::Any, vec![event(4), event(5)]).await;
         assert_eq!(retried, Ok(Appended { revision: 3, position: 5 }));
@@ -332,6 +335,101 @@ async fn a_commit_without_room_leaves_nothing_and_the_next_with_room_follows_on(
     let log = EmbeddedLog::open(&path).unwrap();
     assert_eq!(log.verify().await.unwrap().events, 3);
     assert_eq!(log.stats().await.unwrap().streams, 2);
+}
+
+#[tokio::test]
+async fn a_writer_without_room_refuses_and_takes_appends_again_when_there_is_some() {
+    let (_dir, path) = place();
+    let writer = Writer::open_new(&path);
+    let pages: i64 = writer.conn.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    writer.conn.pragma_update(None, "max_page_count", pages + 4).unwrap();
+    let shared = writer.shared.clone();
+    let (queue, appends) = mpsc::channel(8);
+    let (wake, _woken) = std_mpsc::sync_channel(1);
+    let thread = std::thread::spawn(move || writer.run(appends, &wake));
+    let append = async |number, bytes| {
+        let (reply, answer) = oneshot::channel();
+        let events = vec![NewEvent { data: vec![b'1'; bytes], ..event(number) }];
+        let append = Append { stream: "thing-1".into(), expected: Expected::Any, events, reply };
+        queue.send(append).await.ok().unwrap();
+        answer.await.unwrap()
+    };
+    let at = |revision, position| Ok(Appended { revision, position });
+    assert_eq!(append(1, 1).await, at(0, 1));
+    let refused = append(2, 100_000).await;
+    assert_eq!(refused, Err(Error::Unwritable("no room is left on its disk".to_owned())));
+    let room = async {
+        while shared.is_full() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), room).await.unwrap();
+    assert_eq!(append(3, 1).await, at(1, 2));
+    assert_eq!(shared.stopped.get(), None);
+    drop(queue);
+    thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn the_wal_is_written_back_while_the_log_is_open() {
+    let (_dir, path) = place();
+    let log = EmbeddedLog::open(&path).unwrap();
+    for number in 1..=40_u128 {
+        let large = NewEvent { data: vec![b'1'; 1 << 20], ..event(number) };
+        log.append("thing-1", Expected::Any, vec![large]).await.unwrap();
+    }
+    let length = |suffix| std::fs::metadata(beside(&path, suffix)).unwrap().len();
+    let written_back = async {
+        while length("") < 30 << 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), written_back).await.unwrap();
+    assert_eq!(log.stats().await.unwrap().bytes, length("") + length("-wal"));
+}
+
+#[tokio::test]
+async fn of_a_log_of_many_blocks_the_first_fault_is_named_or_the_first_after_what_is_believed() {
+    let (_dir, path) = place();
+    let log = EmbeddedLog::open(&path).unwrap();
+    for number in 1..=30_u128 {
+        let large = NewEvent { data: vec![b'1'; 100_000], ..event(number) };
+        log.append("thing-1", Expected::Any, vec![large]).await.unwrap();
+    }
+    let whole = log.verify().await.unwrap();
+    assert_eq!(whole.events, 30);
+    let stranger = raw(&path);
+    let alter = |position: u64| {
+        let sql = "UPDATE events SET metadata = X'' WHERE position = ?1";
+        stranger.execute(sql, [to_sql(position)]).unwrap();
+    };
+    alter(25);
+    alter(5);
+    let corrupt_at = |found: Result<Verified, Error>| match found {
+        Err(Error::Corrupt { position, .. }) => position,
+        other => panic!("not found: {other:?}"),
+    };
+    assert_eq!(corrupt_at(log.verify().await), 5);
+    assert_eq!(corrupt_at(log.verify_after(5, |_| {}).await), 25);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let progress = {
+        let told = told.clone();
+        move |position| guard(&told).push(position)
+    };
+    let rest = log.verify_after(25, progress).await.unwrap();
+    assert_eq!(rest, Verified { events: 5, head_hash: whole.head_hash });
+    assert!(guard(&told).last() == Some(&30), "{told:?}");
+}
+
+#[test]
+fn the_head_wakes_who_waits_only_when_it_moves() {
+    let shared = Shared::new(3);
+    let mut head = shared.head.subscribe();
+    for (to, moved, position) in [(3, false, 3), (2, false, 3), (4, true, 4)] {
+        head.mark_unchanged();
+        shared.advance(to);
+        assert_eq!((head.has_changed().unwrap(), *head.borrow()), (moved, position), "{to}");
+    }
 }
 
 #[tokio::test]

@@ -248,3 +248,41 @@ fn check_structure(conn: &Connection, head: u64) -> Result<Rows, Error> {
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bit_of_a_row_changes_about_half_of_what_is_summed() {
+        let row = [7, 3, 1_000_u64];
+        let of = |[stream, revision, position]: [u64; 3]| mixed(stream, revision, position);
+        let mut changed = Vec::new();
+        for word in 0..3 {
+            for bit in 0..64 {
+                let mut other = row;
+                other[word] ^= 1 << bit;
+                changed.push((of(row) ^ of(other)).count_ones());
+            }
+        }
+        assert!(changed.iter().all(|bits| (32..=96).contains(bits)), "{changed:?}");
+        let mean = f64::from(changed.iter().sum::<u32>()) / changed.len() as f64;
+        assert!((62.0..=66.0).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn rows_that_changed_places_are_other_rows_and_another_order_is_not() {
+        let sum = |rows: &[(i64, u64, u64)]| {
+            let mut all = Rows::default();
+            rows.iter().for_each(|(stream, revision, position)| {
+                all.add(*stream, *revision, *position);
+            });
+            all
+        };
+        let rows = [(1, 0, 1), (1, 1, 2), (2, 0, 3)];
+        assert_eq!(sum(&rows), sum(&[rows[2], rows[0], rows[1]]));
+        assert_ne!(sum(&rows), sum(&[(2, 0, 1), (1, 1, 2), (1, 0, 3)]));
+        assert_ne!(sum(&rows), sum(&rows[..2]));
+        assert_eq!(sum(&rows).count, 3);
+    }
+}

@@ -479,3 +479,56 @@ pub(super) fn leave_wal_alone(conn: &Connection) {
         tracing::error!(%error, "the log's WAL may be written back on closing");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    fn append(bytes: usize) -> Append {
+        let event = NewEvent {
+            id: Uuid::nil(),
+            kind: "thing.happened.v1".to_owned(),
+            time: DateTime::UNIX_EPOCH,
+            data: vec![b' '; bytes / 2],
+            metadata: vec![b' '; bytes / 2],
+        };
+        let (stream, expected) = ("thing".into(), Expected::Any);
+        Append { stream, expected, events: vec![event], reply: oneshot::channel().0 }
+    }
+
+    /// The size of the group that begins with the first of these when the others wait.
+    fn group_of(bytes: &[usize], last: Pace) -> usize {
+        let (queue, mut appends) = mpsc::channel(GROUP_APPENDS * 2);
+        bytes[1..].iter().for_each(|bytes| queue.try_send(append(*bytes)).ok().unwrap());
+        gather(append(bytes[0]), &mut appends, &last).len()
+    }
+
+    #[test]
+    fn a_commit_takes_what_waits_up_to_its_bounds() {
+        let size = |bytes: &[usize]| group_of(bytes, Pace::default());
+        assert_eq!(size(&[2]), 1);
+        assert_eq!(size(&[2; 5]), 5);
+        assert_eq!(size(&[2; GROUP_APPENDS + 5]), GROUP_APPENDS);
+        assert_eq!(size(&[GROUP_BYTES, 2]), 1);
+        assert_eq!(size(&[GROUP_BYTES / 2, GROUP_BYTES / 4, GROUP_BYTES / 4, 2]), 3);
+        assert_eq!(size(&[GROUP_BYTES / 2, GROUP_BYTES, 2]), 2, "the last may reach beyond");
+    }
+
+    #[test]
+    fn a_commit_waits_a_little_for_as_many_as_the_last_one_had() {
+        let took = Duration::from_secs(3600);
+        let spent = |bytes: &[usize], size| {
+            let began = Instant::now();
+            assert_eq!(group_of(bytes, Pace { size, took }), bytes.len());
+            began.elapsed()
+        };
+        // Whoever is alone, or has company enough, is kept from nothing.
+        let wait = LONGEST_COMMIT / 4;
+        assert!(spent(&[2], 2) >= wait);
+        assert!(spent(&[2; 3], 4) >= wait);
+        let quick = (0..100).map(|_| spent(&[2], 1).max(spent(&[2; 3], 3))).min();
+        assert!(quick.is_some_and(|quick| quick < wait), "{quick:?}");
+    }
+}

@@ -153,6 +153,8 @@ mod tests {
         );
         check("postgres://u@h/d?sslmode=verify-full", SslMode::Require, "database `d` at h:5432");
         check("postgres://u@h/d?sslmode=disable", SslMode::Disable, "database `d` at h:5432");
+        check("postgres://u@/d?hostaddr=127.0.0.1", SslMode::Disable, "database `d` at ");
+        check("postgres://u@a,b/d", SslMode::Prefer, "database `d` at a:5432,b:5432");
         check("postgres://u@/d?host=/run/pg&port=7", SslMode::Disable, "database `d` at /run/pg");
         check(
             "postgres://u@a:1,b:2/d?application_name=x",
@@ -186,6 +188,12 @@ mod tests {
             error.to_string().starts_with("T2M_LOG: the certificates of sslrootcert"),
             "{error}"
         );
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty.pem");
+        std::fs::write(&empty, b"").unwrap();
+        let setting = format!("postgres://h/d?sslrootcert={}", empty.display());
+        let Err(error) = Address::parse(&setting).unwrap().tls() else { panic!("made without") };
+        assert!(error.to_string().ends_with(": none are in the file"), "{error}");
         Address::parse("postgres://h/d").unwrap().tls().unwrap();
     }
 }
