@@ -514,10 +514,13 @@ mod tests {
         let log = open_for_reading("embedded", dir.path()).await.unwrap();
         assert!(matches!(log.writable(), Err(Error::Unwritable(_))));
         assert!(!log.is_exclusive());
-        for opened in [open("x://h", dir.path()).await, open_for_reading("x://h", dir.path()).await]
-        {
-            let error = opened.err().unwrap().to_string();
-            assert!(error.contains("no log engine is called `x`"), "{error}");
+        let unknown = "no log engine is called `x`";
+        for (setting, what) in [("x://h", unknown), ("postgres://", "not an address")] {
+            let reading = open_for_reading(setting, dir.path()).await;
+            for opened in [open(setting, dir.path()).await, reading] {
+                let error = opened.err().unwrap().to_string();
+                assert!(error.contains(what), "{error}");
+            }
         }
     }
 
