@@ -13,6 +13,7 @@ use crate::config::Retention;
 use crate::domain::file::{Command, Reason};
 use crate::domain::ids::FileId;
 use crate::domain::tier::Tier;
+use crate::log;
 use crate::media::aside::GRACE;
 use crate::media::blobs::{self, Blobs};
 use crate::media::uploads::Uploads;
@@ -26,6 +27,8 @@ const LOOKS: u32 = 360;
 const AT_ONCE: usize = 500;
 /// The longest it waits for the read model before it leaves the store alone.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
+/// A stream without events: to read it costs nothing, and tells whether the log answers.
+const NOBODYS: &str = "storekeeper";
 
 pub struct Storekeeper {
     pub system: Arc<System>,
@@ -40,6 +43,8 @@ pub enum Error {
     Views(#[from] views::Error),
     #[error(transparent)]
     Blobs(#[from] blobs::Error),
+    #[error(transparent)]
+    Log(#[from] log::Error),
 }
 
 /// What a walk through the store has done, in blobs.
@@ -87,7 +92,7 @@ impl Storekeeper {
     /// [`crate::media::aside`] says why no upload loses its bytes over this.
     ///
     /// # Errors
-    /// The store or the read model cannot be read; what was done until then is sound.
+    /// The store, the log or the read model cannot be read; what was done until then is sound.
     pub async fn reconcile(&self) -> Result<Reconciled, Error> {
         let mut done = Reconciled::default();
         let system = &self.system;
@@ -95,7 +100,10 @@ impl Storekeeper {
         let now = system.clock.now();
         let (aside, old) = (self.blobs.all_aside().await?, self.blobs.old(now).await?);
         // A file that the log knows and the read model does not know yet must count: the store is
-        // left alone while the read model is behind, is being rebuilt, or is parked.
+        // left alone while the read model is behind, is being rebuilt, or is parked. A node that is
+        // cut off from the log, but not from the store, would believe that it is not behind: this
+        // asks the log itself.
+        self.system.log.read_stream(NOBODYS, 0, 1).await?;
         let head = *system.log.head().borrow();
         if system.progress.reached(head, Some(View::Files), CAUGHT_UP_WITHIN).await.is_err() {
             tracing::warn!("the read model is behind: nothing is removed from the store");

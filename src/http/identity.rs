@@ -14,6 +14,7 @@ use super::caller::Caller;
 use super::edges::RequestId;
 use super::problem::{Code, Problem};
 use crate::actors::codec::{Metadata, Source};
+use crate::actors::entity::Failure;
 use crate::clerk::jwt::{CLOCK_SKEW_S, Rejected, Verified};
 use crate::clerk::translate::claims_snapshot;
 use crate::domain::ids::{SessionId, UserId};
@@ -164,7 +165,7 @@ async fn provision(
 ) -> Result<(), Problem> {
     match app.system.users.execute(user_id, user::Command::Provision(snapshot), origin).await {
         Ok(done) => Ok(app.system.visible(done.position).await?),
-        Err(crate::actors::entity::Failure::Refused(user::Refusal::Deleted)) => {
+        Err(Failure::Refused(user::Refusal::Deleted)) => {
             Err(session_ended(EndReason::UserDeleted))
         }
         Err(failure) => Err(failure.into()),
@@ -203,8 +204,17 @@ async fn live_session(
         }
         None => start_of(app, request, user_id, token, now),
     };
+    let notes_activity = matches!(command, session::Command::Touch);
+    // To note that somebody reads is no reason to refuse the reading: while the log is away it is
+    // not noted, and nobody waits for it either.
+    if notes_activity && app.system.log.writable().is_err() {
+        return Ok(());
+    }
     let origin = origin(request, user_id);
-    let done = app.system.sessions.execute(session_id, command, origin).await?;
+    let done = match app.system.sessions.execute(session_id, command, origin).await {
+        Err(Failure::Unavailable(_)) if notes_activity => return Ok(()),
+        done => done?,
+    };
     app.system.visible(done.position).await?;
     match done.state {
         session::Session::Live(live) if live.user_id == *user_id => match live.lapsed(now) {

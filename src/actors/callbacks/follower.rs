@@ -124,7 +124,11 @@ enum Outcome {
     },
     /// Nobody is there any more who could be told.
     Gone,
+    /// Another node has told it meanwhile, or is to try later.
+    NotDue,
     NotNow,
+    /// Another node is telling it.
+    Elsewhere,
 }
 
 impl Follower {
@@ -177,10 +181,16 @@ impl Follower {
         let Some(user_id) = self.asker(recorded).await? else { return Ok(()) };
         let (job_id, callbacks) = (JobId(id), &self.delivery.callbacks);
         let known = callbacks.of_job(job_id).await?;
+        let is_first = known.is_none();
         let mut record = known.unwrap_or_else(|| Record::new(user_id));
         let delays = &callbacks.delays;
         if record.add(job_id, recorded.revision, ending, recorded.time, delays) {
-            callbacks.keep(job_id, &record).await?;
+            if !is_first {
+                callbacks.keep(job_id, &record).await?;
+            } else if !callbacks.keep_first(job_id, &record).await? {
+                // Another node was first, and may have noted an attempt since.
+                record = callbacks.of_job(job_id).await?.unwrap_or(record);
+            }
         }
         self.noted = true;
         self.settle(job_id, Some(&record)).await
@@ -249,10 +259,7 @@ impl Follower {
                 waiting.under_way = true;
                 let (delivery, job_id) = (Arc::clone(&self.delivery), *job_id);
                 sending.push(Box::pin(async move {
-                    let outcome = delivery.attempt(job_id).await.unwrap_or_else(|error| {
-                        tracing::warn!(%job_id, %error, "a callback could not be prepared");
-                        Outcome::NotNow
-                    });
+                    let outcome = delivery.turn(job_id).await;
                     Sent { job_id, outcome }
                 }));
             }
@@ -292,12 +299,15 @@ impl Follower {
                 callbacks.records.delete(&name(job_id)).await?;
                 record = None;
             }
-            Outcome::NotNow => {}
+            Outcome::NotDue | Outcome::NotNow | Outcome::Elsewhere => {}
         }
         self.settle(job_id, record.as_ref()).await?;
+        if !matches!(sent.outcome, Outcome::Elsewhere) {
+            self.delivery.give_up_claim(job_id).await;
+        }
         if let Some(waiting) = self.waiting.get_mut(&job_id) {
             waiting.under_way = false;
-            if matches!(sent.outcome, Outcome::NotNow) {
+            if matches!(sent.outcome, Outcome::NotNow | Outcome::Elsewhere) {
                 waiting.due_at = self.delivery.system.clock.now() + NOT_NOW;
             }
         }
@@ -306,10 +316,41 @@ impl Follower {
 }
 
 impl Delivery {
+    /// One attempt, unless another node has the job.
+    async fn turn(&self, job_id: JobId) -> Outcome {
+        match self.claim(job_id).await {
+            Ok(true) => {}
+            Ok(false) => return Outcome::Elsewhere,
+            Err(error) => {
+                tracing::warn!(%job_id, %error, "a callback could not be claimed");
+                return Outcome::Elsewhere;
+            }
+        }
+        self.attempt(job_id).await.unwrap_or_else(|error| {
+            tracing::warn!(%job_id, %error, "a callback could not be prepared");
+            Outcome::NotNow
+        })
+    }
+
+    /// Nobody else follows a log that is this process's alone.
+    async fn claim(&self, job_id: JobId) -> Result<bool, Error> {
+        let alone = self.system.log.is_exclusive();
+        Ok(alone || self.callbacks.claims.take(job_id, self.system.clock.now()).await?)
+    }
+
+    async fn give_up_claim(&self, job_id: JobId) {
+        if !self.system.log.is_exclusive() {
+            self.callbacks.claims.give_up(job_id).await;
+        }
+    }
+
     async fn attempt(&self, job_id: JobId) -> Result<Outcome, Error> {
         let views = &self.system.views;
         let Some(record) = self.callbacks.of_job(job_id).await? else { return Ok(Outcome::Gone) };
-        let Some((callback, _)) = record.next() else { return Ok(Outcome::NotNow) };
+        let Some((callback, due_at)) = record.next() else { return Ok(Outcome::NotDue) };
+        if due_at > self.system.clock.now() {
+            return Ok(Outcome::NotDue);
+        }
         let gone = views.user(&record.user_id)?.is_some_and(|user| user.deleted);
         let url = if gone { None } else { url_of(&self.system, job_id).await? };
         let Some(url) = url else { return Ok(Outcome::Gone) };

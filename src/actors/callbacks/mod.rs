@@ -3,9 +3,11 @@
 //! It follows the log to find the ends of jobs, and keeps what has become of each callback as a
 //! document beside the blobs. Neither is the read model: one that is rebuilt sends nothing again. A
 //! crash makes it look again at what it had not noted, so that a callback may come twice, under the
-//! same `webhook-id`, and is never lost: at least once.
+//! same `webhook-id`, and is never lost: at least once. Where several nodes follow one log, each
+//! notes the same, and the one that claims a job first sends (`claims`).
 
 pub mod address;
+mod claims;
 mod follower;
 pub mod record;
 pub mod sender;
@@ -25,6 +27,7 @@ use crate::media::blobs::{self, Blobs};
 use crate::media::documents::Documents;
 use crate::views::{self, JobRow};
 
+use claims::Claims;
 pub use follower::{Delivery, start};
 use record::Record;
 
@@ -41,6 +44,8 @@ pub struct Callbacks {
     records: Documents,
     /// The names of those in which something waits, so that a start need not read them all.
     waiting: Documents,
+    /// Which node sends what.
+    claims: Claims,
     allow_private: bool,
     /// False when there is nothing to sign them with: then none is accepted.
     enabled: bool,
@@ -69,6 +74,7 @@ impl Callbacks {
         Self {
             records: blobs.documents("callbacks"),
             waiting: blobs.documents("callbacks-waiting"),
+            claims: Claims::new(blobs.documents("callbacks-claims")),
             allow_private,
             enabled,
             delays: delays.into(),
@@ -94,6 +100,11 @@ impl Callbacks {
         let Some(bytes) = self.records.get(&name(job_id)).await? else { return Ok(None) };
         let record = serde_json::from_slice(&bytes);
         Ok(record.inspect_err(|error| tracing::warn!(%job_id, %error, "not a record")).ok())
+    }
+
+    /// The first record of a job; false if another node has written one.
+    async fn keep_first(&self, job_id: JobId, record: &Record) -> Result<bool, Error> {
+        Ok(self.records.create(&name(job_id), serde_json::to_vec_pretty(record)?).await?)
     }
 
     async fn keep(&self, job_id: JobId, record: &Record) -> Result<(), Error> {
