@@ -74,6 +74,14 @@ impl Keyring {
         Self { vault, tombstones: blobs.documents(TOMBSTONES), known: Arc::default() }
     }
 
+    /// Whether the master key is the one under which the users' keys lie; true if there are none.
+    ///
+    /// # Errors
+    /// The store or the master key cannot be read.
+    pub async fn is_ours(&self) -> Result<bool, Error> {
+        Ok(self.vault.is_ours().await?)
+    }
+
     /// The type and data of an event as they are to be stored. A user's first event makes the key,
     /// which is durable before the event is.
     ///

@@ -31,7 +31,9 @@ use crate::clerk::signing::SigningKey;
 use crate::clerk::webhook::WebhookVerifier;
 use crate::clerk::{Authenticator, Keys};
 use crate::clock::Clock;
-use crate::config::{self, EngineLimits, Environment, Options, Secret, Settings, TokenKeys};
+use crate::config::{
+    self, BlobStore, EngineLimits, Environment, Options, Secret, Settings, TokenKeys,
+};
 use crate::domain::job::Kind;
 use crate::domain::tier::Caps;
 use crate::http::address::TrustedProxies;
@@ -51,6 +53,8 @@ use crate::media::vault::{MasterKey, Vault};
 use crate::telemetry;
 use crate::views::Views;
 
+/// The log that is one machine's.
+const EMBEDDED: &str = "embedded";
 /// Key id of the development key.
 const DEVELOPMENT_KID: &str = "t2m-development";
 
@@ -110,6 +114,13 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
             .map_err(|fault| noted("T2M_MASTER_KEY", fault.to_string()))
             .ok()
     });
+    if master_key.is_none() && settings.log != EMBEDDED && settings.blobs != BlobStore::File {
+        noted(
+            "T2M_MASTER_KEY",
+            "is needed where nodes may share a log and a store: each would make one of its own"
+                .to_owned(),
+        );
+    }
     match (keys, budgets(&settings, noted), proxies, caps) {
         (Some(keys), Some(budgets), Some(proxies), Some(caps)) if faults.is_empty() => {
             let rates = Rates::new(budgets);
@@ -179,6 +190,11 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
 
     let master = master_key.unwrap_or_else(|| MasterKey::kept_in(&data_dir.join("master.key")));
     let keyring = Keyring::new(&blobs, master.clone());
+    anyhow::ensure!(
+        keyring.is_ours().await.context("looking at the keys of users")?,
+        "T2M_MASTER_KEY: the keys in the store were sealed by another master key; give every node \
+         the same, or restore the one of this data directory (master.key)"
+    );
     let system = System::start(clock.clone(), log, views, keyring);
     // What was written before the last stop shows before the first request is taken.
     while system.progress.now().position < head {

@@ -165,9 +165,7 @@ async fn provision(
 ) -> Result<(), Problem> {
     match app.system.users.execute(user_id, user::Command::Provision(snapshot), origin).await {
         Ok(done) => Ok(app.system.visible(done.position).await?),
-        Err(Failure::Refused(user::Refusal::Deleted)) => {
-            Err(session_ended(EndReason::UserDeleted))
-        }
+        Err(Failure::Refused(user::Refusal::Deleted)) => Err(session_ended(EndReason::UserDeleted)),
         Err(failure) => Err(failure.into()),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::{Path, PathPart};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 
@@ -82,6 +82,15 @@ impl Documents {
         Ok(listed)
     }
 
+    /// The names of some documents, as the store lists them; `most` at the most.
+    pub async fn some(&self, most: usize) -> Result<Vec<String>, Error> {
+        let found: Vec<_> = self.store.list(Some(&self.folder)).take(most).try_collect().await?;
+        Ok(found
+            .iter()
+            .filter_map(|object| object.location.filename().map(str::to_owned))
+            .collect())
+    }
+
     /// A name is one part of the path: whatever it holds, it leads nowhere else.
     fn location(&self, name: &str) -> Path {
         self.folder.parts().chain([PathPart::from(name)]).collect()
@@ -105,6 +114,8 @@ mod tests {
         assert_eq!(documents.get("a.json").await.unwrap().as_deref(), Some(&b"3"[..]));
         let names: Vec<_> = documents.list().await.unwrap().into_iter().map(|it| it.name).collect();
         assert_eq!(names, ["a.json", "b.json"], "what was written last comes first");
+        assert_eq!(documents.some(1).await.unwrap().len(), 1);
+        assert_eq!(documents.some(9).await.unwrap().len(), 2);
         assert!(!documents.create("a.json", b"4".to_vec()).await.unwrap());
         assert_eq!(documents.get("a.json").await.unwrap().as_deref(), Some(&b"3"[..]));
         documents.delete("a.json").await.unwrap();

@@ -250,6 +250,9 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
+/// Secrets that are looked at to tell whether a master key is the right one.
+const SAMPLE: usize = 8;
+
 /// Sealed secrets by name. Cheap to clone.
 #[derive(Clone)]
 pub struct Vault {
@@ -301,6 +304,23 @@ impl Vault {
     /// Whether there is a secret of this name; it is not opened.
     pub async fn holds(&self, name: &str) -> Result<bool, Error> {
         Ok(self.documents.get(name).await?.is_some())
+    }
+
+    /// Whether the master keys are those of what is kept here: false if they open none of some
+    /// secrets, where there are any.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the master key not.
+    pub async fn is_ours(&self) -> Result<bool, Error> {
+        let names = self.documents.some(SAMPLE).await?;
+        for name in &names {
+            match self.open(name).await {
+                // It may have been damaged, which is no reason to refuse all the others.
+                Err(Error::Unopenable) => {}
+                opened => return opened.map(|_| true),
+            }
+        }
+        Ok(names.is_empty())
     }
 
     /// Destroys a secret; one that is not there is no error.

@@ -18,6 +18,7 @@ mod events;
 mod faults;
 mod floors;
 mod lives;
+mod many_nodes;
 mod over_postgres;
 mod replay;
 mod s3;

@@ -16,6 +16,8 @@ mod power;
 mod repeats;
 mod room;
 
+pub use disk::library;
+
 /// How often a fault strikes: `short`, unless the long form is asked for.
 pub fn rounds(short: usize) -> usize {
     variable("T2M_ROUNDS").unwrap_or(short)
