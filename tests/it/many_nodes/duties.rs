@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use reqwest::Method;
 use serde_json::json;
 
 use super::{ADA, Cluster, text};
 use crate::engine_faults::until;
-use crate::server::Setup;
+use crate::server::{Setup, ask};
 
 #[tokio::test]
 async fn a_deadline_that_all_nodes_see_pass_fails_the_job_once() {
@@ -27,7 +28,7 @@ async fn a_deadline_that_all_nodes_see_pass_fails_the_job_once() {
         })
         .await;
     }
-    let story = cluster.story();
+    let story = cluster.story().await;
     for job in &jobs {
         assert_eq!(story[&format!("job-{job}")], ["job.requested.v1", "job.failed.v1"]);
     }
@@ -76,9 +77,11 @@ async fn a_callback_is_made_by_one_of_the_nodes_and_repeated_by_one() {
     for number in 0..JOBS {
         let body = json!({ "prompt": "tell me", "callback_url": url });
         let answer = cluster.node(number).post(ADA, "videos/generate", &body).await;
+        let position = answer.position();
         let job = text(&answer.data(202), "job_id");
         let path = format!("jobs/{job}/cancel");
-        cluster.node(number + 1).post(ADA, &path, &json!({})).await.data(200);
+        let cancel = cluster.node(number + 1).request_of(ADA, Method::POST, &path);
+        ask(cancel.header("x-log-position", position).json(&json!({}))).await.data(200);
         jobs.push(job);
     }
     let told = async |number: usize, job: &str| {

@@ -115,7 +115,7 @@ async fn a_lease_outlives_the_node_that_gave_it_and_lapses_once_when_its_worker_
     cluster.start_again(0);
     cluster.caught_up().await;
     ask(call(&cluster.nodes[0], &path, &report)).await.data(200);
-    let story = cluster.story();
+    let story = cluster.story().await;
     let expired = |job: &str| count(&story[&format!("job-{job}")], "job.lease_expired.v1");
     assert_eq!((expired(&diligent), expired(&silent)), (0, 1));
     cluster.assert_as_replayed();

@@ -34,8 +34,9 @@ async fn of_twenty_workers_over_three_nodes_exactly_one_takes_a_job() {
         let ids: Vec<String> = taken.iter().map(|it| text(it, "job_id")).collect();
         assert_eq!(ids, [job], "round {round}");
     }
-    for (stream, types) in cluster.story() {
-        assert!(count(&types, "job.leased.v1") == usize::from(stream.starts_with("job-")));
+    for (stream, types) in cluster.story().await {
+        let leases = usize::from(stream.starts_with("job-"));
+        assert_eq!(count(&types, "job.leased.v1"), leases, "{stream}");
     }
     cluster.assert_alike(&[ADA]).await;
 }
@@ -59,7 +60,7 @@ async fn twenty_workers_over_three_nodes_take_each_of_many_jobs_once() {
     assert_eq!(taken.len(), JOBS, "one was taken twice");
     assert_eq!(taken.into_iter().collect::<HashSet<_>>(), jobs);
     assert!(rush(&cluster, 0).await.is_empty());
-    let story = cluster.story();
+    let story = cluster.story().await;
     for job in &jobs {
         assert_eq!(story[&format!("job-{job}")], ["job.requested.v1", "job.leased.v1"]);
     }

@@ -121,14 +121,17 @@ impl Cluster {
     }
 
     /// The types of the events of each stream, in their order.
-    fn story(&self) -> BTreeMap<String, Vec<String>> {
+    async fn story(&self) -> BTreeMap<String, Vec<String>> {
         let mut story: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for line in self.nodes[0].printed(&["log", "show", "--json"]).lines() {
-            let event: Value = serde_json::from_str(line).expect("an event a line");
-            let text = |name: &str| event[name].as_str().expect("a text").to_owned();
-            story.entry(text("stream")).or_default().push(text("type"));
+        let mut path = "admin/events?limit=200&from=0".to_owned();
+        loop {
+            let page = as_admin(&self.nodes[0], Method::GET, &path, None).await.data(200);
+            for event in page["items"].as_array().expect("a list") {
+                story.entry(text(event, "stream")).or_default().push(text(event, "type"));
+            }
+            let Some(cursor) = page["next_cursor"].as_str() else { return story };
+            path = format!("admin/events?limit=200&cursor={cursor}");
         }
-        story
     }
 }
 

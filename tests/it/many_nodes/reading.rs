@@ -141,8 +141,9 @@ async fn an_event_stream_that_is_cut_goes_on_at_another_node_without_loss_or_rep
             ask(call(cluster.node(number), &format!("jobs/{job}/fail"), &body)).await.data(200);
         }
     };
-    // requested, leased, ticks, failed; before them the two of a cancellation.
-    let expected = 2 + JOBS * (TICKS + 3);
+    // Before them the two of a cancellation.
+    let of_job = ["requested", "leased", "attempt_failed", "failed"].len() + TICKS;
+    let expected = 2 + JOBS * of_job;
     let reading = async {
         let (mut seen, mut after) = (Vec::<Event>::new(), began);
         while seen.len() < expected {
@@ -167,7 +168,7 @@ async fn an_event_stream_that_is_cut_goes_on_at_another_node_without_loss_or_rep
     assert_eq!(ticks, JOBS * TICKS);
     let job = &pieced.last().expect("there are events").data["job_id"];
     let path = format!("jobs/{}/events", job.as_str().unwrap());
-    let story = some(cluster.node(0), &path, None, TICKS + 3).await;
+    let story = some(cluster.node(0), &path, None, of_job).await;
     for cut in 1..story.len() {
         let rest = some(cluster.node(cut), &path, Some(story[cut - 1].id), story.len() - cut).await;
         assert_eq!(rest, story[cut..], "cut after {cut}");
@@ -191,6 +192,7 @@ async fn each_node_counts_a_users_requests_for_itself() {
         refused.assert_refused(429, "rate_limited");
         assert!(!refused.header("retry-after").is_empty());
     }
+    cluster.caught_up().await;
     let me = cluster.node(0).get(ADA, "me").await.data(200);
     assert_eq!(me["usage"]["jobs"]["queued"], Value::from(NODES * BUDGET));
     let token = signed(&claims(ADA));

@@ -97,7 +97,7 @@ impl One {
         let token = signed(&claims);
         let body = json!({ "prompt": format!("a picture for {user}") });
         let asked = self.settle(&token, "videos/generate", 0, |request| {
-            request.header("idempotency-key", "the only one").json(&body)
+            request.header("idempotency-key", "only").json(&body)
         });
         let asked = asked.await;
         let position = asked.position();
@@ -152,7 +152,7 @@ pub async fn assert_kept(cluster: &Cluster, told: &[Told]) {
             assert_eq!(items[0]["state"], state, "{user}");
         }
     }
-    let story = cluster.story();
+    let story = cluster.story().await;
     let mut of_jobs: BTreeMap<&str, &Vec<String>> =
         story.iter().filter_map(|(name, it)| Some((name.strip_prefix("job-")?, it))).collect();
     for Told { job, cancelled, .. } in told {
