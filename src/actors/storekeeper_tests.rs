@@ -1,9 +1,12 @@
 //! A clock that is moved, a log and a read model on the disk, and blobs that come and go.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use chrono::TimeDelta;
 use futures_util::TryStreamExt;
 use tempfile::TempDir;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::*;
@@ -16,11 +19,61 @@ use crate::domain::file::Stored;
 use crate::domain::ids::{JobId, UserId};
 use crate::domain::text::Personal;
 use crate::domain::user::{self, Snapshot, Told};
-use crate::log;
+use crate::log::{self, Appended, EventLog, Expected, NewEvent, Recorded, Stats, Verified};
 use crate::media::reservations::Reservations;
 use crate::media::uploads::Wanted;
 use crate::media::vault::MasterKey;
 use crate::views::Views;
+
+/// A log that others write to as well, and that may be out of reach.
+struct Distant {
+    log: Arc<dyn EventLog>,
+    away: Arc<AtomicBool>,
+}
+
+#[async_trait::async_trait]
+impl EventLog for Distant {
+    async fn append(
+        &self,
+        stream: &str,
+        expected: Expected,
+        events: Vec<NewEvent>,
+    ) -> Result<Appended, log::Error> {
+        self.log.append(stream, expected, events).await
+    }
+
+    async fn read_stream(
+        &self,
+        stream: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<Recorded>, log::Error> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(log::Error::Storage("it is away".to_owned())),
+            false => self.log.read_stream(stream, from, limit).await,
+        }
+    }
+
+    async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, log::Error> {
+        self.log.read_all(after, limit).await
+    }
+
+    fn head(&self) -> watch::Receiver<u64> {
+        self.log.head()
+    }
+
+    fn writable(&self) -> Result<(), log::Error> {
+        self.log.writable()
+    }
+
+    async fn stats(&self) -> Result<Stats, log::Error> {
+        self.log.stats().await
+    }
+
+    async fn verify(&self) -> Result<Verified, log::Error> {
+        self.log.verify().await
+    }
+}
 
 struct House {
     keeper: Storekeeper,
@@ -45,9 +98,13 @@ fn origin() -> Metadata {
 impl House {
     async fn new() -> Self {
         let dir = TempDir::new().unwrap();
+        let log = log::open("embedded", dir.path()).await.unwrap();
+        Self::over(log, dir)
+    }
+
+    fn over(log: Arc<dyn EventLog>, dir: TempDir) -> Self {
         // Files on the disk have the machine's time, so that the clock starts there.
         let clock = Clock::manual(Clock::system().now());
-        let log = log::open("embedded", dir.path()).await.unwrap();
         let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
         let blobs = Arc::new(Blobs::open(&BlobStore::File, dir.path()).unwrap());
         let reservations = Reservations::default();
@@ -254,4 +311,19 @@ async fn an_upload_that_is_never_finished_gives_back_its_room() {
     house.keeper.look().await.unwrap();
     assert_eq!(house.reservations.of(&id("ada")), 0);
     assert_eq!(std::fs::read_dir(house.keeper.blobs.spool()).unwrap().count(), 0);
+}
+
+#[actix::test]
+async fn a_node_that_is_cut_off_from_the_log_removes_nothing_from_the_store() {
+    let dir = TempDir::new().unwrap();
+    let log = log::open("embedded", dir.path()).await.unwrap();
+    let away = Arc::new(AtomicBool::new(true));
+    let house = House::over(Arc::new(Distant { log, away: Arc::clone(&away) }), dir);
+    // Another node has recorded a file of it, for all that this one can know.
+    let sha256 = house.blob("another node's").await;
+    house.clock.advance(GRACE + TimeDelta::minutes(1));
+    assert!(matches!(house.keeper.reconcile().await, Err(Error::Log(_))));
+    away.store(false, Ordering::SeqCst);
+    assert_eq!(house.reconciled().await, [1, 0, 0]);
+    assert!(house.reads(&sha256).await);
 }

@@ -150,3 +150,30 @@ async fn what_is_added_to_one_user_at_all_nodes_at_once_is_all_there() {
     assert_eq!(joined, MEMBERSHIPS);
     cluster.assert_alike(&[ADA]).await;
 }
+
+#[tokio::test]
+async fn one_delivery_of_clerks_at_all_nodes_at_once_is_taken_in_once() {
+    let cluster = Cluster::start().await;
+    let at = crate::server::now() * 1000;
+    let user = json!({
+        "id": ADA, "object": "user", "first_name": "Ada", "primary_email_address_id": "idn_1",
+        "email_addresses": [{ "id": "idn_1", "email_address": "ada@example.com" }],
+        "public_metadata": { "role": "creator" }, "created_at": at, "updated_at": at,
+    });
+    let session = json!({
+        "id": "sess_1", "object": "session", "user_id": ADA, "status": "active",
+        "created_at": at, "updated_at": at, "expire_at": at + 3_600_000,
+    });
+    for (kind, data) in [("user.created", &user), ("session.created", &session)] {
+        let asked =
+            (0..AT_ONCE).map(|number| ask(cluster.node(number).delivery("msg_1", kind, data)));
+        for answer in join_all(asked).await {
+            answer.data(200);
+        }
+    }
+    let story = cluster.story().await;
+    let users = ["user.registered.v1", "user.profile_changed.v1", "user.access_changed.v1"];
+    assert_eq!(story[&format!("user-{ADA}")], users);
+    assert_eq!(story["session-sess_1"], ["session.started.v1"]);
+    cluster.assert_alike(&[ADA]).await;
+}

@@ -1,12 +1,16 @@
 //! Bytes and keys, which lie where all nodes see them; and pieces of uploads, which do not.
 
+use std::path::Path;
+use std::time::Instant;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 use reqwest::{Method, RequestBuilder};
 use serde_json::json;
 
-use super::{ADA, Cluster, NODES, text};
+use super::{ADA, Cluster, NODES, as_admin, text};
+use crate::engine_faults::until;
 use crate::server::{Server, UNDER, ask};
 
 #[tokio::test]
@@ -116,4 +120,53 @@ async fn a_node_with_another_master_key_does_not_start() {
         assert!(errors.contains("T2M_MASTER_KEY"), "{errors}");
     }
     cluster.node(1).get(ADA, "me").await.data(200);
+}
+
+#[tokio::test]
+async fn who_is_erased_at_one_node_can_be_read_at_none_and_not_from_their_disks() {
+    const EMAIL: &str = "who-was-that@example.com";
+    let cluster = Cluster::start().await;
+    let at = crate::server::now() * 1000;
+    let data = json!({
+        "id": ADA, "object": "user", "first_name": "Ada", "primary_email_address_id": "idn_1",
+        "email_addresses": [{ "id": "idn_1", "email_address": EMAIL }],
+        "public_metadata": {}, "created_at": at, "updated_at": at,
+    });
+    cluster.node(0).deliver("user.created", &data).await.data(200);
+    cluster.caught_up().await;
+    let events = format!("admin/events?stream=user-{ADA}&from=0");
+    for node in &cluster.nodes {
+        assert_eq!(node.get(ADA, "me").await.data(200)["user"]["email"], EMAIL);
+        // Now the key is known to all of them.
+        let shown = as_admin(node, Method::GET, &events, None).await.data(200);
+        assert!(shown.to_string().contains(EMAIL), "{shown}");
+    }
+    let began = Instant::now();
+    let gone = json!({ "id": ADA, "object": "user", "deleted": true });
+    cluster.node(1).deliver("user.deleted", &gone).await.data(200);
+    for node in &cluster.nodes {
+        until("it shows nothing any more", async || {
+            let shown = as_admin(node, Method::GET, &events, None).await.data(200);
+            let user = as_admin(node, Method::GET, &format!("admin/users/{ADA}"), None).await;
+            !shown.to_string().contains(EMAIL) && !user.body.to_string().contains(EMAIL)
+        })
+        .await;
+        println!("erased at a node after {:?}", began.elapsed());
+        until("nothing is left on its disk", async || !holds(node.data_dir(), EMAIL)).await;
+        println!("and from its disk after {:?}", began.elapsed());
+    }
+    cluster.assert_as_replayed();
+}
+
+/// Whether a file below a folder has this text in it.
+fn holds(folder: &Path, text: &str) -> bool {
+    std::fs::read_dir(folder).unwrap().flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return holds(&path, text);
+        }
+        // It may be gone since it was listed.
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    })
 }
