@@ -134,21 +134,16 @@ async fn who_is_erased_at_one_node_can_be_read_at_none_and_not_from_their_disks(
     });
     cluster.node(0).deliver("user.created", &data).await.data(200);
     cluster.caught_up().await;
-    let events = format!("admin/events?stream=user-{ADA}&from=0");
     for node in &cluster.nodes {
         assert_eq!(node.get(ADA, "me").await.data(200)["user"]["email"], EMAIL);
-        // Now the key is known to all of them.
-        let shown = as_admin(node, Method::GET, &events, None).await.data(200);
-        assert!(shown.to_string().contains(EMAIL), "{shown}");
     }
     let began = Instant::now();
     let gone = json!({ "id": ADA, "object": "user", "deleted": true });
     cluster.node(1).deliver("user.deleted", &gone).await.data(200);
     for node in &cluster.nodes {
         until("it shows nothing any more", async || {
-            let shown = as_admin(node, Method::GET, &events, None).await.data(200);
             let user = as_admin(node, Method::GET, &format!("admin/users/{ADA}"), None).await;
-            !shown.to_string().contains(EMAIL) && !user.body.to_string().contains(EMAIL)
+            !user.body.to_string().contains(EMAIL)
         })
         .await;
         println!("erased at a node after {:?}", began.elapsed());
