@@ -114,12 +114,17 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
             .map_err(|fault| noted("T2M_MASTER_KEY", fault.to_string()))
             .ok()
     });
-    if master_key.is_none() && settings.log != EMBEDDED && settings.blobs != BlobStore::File {
-        noted(
-            "T2M_MASTER_KEY",
-            "is needed where nodes may share a log and a store: each would make one of its own"
-                .to_owned(),
-        );
+    if may_be_one_of_several(&settings) {
+        let needed = [
+            ("T2M_MASTER_KEY", settings.master_key.is_some()),
+            ("FILE_SIGNING_SECRET", settings.signing_secrets.is_some()),
+        ];
+        for (variable, _) in needed.into_iter().filter(|(_, is_given)| !is_given) {
+            noted(
+                variable,
+                "required where nodes may share log and store, the same for all".into(),
+            );
+        }
     }
     match (keys, budgets(&settings, noted), proxies, caps) {
         (Some(keys), Some(budgets), Some(proxies), Some(caps)) if faults.is_empty() => {
@@ -128,6 +133,11 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
         }
         _ => Err(BadConfiguration(faults)),
     }
+}
+
+/// Nothing may then be made and kept here, since another node would make another one.
+fn may_be_one_of_several(settings: &Settings) -> bool {
+    settings.log != EMBEDDED && settings.blobs != BlobStore::File
 }
 
 /// Notes each that is none.
@@ -407,7 +417,7 @@ fn callback_secrets(settings: &Settings) -> anyhow::Result<Option<Secret>> {
     if let Some(secrets) = &settings.callbacks.signing_secrets {
         return Ok(Some(secrets.clone()));
     }
-    if settings.environment == Environment::Production {
+    if settings.environment == Environment::Production || may_be_one_of_several(settings) {
         return Ok(None);
     }
     let path = settings.data_dir.join("callback-signing-secret");

@@ -106,18 +106,23 @@ async fn nodes_that_start_at_once_on_an_empty_store_seal_with_the_same_keys() {
 }
 
 #[tokio::test]
-async fn a_node_with_another_master_key_does_not_start() {
+async fn a_node_with_another_master_key_or_no_common_secrets_does_not_start() {
     let cluster = Cluster::start().await;
     cluster.node(0).generate(ADA, "a secret").await;
     // With none each node would make one of its own.
-    for key in [STANDARD.encode([8; 32]), String::new()] {
+    let table = [
+        ("T2M_MASTER_KEY", STANDARD.encode([8; 32])),
+        ("T2M_MASTER_KEY", String::new()),
+        ("FILE_SIGNING_SECRET", String::new()),
+    ];
+    for (variable, value) in table {
         let directory = tempfile::tempdir().unwrap();
-        let setup = cluster.setup.clone().with("T2M_MASTER_KEY", key);
+        let setup = cluster.setup.clone().with(variable, value);
         // It would run for ever if it started.
         let output = setup.with(UNDER, "/usr/bin/timeout 60").run(directory.path(), &["serve"]);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && output.status.code() != Some(124), "it runs");
-        assert!(errors.contains("T2M_MASTER_KEY"), "{errors}");
+        assert!(errors.contains(variable), "{errors}");
     }
     cluster.node(1).get(ADA, "me").await.data(200);
 }
