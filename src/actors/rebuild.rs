@@ -40,6 +40,23 @@ pub async fn rebuild(
     Ok(folded?)
 }
 
+/// Fills views that have nothing yet up to `until`: faster than to follow the log, which must be able
+/// to stop at any moment.
+///
+/// # Errors
+/// As [`rebuild`]; the views are as before then.
+pub async fn fill(
+    log: Arc<dyn EventLog>,
+    keyring: Keyring,
+    views: &Views,
+    until: u64,
+) -> Result<(), Error> {
+    let building = Building::beside(&views.path())?;
+    let built = rebuild(log, keyring, building, until, |_| ()).await?;
+    let fresh = blocking(move || built.finish_as_current()).await?;
+    Ok(views.replace_with(fresh)?)
+}
+
 /// The next page is read while this one is decoded. Ends early when nobody folds any more; why not
 /// is what the folding answers.
 async fn read(

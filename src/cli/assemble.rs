@@ -20,7 +20,7 @@ use crate::actors::dispatcher::{self, Rendering};
 use crate::actors::erasure::Eraser;
 use crate::actors::keyring::Keyring;
 use crate::actors::leasing::Leasing;
-use crate::actors::rebuild::Rebuilds;
+use crate::actors::rebuild::{self, Rebuilds};
 use crate::actors::secrets::{SECRETS, Secrets};
 use crate::actors::storekeeper::Storekeeper;
 use crate::actors::{System, callbacks, metadata_sync, timekeeper};
@@ -55,6 +55,8 @@ use crate::views::Views;
 
 /// The log that is one machine's.
 const EMBEDDED: &str = "embedded";
+/// Events that are followed within a moment.
+const WORTH_BUILDING: u64 = 10_000;
 /// Key id of the development key.
 const DEVELOPMENT_KID: &str = "t2m-development";
 
@@ -205,6 +207,12 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         "T2M_MASTER_KEY: the keys in the store were sealed by another master key; give every node \
          the same, or restore the one of this data directory (master.key)"
     );
+    if views.checkpoint() == 0 && head >= WORTH_BUILDING {
+        tracing::info!(events = head, "a new read model is built from the whole log");
+        if let Err(error) = rebuild::fill(Arc::clone(&log), keyring.clone(), &views, head).await {
+            tracing::warn!(%error, "it is to follow the log from the start instead");
+        }
+    }
     let system = System::start(clock.clone(), log, views, keyring);
     // What was written before the last stop shows before the first request is taken.
     while system.progress.now().position < head {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
@@ -12,7 +13,7 @@ use super::{ADA, Cluster, call, count, lease, text};
 use crate::engine_faults::until;
 use crate::faults::{library, skip};
 use crate::postgres::Postgres;
-use crate::server::{Setup, ask};
+use crate::server::{LOG_FILE, Server, Setup, ask, claims, signed};
 
 const CLIENTS: usize = 6;
 const COMMANDS: usize = 30;
@@ -187,4 +188,46 @@ async fn while_the_database_is_away_three_nodes_answer_reads_and_put_off_writes(
     let usage = &cluster.node(1).get(ADA, "me").await.data(200)["usage"]["jobs"];
     assert_eq!(*usage, json!({ "queued": 2 }), "a repeated command happened twice");
     cluster.assert_alike(&[ADA]).await;
+}
+
+#[tokio::test]
+async fn a_new_node_on_an_empty_directory_catches_up_with_a_long_log() {
+    const BATCHES: usize = 102;
+    const JOBS: usize = 100;
+    let cluster = Cluster::start().await;
+    let mut claims = claims(ADA);
+    claims["subscription_tier"] = json!("premium");
+    let token = signed(&claims);
+    let jobs: Vec<_> = (0..JOBS).map(|_| json!({ "prompt": "one of many" })).collect();
+    let body = json!({ "jobs": jobs });
+    let asked = (0..BATCHES).map(|number| {
+        let request = cluster.node(number).request(Method::POST, "videos/batch");
+        ask(request.bearer_auth(&token).json(&body))
+    });
+    for answer in join_all(asked).await {
+        answer.data(202);
+    }
+    let end = cluster.caught_up().await;
+    // Enough for its read model to be built as a replay builds it.
+    assert!(end >= 10_000, "{end}");
+    let began = Instant::now();
+    let said = TempDir::new().unwrap();
+    let said = said.path().join("said");
+    let setup = cluster.setup.clone().with("RUST_LOG", "info");
+    let node = Server::start(setup.with(LOG_FILE, said.to_string_lossy()));
+    println!("{end} events were taken in within {:?}", began.elapsed());
+    let said = std::fs::read_to_string(&said).unwrap();
+    assert!(said.contains("is built from the whole log") && !said.contains("WARN"), "{said}");
+    let usage = &node.get(ADA, "me").await.data(200)["usage"]["jobs"];
+    assert_eq!(*usage, json!({ "queued": BATCHES * JOBS }));
+    let newest = node.get(ADA, "jobs?limit=200").await.data(200);
+    assert_eq!(newest, cluster.node(0).get(ADA, "jobs?limit=200").await.data(200));
+    // It goes on from there.
+    let job = cluster.node(1).generate(ADA, "one more").await;
+    until("the new node has heard of it", async || {
+        node.get(ADA, &format!("jobs/{job}")).await.status == 200
+    })
+    .await;
+    let diff = node.printed(&["replay", "--diff"]);
+    assert!(diff.contains("live and replayed alike"), "{diff}");
 }
