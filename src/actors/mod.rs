@@ -18,6 +18,7 @@ pub mod rebuild;
 pub mod records;
 pub mod sealing;
 pub mod secrets;
+pub mod standing;
 pub mod storekeeper;
 pub mod timekeeper;
 

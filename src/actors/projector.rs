@@ -261,7 +261,7 @@ fn understood(recorded: &Recorded, event: Result<AnyEvent, codec::Error>) -> Hap
             reason: error.to_string(),
         },
     };
-    Happened { position: recorded.position, time: recorded.time, entity }
+    Happened { position: recorded.position, hash: recorded.hash, time: recorded.time, entity }
 }
 
 /// The view that shows the entities of a category.

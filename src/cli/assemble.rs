@@ -1,5 +1,6 @@
 //! Puts the parts together: from checked settings to a server that is ready to run.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use base64::engine::general_purpose::STANDARD;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
-use super::BadConfiguration;
+use super::log::Which;
+use super::read_model::open_views;
+use super::{BadConfiguration, server_lock};
 use crate::actors::callbacks::Callbacks;
 use crate::actors::callbacks::sender::Sender;
 use crate::actors::dead_letters::DeadLetters;
@@ -51,7 +54,6 @@ use crate::media::signed_url::SigningSecrets;
 use crate::media::uploads::Uploads;
 use crate::media::vault::{MasterKey, Vault};
 use crate::telemetry;
-use crate::views::Views;
 
 /// The log that is one machine's.
 const EMBEDDED: &str = "embedded";
@@ -162,6 +164,8 @@ pub struct Assembled {
     pub address: String,
     /// Say true before the server stops, so that event streams end.
     pub stopping: watch::Sender<bool>,
+    /// The data directory is this server's until it is dropped.
+    pub held: File,
 }
 
 /// Opens log, views and blobs, starts the actors and binds the address.
@@ -183,15 +187,12 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let address = format!("http://{}", listener.local_addr().context("reading the address")?);
 
     let log = log::open(&settings.log, data_dir).await.context("opening the log")?;
-    let views = Views::open(&data_dir.join("views.sqlite")).context("opening the read model")?;
+    let held = server_lock::take(data_dir)?.with_context(|| {
+        format!("another server, or a command, is at work in {}", data_dir.display())
+    })?;
+    let which = Which { data_dir: data_dir.clone(), setting: settings.log.clone() };
+    let views = open_views(&*log, &which).await?;
     let head = *log.head().borrow();
-    anyhow::ensure!(
-        views.checkpoint() <= head,
-        "the log ends at {head}, but its read model has seen {}: the log was cut or exchanged; \
-         restore it, or delete the views in {} to build them from what is left",
-        views.checkpoint(),
-        data_dir.display(),
-    );
     let blobs = Blobs::open(&settings.blobs, data_dir).context("opening the blob store")?;
     blobs.probe().await.context("looking into the blob store")?;
     let blobs = Arc::new(blobs);
@@ -343,7 +344,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         stopping: stopped,
     };
     let server = app::serve(Arc::new(app), listener).context("starting the front end")?;
-    Ok(Assembled { system, server, address, stopping })
+    Ok(Assembled { system, server, address, stopping, held })
 }
 
 /// A second server in one process, as in a demo, counts nothing.

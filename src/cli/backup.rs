@@ -15,11 +15,12 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::log::{bar, open};
+use super::log::{Which, bar};
 use super::say;
 use crate::clock::Clock;
 use crate::config::BlobStore;
-use crate::log::{EmbeddedLog, EventLog, Import, Verified};
+use crate::log::transfer::Reading;
+use crate::log::{EventLog, Import, Verified};
 use crate::media::blobs::Blobs;
 use files::{Copied, Needed};
 use manifest::{BlobPart, LogPart, Manifest, Part};
@@ -34,7 +35,6 @@ const OTHER_FOLDERS: [&str; 3] = ["dead-letters", "callbacks", "callbacks-waitin
 /// How far the push to Clerk is, and the callbacks. Copied before the log, so that they are not ahead
 /// of it.
 const POSITIONS: [&str; 2] = ["clerk-sync-position", "callbacks-position"];
-const PAGE: usize = 1000;
 /// How often files that were deleted meanwhile are looked up in what the log has since.
 const TRIES: u32 = 5;
 
@@ -43,9 +43,8 @@ pub struct Backup {
     /// The directory to write, which must be empty or not there
     #[arg(value_name = "DIR")]
     to: PathBuf,
-    /// The server's data directory; the server may be running
-    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    log: Which,
     /// The server's store of files: `file` or `s3://bucket/prefix`
     #[arg(long = "store", env = "T2M_BLOBS", default_value = "file")]
     store: String,
@@ -97,27 +96,29 @@ impl Backup {
     async fn make(&self) -> anyhow::Result<Manifest> {
         let store = BlobStore::parse(&self.store)
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
-        let log = open(&self.data_dir.join("log.sqlite"))?;
+        let log = self.log.open_for_reading().await?;
         begin(&self.to)?;
-        let positions = POSITIONS.map(|name| (name, std::fs::read(self.data_dir.join(name))));
-        let blobs = Blobs::open(&store, &self.data_dir).context("opening the store of files")?;
+        let positions = POSITIONS.map(|name| (name, std::fs::read(self.log.data_dir.join(name))));
+        let blobs = Blobs::open(&store, &self.log.data_dir).context("opening the store of files")?;
 
         let mut needed = Needed::default();
-        let mut verified = copy_log(&log, &self.to, &mut needed).await?;
+        let mut reading = Reading::of(&*log);
+        let mut verified = copy_log(&*log, &mut reading, &self.to, &mut needed).await?;
         let mut copied = Copied::default();
         for _ in 0..TRIES {
             copied = self.copy_blobs(&blobs, &needed)?;
             if copied.missing.is_empty() {
                 break;
             }
-            verified = copy_log(&log, &self.to, &mut needed).await?;
+            verified = copy_log(&*log, &mut reading, &self.to, &mut needed).await?;
         }
         let list = needed.write_list(&self.to.join("blobs.txt"))?;
 
         let mut parts = vec![list];
         parts.extend(self.copy_keys(&blobs).await?);
         for (name, position) in positions {
-            if let Ok(position) = position {
+            // Where the copy has other positions, who followed the log begins anew.
+            if let (Ok(position), true) = (position, reading.keeps_positions()) {
                 parts.push(Part::write(&self.to, &format!("rest/{name}"), &position)?);
             }
         }
@@ -157,7 +158,7 @@ impl Backup {
                 HowBlobs::None
             }
             Some(how) => how,
-            None => files::can_link(&self.data_dir, &self.to),
+            None => files::can_link(&self.log.data_dir, &self.to),
         };
         files::copy_blobs(blobs, needed, how, &self.to)
     }
@@ -166,7 +167,7 @@ impl Backup {
         files::make_private(&self.to.join("keys"))?;
         let mut parts = Vec::new();
         for name in SECRETS {
-            match std::fs::read(self.data_dir.join(name)) {
+            match std::fs::read(self.log.data_dir.join(name)) {
                 Ok(bytes) => parts.push(Part::write(&self.to, &format!("keys/{name}"), &bytes)?),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error).with_context(|| format!("reading {name}")),
@@ -186,21 +187,25 @@ fn begin(to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies the log, or what it has beyond the copy, up to where it ends now.
-async fn copy_log(log: &EmbeddedLog, to: &Path, needed: &mut Needed) -> anyhow::Result<Verified> {
+/// Copies the log, or what it has beyond the copy, up to where it ends now. Whatever its engine, the
+/// copy is a file, and its positions and hashes are those of an export.
+async fn copy_log(
+    log: &dyn EventLog,
+    reading: &mut Reading<'_>,
+    to: &Path,
+    needed: &mut Needed,
+) -> anyhow::Result<Verified> {
     let mut import = Import::begin(&to.join("log.sqlite")).context("making the copy of the log")?;
-    // Told anew for as long as pages come in full: `head` follows another process with a delay.
-    let (mut after, _) = import.end();
-    let bar = bar("log", (*log.head().borrow()).max(after))?;
+    let bar = bar("log", (*log.head().borrow()).max(import.end().0))?;
+    // `head` follows another process with a delay, so that it is read until nothing comes.
     loop {
-        let page = log.read_all(after, PAGE).await.context("reading the log")?;
+        let page = reading.page().await.context("reading the log")?;
         for event in &page {
             import.take(event).context("copying the log")?;
             needed.see(event)?;
-            after = event.position;
         }
-        bar.set_position(after);
-        if page.len() < PAGE {
+        bar.set_position(import.end().0);
+        if page.is_empty() {
             break;
         }
     }

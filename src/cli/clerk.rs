@@ -11,8 +11,8 @@ use clap::{Args, Subcommand};
 use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::say;
-use super::{BadConfiguration, keys};
+use super::log::Which;
+use super::{BadConfiguration, keys, say};
 use crate::actors::codec::{self, AnyEvent, Metadata, Source};
 use crate::actors::entity::Entity;
 use crate::actors::keyring::Keyring;
@@ -46,9 +46,6 @@ pub enum Clerk {
 pub struct Place {
     #[command(flatten)]
     keys: keys::Place,
-    /// The log's engine, as of the server
-    #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
-    log: String,
     #[command(flatten)]
     backend: BackendOptions,
 }
@@ -100,7 +97,8 @@ impl Place {
         let clock = Clock::system();
         let api = Api::new(&backend.ok_or_else(missing)?, unix_clock(&clock))?;
         let keyring = self.keys.open()?.keyring();
-        Ok(Session { data_dir: self.keys.data_dir, log: self.log, keyring, api, clock })
+        let Which { data_dir, setting } = self.keys.log;
+        Ok(Session { data_dir, log: setting, keyring, api, clock })
     }
 }
 

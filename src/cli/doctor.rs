@@ -3,17 +3,19 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use serde::Serialize;
 
 use super::assemble;
-use super::log::bar;
+use super::log::{Which, bar};
 use super::say;
+use crate::actors::standing::{self, Standing};
 use crate::clock::Clock;
 use crate::config::{BlobStore, Options};
-use crate::log::{EmbeddedLog, EventLog};
+use crate::log::{self, EventLog};
 use crate::media::blobs::Blobs;
 use crate::media::disk::Space;
 use crate::media::vault::{MasterKey, SealingKey, Vault};
@@ -96,7 +98,7 @@ impl Doctoring {
             return self.fault("log", missing);
         }
         let log = self.log(asked).await;
-        let blobs = self.views(log.as_ref()).await;
+        let blobs = self.views(log.as_deref()).await;
         match self.store(&asked.options.blobs) {
             Some(store) => {
                 self.keys(asked, &store).await;
@@ -106,16 +108,20 @@ impl Doctoring {
         }
     }
 
-    async fn log(&mut self, asked: &Doctor) -> Option<EmbeddedLog> {
-        let path = self.data_dir.join("log.sqlite");
-        if !path.exists() {
-            self.warning("log", format!("there is no log at {} yet", path.display()));
+    async fn log(&mut self, asked: &Doctor) -> Option<Arc<dyn EventLog>> {
+        let which = Which { data_dir: self.data_dir.clone(), setting: asked.options.log.clone() };
+        if log::check(&which.setting).is_err() {
+            // Said already, of the configuration.
             return None;
         }
-        let log = match EmbeddedLog::open_read_only(&path) {
+        if which.file().is_some_and(|path| !path.exists()) {
+            self.warning("log", format!("there is no log at {} yet", which.shown()));
+            return None;
+        }
+        let log = match which.open_for_reading().await {
             Ok(log) => log,
             Err(error) => {
-                self.fault("log", error);
+                self.fault("log", format!("{error:#}"));
                 return None;
             }
         };
@@ -124,14 +130,15 @@ impl Doctoring {
         let moving = bar("verify", head).ok();
         let shown = moving.clone();
         let progress = move |at| shown.iter().for_each(|bar| bar.set_position(at));
-        let verified = log.verify_after(after, progress).await;
+        let verified = log.verify_after(after, Box::new(progress)).await;
         moving.iter().for_each(|bar| bar.finish_and_clear());
         match verified {
             Ok(verified) => {
                 let head_hash = hex::encode(verified.head_hash);
                 let count = verified.events;
-                let which = if after == 0 { "all" } else { "the last" };
-                self.ok("log", format!("{which} {count} events verified; head hash {head_hash}"));
+                let part = if after == 0 { "all" } else { "the last" };
+                let says = format!("{part} {count} events verified; head hash {head_hash}");
+                self.ok("log", format!("{}: {says}", which.shown()));
             }
             Err(error) => self.fault("log", error),
         }
@@ -155,7 +162,7 @@ impl Doctoring {
     }
 
     /// The blobs that files refer to, as far as the read model knows.
-    async fn views(&mut self, log: Option<&EmbeddedLog>) -> Option<HashMap<String, u64>> {
+    async fn views(&mut self, log: Option<&dyn EventLog>) -> Option<HashMap<String, u64>> {
         let head = log.map_or(0, |log| *log.head().borrow());
         let found = match peek(&self.data_dir.join("views.sqlite")) {
             Ok(Some(found)) => found,
@@ -169,14 +176,28 @@ impl Doctoring {
                 return None;
             }
         };
-        let checkpoint = found.checkpoint;
-        if let Some(log) = log
-            && checkpoint > head
-            // The server may have written on since its end was looked up.
-            && log.read_all(checkpoint - 1, 1).await.is_ok_and(|events| events.is_empty())
-        {
-            let cut = "the log was cut or exchanged";
-            self.fault("views", format!("at {checkpoint}, and the log ends at {head}: {cut}"));
+        let checkpoint = found.seen.position;
+        let standing = match log {
+            // What cannot be read was said already.
+            Some(log) => standing::of(log, &found.seen).await.unwrap_or(Standing::Same),
+            None => Standing::Same,
+        };
+        let fault = match standing {
+            Standing::Same => None,
+            Standing::Cut { head } => {
+                Some(format!("the log ends at {head}: it was cut or exchanged"))
+            }
+            Standing::Empty => Some("the log is empty: T2M_LOG names another one".to_owned()),
+            Standing::Another => Some(
+                "they are of another log than T2M_LOG names: a server computes them anew"
+                    .to_owned(),
+            ),
+            Standing::Parted => Some(
+                "the log has another event there: it was cut and has gone on since".to_owned(),
+            ),
+        };
+        if let Some(fault) = fault {
+            self.fault("views", format!("at {checkpoint}, and {fault}"));
         } else if checkpoint >= head {
             self.ok("views", format!("at {checkpoint}, with nothing left to apply"));
         } else {
@@ -188,6 +209,12 @@ impl Doctoring {
             let remedy = "see `t2m replay --skip`";
             let view = view.as_str();
             self.fault("views", format!("{view} stand still at {position}: {reason}; {remedy}"));
+        }
+        if !found.skipped.is_empty() {
+            let positions: Vec<String> = found.skipped.iter().map(u64::to_string).collect();
+            let (count, positions) = (positions.len(), positions.join(", "));
+            let says = format!("{count} events were given up and are passed over: {positions}");
+            self.warning("skipped", says);
         }
         Some(found.blobs)
     }

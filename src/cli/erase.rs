@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 
 use super::keys::{Opened, Place};
+use super::read_model::open_views;
 use super::say;
 use crate::actors::System;
 use crate::actors::dead_letters::DeadLetters;
@@ -16,10 +17,9 @@ use crate::actors::keyring::{Destroyed, Keyring};
 use crate::clock::Clock;
 use crate::domain::ids::UserId;
 use crate::domain::{stream, user::User};
-use crate::log::{self, EmbeddedLog, EventLog};
+use crate::log::EventLog;
 use crate::media::reservations::Reservations;
 use crate::media::uploads::Uploads;
-use crate::views::Views;
 
 /// How often it tries what is in the way of something else.
 const MOST_LOOKS: u32 = 50;
@@ -50,31 +50,24 @@ impl Erase {
             let now = Clock::system().now();
             let destroyed = keyring.destroy(&self.user, now).await.context("destroying the key")?;
             self.say(destroyed);
-            match log::open("embedded", &self.place.data_dir).await {
-                Ok(log) => self.clear(log, &opened, keyring).await,
-                Err(log::Error::Unwritable(_)) => {
-                    say(format_args!(
-                        "server       running: it deletes the user within ten seconds"
-                    ));
-                    Ok(())
-                }
-                Err(error) => Err(error).context("opening the log"),
-            }
+            let Some((log, _held)) = self.place.log.open_alone().await? else {
+                say(format_args!("server       running: it deletes the user within ten seconds"));
+                return Ok(());
+            };
+            self.clear(log, &opened, keyring).await
         })
     }
 
     /// A slip of the pen must not pass for an erasure.
     async fn ensure_known(&self, keyring: &Keyring) -> anyhow::Result<()> {
-        let path = self.place.data_dir.join("log.sqlite");
-        let log = EmbeddedLog::open_read_only(&path)
-            .with_context(|| format!("opening the log {}", path.display()))?;
+        let log = self.place.log.open_for_reading().await?;
         let events = log.read_stream(&stream::<User>(&self.user), 0, 1).await;
         let in_log = !events.context("reading the log")?.is_empty();
         let known = in_log || keyring.holds(&self.user).await.context("reading the keys")?;
         ensure!(
             known || self.unknown,
             "{} knows no user {}; with --unknown it is erased all the same",
-            path.display(),
+            self.place.log.shown(),
             self.user
         );
         Ok(())
@@ -93,8 +86,7 @@ impl Erase {
         opened: &Opened,
         keyring: Keyring,
     ) -> anyhow::Result<()> {
-        let views = Views::open(&self.place.data_dir.join("views.sqlite"));
-        let views = views.context("opening the read model")?;
+        let views = open_views(&*log, &self.place.log).await?;
         let uploads = Uploads::open(&opened.blobs, &Reservations::default());
         let uploads = Arc::new(uploads.context("reading unfinished uploads")?);
         let letters = DeadLetters::new(&opened.blobs);

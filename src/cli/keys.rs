@@ -1,17 +1,16 @@
 //! `t2m keys`: which master key seals what, and how another one takes its place. Also where every
 //! command that reads what is personal finds the keys.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::BadConfiguration;
-use super::say;
+use super::log::Which;
+use super::{BadConfiguration, say};
 use crate::actors::keyring::{KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
-use crate::log;
 use crate::media::blobs::Blobs;
 use crate::media::vault::{MasterKey, Vault};
 
@@ -28,9 +27,8 @@ pub enum Keys {
 // Commands have places of their own beside this one, and clap tells groups apart by name.
 #[group(id = "store_and_keys")]
 pub struct Place {
-    /// Where the log lies
-    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
-    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub log: Which,
     /// The store of files and keys, the same as the server's
     #[arg(long, env = "T2M_BLOBS", default_value = "file")]
     pub blobs: String,
@@ -55,11 +53,15 @@ impl Place {
         let master = match given {
             Some(key) => MasterKey::parse(key.reveal())
                 .map_err(|fault| BadConfiguration(vec![format!("T2M_MASTER_KEY: {fault}")]))?,
-            None => MasterKey::kept_in(&self.data_dir.join("master.key")),
+            None => MasterKey::kept_in(&self.data_dir().join("master.key")),
         };
-        let blobs = Blobs::open(&store, &self.data_dir);
-        let blobs = blobs.with_context(|| format!("opening {}", self.data_dir.display()))?;
+        let blobs = Blobs::open(&store, self.data_dir());
+        let blobs = blobs.with_context(|| format!("opening {}", self.data_dir().display()))?;
         Ok(Opened { blobs, master })
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.log.data_dir
     }
 }
 
@@ -108,11 +110,8 @@ async fn status(place: &Place) -> anyhow::Result<()> {
 /// Both keys open everything until the last step, so it may break off anywhere and be repeated.
 async fn rotate(place: &Place) -> anyhow::Result<()> {
     let opened = place.open()?;
-    ensure!(
-        place.data_dir.join("log.sqlite").exists(),
-        "{} holds no log",
-        place.data_dir.display()
-    );
+    // A slip of the pen must not make a key where nothing is sealed.
+    drop(place.log.open_for_reading().await?);
     opened.master.put_fresh_first().context("making the new master key")?;
     reseal(&opened).await?;
     let Some(path) = opened.master.path() else {
@@ -120,20 +119,18 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
         return Ok(());
     };
     // A server may be about to store something that it sealed before it saw the new key.
-    match log::open("embedded", &place.data_dir).await {
-        Ok(log) => {
-            reseal(&opened).await?;
-            opened.master.keep_first_alone().context("forgetting the old master key")?;
-            drop(log);
-            say(format_args!("{} holds the new master key alone", path.display()));
-        }
-        Err(log::Error::Unwritable(_)) => say(format_args!(
+    let Some(alone) = place.log.open_alone().await? else {
+        say(format_args!(
             "{} keeps the old key beside the new one as long as a server runs: stop it and \
              rotate again to forget it",
             path.display()
-        )),
-        Err(error) => return Err(error).context("opening the log"),
-    }
+        ));
+        return Ok(());
+    };
+    reseal(&opened).await?;
+    opened.master.keep_first_alone().context("forgetting the old master key")?;
+    drop(alone);
+    say(format_args!("{} holds the new master key alone", path.display()));
     Ok(())
 }
 

@@ -1,19 +1,25 @@
 //! `t2m log`: read, follow, count, check and carry the log. It says which log it read and how far.
 
-mod carry;
+pub mod carry;
 mod selection;
 mod show;
 
+use std::fs::File;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::say;
-use crate::log::{EmbeddedLog, EventLog};
+use super::{BadConfiguration, say, server_lock};
+use crate::log::{self, EventLog};
+
+/// How long a server that is not there is waited for in silence.
+const SILENCE: Duration = Duration::from_secs(2);
 
 #[derive(Subcommand)]
 pub enum Log {
@@ -27,15 +33,28 @@ pub enum Log {
     Verify(Where),
     /// Write the whole log as text, one event a line
     Export(carry::Export),
-    /// Take in an exported log, all of it or nothing
+    /// Take in an exported log; a log that has its beginning is continued, any other refused
     Import(carry::Import),
+    /// Bring the log into another one, of any engine, and compare the two
+    Copy(carry::Copy),
+}
+
+/// Which log: the server's, whatever its engine.
+#[derive(Debug, Clone, Args)]
+#[group(id = "which_log")]
+pub struct Which {
+    /// The server's data directory; the embedded log lies there, and may be in use
+    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+    /// The log's engine, as of the server
+    #[arg(long = "log", env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
+    pub setting: String,
 }
 
 #[derive(Args)]
 pub struct Where {
-    /// Where the log lies; it may be in use by a server
-    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    log: Which,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -51,9 +70,12 @@ impl Log {
                 Self::Stats(count) => count.run().await,
                 Self::Verify(place) => verify(&place).await,
                 Self::Export(export) => export.run().await,
-                Self::Import(import) => import.run(),
+                Self::Import(import) => import.run().await,
+                Self::Copy(copy) => copy.run().await,
             }
         });
+        // A thread may wait for standard input still.
+        runtime.shutdown_background();
         // A reader that has seen enough (`| head`) is no failure.
         match done {
             Err(error) if is_broken_pipe(&error) => Ok(()),
@@ -62,19 +84,65 @@ impl Log {
     }
 }
 
-impl Where {
-    fn path(&self) -> PathBuf {
-        self.data_dir.join("log.sqlite")
+impl Which {
+    /// Beside whoever writes it.
+    ///
+    /// # Errors
+    /// [`BadConfiguration`] when the setting names no log; there is none, or it cannot be reached.
+    pub async fn open_for_reading(&self) -> anyhow::Result<Arc<dyn EventLog>> {
+        self.opened(log::open_for_reading(&self.setting, &self.data_dir)).await
     }
 
-    fn open(&self) -> anyhow::Result<Arc<EmbeddedLog>> {
-        open(&self.path()).map(Arc::new)
+    /// To write to it; where there is none it is made.
+    ///
+    /// # Errors
+    /// As [`Which::open_for_reading`].
+    pub async fn open(&self) -> anyhow::Result<Arc<dyn EventLog>> {
+        self.opened(log::open(&self.setting, &self.data_dir)).await
     }
-}
 
-/// A log beside whoever writes it.
-pub fn open(path: &std::path::Path) -> anyhow::Result<EmbeddedLog> {
-    EmbeddedLog::open_read_only(path).with_context(|| format!("opening the log {}", path.display()))
+    /// To write to it where no server, and no other command that needs it alone, is at work in the
+    /// data directory; else none.
+    ///
+    /// # Errors
+    /// As [`Which::open_for_reading`].
+    pub async fn open_alone(&self) -> anyhow::Result<Option<(Arc<dyn EventLog>, File)>> {
+        let Some(held) = server_lock::take(&self.data_dir)? else { return Ok(None) };
+        match self.open().await {
+            Ok(log) => Ok(Some((log, held))),
+            Err(error) => match error.downcast_ref() {
+                Some(log::Error::Unwritable(_)) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Its file, where the engine has one on this machine.
+    pub fn file(&self) -> Option<PathBuf> {
+        log::file(&self.setting, &self.data_dir)
+    }
+
+    /// For people, without a password.
+    pub fn shown(&self) -> String {
+        log::shown(&self.setting, &self.data_dir)
+    }
+
+    async fn opened(
+        &self,
+        opening: impl Future<Output = Result<Arc<dyn EventLog>, log::Error>>,
+    ) -> anyhow::Result<Arc<dyn EventLog>> {
+        log::check(&self.setting).map_err(|fault| BadConfiguration(vec![fault.to_string()]))?;
+        let mut opening = pin!(opening);
+        let opened = tokio::select! {
+            biased;
+            opened = &mut opening => opened,
+            () = tokio::time::sleep(SILENCE) => {
+                eprintln!("waiting for the log {} (T2M_LOG)", self.shown());
+                opening.await
+            }
+        };
+        opened.with_context(|| format!("opening the log {}", self.shown()))
+    }
 }
 
 /// A bar on stderr, for `what` of so many events.
@@ -86,12 +154,8 @@ pub fn bar(what: &str, events: u64) -> anyhow::Result<ProgressBar> {
 
 /// The chain shows that the log agrees with itself; keep the head hash elsewhere to show more.
 async fn verify(place: &Where) -> anyhow::Result<()> {
-    let log = place.open()?;
-    let bar = bar("verify", *log.head().borrow())?;
-    let moving = bar.clone();
-    let verified = log.verify_after(0, move |position| moving.set_position(position)).await;
-    bar.finish_and_clear();
-    let verified = verified.context("verifying the log")?;
+    let log = place.log.open_for_reading().await?;
+    let verified = verify_all(&*log).await.context("verifying the log")?;
     let head_hash = hex::encode(verified.head_hash);
     if place.json {
         say(format_args!("{}", json!({ "events": verified.events, "head_hash": head_hash })));
@@ -102,6 +166,15 @@ async fn verify(place: &Where) -> anyhow::Result<()> {
         ));
     }
     Ok(())
+}
+
+/// With a bar.
+pub async fn verify_all(log: &dyn EventLog) -> anyhow::Result<log::Verified> {
+    let bar = bar("verify", *log.head().borrow())?;
+    let moving = bar.clone();
+    let verified = log.verify_after(0, Box::new(move |at| moving.set_position(at))).await;
+    bar.finish_and_clear();
+    Ok(verified?)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

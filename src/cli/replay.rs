@@ -9,19 +9,17 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::keys::Place;
-use super::say;
+use super::{say, server_lock};
 use crate::actors::keyring::Keyring;
 use crate::actors::rebuild::rebuild;
-use crate::log::{self, EventLog};
+use crate::actors::standing::{self, Standing};
+use crate::log::EventLog;
 use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
 
 #[derive(Args)]
 pub struct Replay {
     #[command(flatten)]
     place: Place,
-    /// The log's engine, as of the server
-    #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
-    log: String,
     /// Stop at a position, or at a time (RFC 3339); only with --to
     #[arg(long, value_name = "POSITION|TIME", value_parser = until, requires = "to")]
     until: Option<Until>,
@@ -62,16 +60,13 @@ impl Replay {
     pub fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.view.is_none() || self.to.is_some() || self.diff,
-            "--view builds a part: say with --to where, or with --diff to compare it"
+            "one view alone cannot take its place, since counts and event streams are told by \
+             several: `t2m replay` repairs all of them; with --to or --diff, --view builds a part"
         );
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {
-            let data_dir = &self.place.data_dir;
-            let log = log::open_for_reading(&self.log, data_dir).await;
-            let log = log.with_context(|| {
-                format!("opening the log of the data directory {}", data_dir.display())
-            })?;
+            let log = self.place.log.open_for_reading().await?;
             if self.diff {
                 return self.compare(log).await;
             }
@@ -85,6 +80,7 @@ impl Replay {
     /// Beside the views in use, and then in their place.
     async fn take_over(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
         let base = self.base();
+        self.ensure_not_of_another(&*log).await?;
         let head = *log.head().borrow();
         for position in &self.skip {
             anyhow::ensure!(*position <= head, "the log ends at {head}: there is no {position}");
@@ -97,6 +93,21 @@ impl Replay {
         let views = built.finish_as_current().context("making the read model durable")?;
         summary(&views, head, &base)?;
         say(format_args!("A server that runs takes it over within a second or two."));
+        Ok(())
+    }
+
+    /// What a running server reads is never replaced by what another log says.
+    async fn ensure_not_of_another(&self, log: &dyn EventLog) -> anyhow::Result<()> {
+        // What cannot be looked into is to be replaced anyhow.
+        let Ok(Some(found)) = views::peek(&self.base()) else { return Ok(()) };
+        let standing = standing::of(log, &found.seen).await.context("reading the log")?;
+        let is_another = matches!(standing, Standing::Another | Standing::Empty);
+        anyhow::ensure!(
+            !is_another || server_lock::take(self.place.data_dir())?.is_some(),
+            "a server runs in {} over another log than {}: T2M_LOG or --log must name its own",
+            self.place.data_dir().display(),
+            self.place.log.shown()
+        );
         Ok(())
     }
 
@@ -144,7 +155,7 @@ impl Replay {
     }
 
     fn base(&self) -> PathBuf {
-        self.place.data_dir.join("views.sqlite")
+        self.place.data_dir().join("views.sqlite")
     }
 }
 

@@ -11,14 +11,19 @@ use serde_json::{Value, json};
 
 use super::backup::files::{copy_as, parse_list, place};
 use super::backup::manifest::{Manifest, Part, sync_tree, write_private};
-use super::log::{bar, open};
+use super::log::carry::copy_into;
+use super::log::{Which, verify_all};
 use super::say;
 use crate::actors::keyring;
 use crate::config::BlobStore;
+use crate::log::EmbeddedLog;
+use crate::log::transfer::{Carrying, Reading};
 use crate::media::blobs::Blobs;
 
 /// What a restore that was cut off leaves in the data directory, and the next one removes.
 pub const STAGING: &str = "restoring";
+/// A backup holds the log in this form, whatever the engine.
+const LOG: &str = "log.sqlite";
 /// Of somebody who was erased before the restore; when, nobody says.
 const TOMBSTONE: &[u8] = br#"{"erased_at":"before a restore"}"#;
 
@@ -27,9 +32,8 @@ pub struct Restore {
     /// The backup
     #[arg(value_name = "DIR")]
     from: PathBuf,
-    /// Where to; must be empty or not there
-    #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    log: Which,
     /// The store of files that the server will use: `file` or `s3://bucket/prefix`
     #[arg(long = "store", env = "T2M_BLOBS", default_value = "file")]
     store: String,
@@ -59,7 +63,7 @@ impl Restore {
             say(format_args!("{restored}"));
             return Ok(());
         }
-        say(format_args!("data       {}", self.data_dir.display()));
+        say(format_args!("data       {}", self.log.data_dir.display()));
         say(format_args!("backup of  {}", manifest.created_at.to_rfc3339()));
         say(format_args!("events     {events}, each chained to the one before it"));
         say(format_args!("head hash  {head_hash}"));
@@ -84,18 +88,54 @@ impl Restore {
                 return Err(error.context("nothing was restored"));
             }
         };
+        let network = match self.log.file() {
+            Some(_) => None,
+            None => {
+                self.ensure_fits(&staging).await?;
+                Some(staging.join(LOG))
+            }
+        };
         if store != BlobStore::File {
             // The last thing that can fail; the store's own tombstones go before the keys.
-            let target = Blobs::open(&store, &self.data_dir).context("opening the store")?;
+            let target = Blobs::open(&store, &self.log.data_dir).context("opening the store")?;
             bring_documents(&target, &documents, &erased).await?;
         }
-        put_into_place(&staging, &self.data_dir)?;
+        if let Some(path) = network {
+            // What is staged stays if it breaks off, so that no server starts on half a log.
+            let log = EmbeddedLog::open_read_only(&path).context("reading the restored log")?;
+            copy_into(&log, &self.log, "restoring the log").await?;
+            drop(log);
+            remove_log(&path).context("removing the copy of the log")?;
+        }
+        put_into_place(&staging, &self.log.data_dir)?;
         Ok(Restored { manifest, blobs, erased: erased.len() })
+    }
+
+    /// Before anything is brought anywhere: a log over the network must be empty, or have the
+    /// beginning of this one from a restore that broke off.
+    async fn ensure_fits(&self, staging: &Path) -> anyhow::Result<()> {
+        let log = EmbeddedLog::open_read_only(&staging.join(LOG))?;
+        let target = self.log.open().await?;
+        let (mut reading, mut carrying) = (Reading::of(&log), Carrying::into(&*target));
+        loop {
+            let page = reading.page().await.context("reading the restored log")?;
+            let same = carrying.compare(&page).await;
+            let same = same.with_context(|| {
+                format!(
+                    "the log {} (T2M_LOG) is neither empty nor a part of this backup; nothing was \
+                     restored",
+                    self.log.shown()
+                )
+            })?;
+            if page.is_empty() || same < page.len() {
+                return Ok(());
+            }
+        }
     }
 
     /// The directory in which everything is put together, and a hold on the data directory.
     fn begin(&self) -> anyhow::Result<(PathBuf, File)> {
-        let target = &self.data_dir;
+        let target = &self.log.data_dir;
         let context = || format!("making the data directory {}", target.display());
         std::fs::create_dir_all(target).with_context(context)?;
         let held = File::open(target).with_context(context)?;
@@ -178,15 +218,11 @@ impl Restore {
     }
 
     async fn stage_log(&self, staging: &Path, manifest: &Manifest) -> anyhow::Result<()> {
-        let target = staging.join("log.sqlite");
+        let target = staging.join(LOG);
         let Part { path, sha256, .. } = &manifest.log.part;
         copy_as(&self.from.join(path), &target, sha256).context("restoring the log")?;
-        let log = open(&target)?;
-        let bar = bar("verify", manifest.log.events)?;
-        let moving = bar.clone();
-        let verified = log.verify_after(0, move |position| moving.set_position(position)).await;
-        bar.finish_and_clear();
-        let verified = verified.context("verifying the restored log")?;
+        let log = EmbeddedLog::open_read_only(&target).context("opening the restored log")?;
+        let verified = verify_all(&log).await.context("verifying the restored log")?;
         let same = verified.events == manifest.log.events
             && hex::encode(verified.head_hash) == manifest.log.head_hash;
         ensure!(same, "the backup's log is not the one its manifest names");
@@ -301,6 +337,18 @@ async fn bring_documents(
     Ok(())
 }
 
+fn remove_log(path: &Path) -> std::io::Result<()> {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match std::fs::remove_file(&name) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The log last: without one, a data directory is an empty server's.
 fn put_into_place(staging: &Path, data_dir: &Path) -> anyhow::Result<()> {
     let context = || format!("moving what was restored into {}", data_dir.display());
@@ -309,7 +357,7 @@ fn put_into_place(staging: &Path, data_dir: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(staging).with_context(context)? {
         names.push(entry.with_context(context)?.file_name());
     }
-    names.sort_by_key(|name| name == "log.sqlite");
+    names.sort_by_key(|name| name == LOG);
     for name in names {
         std::fs::rename(staging.join(&name), data_dir.join(&name)).with_context(context)?;
     }

@@ -24,7 +24,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         );
     }
     actix::System::new().block_on(async move {
-        let Assembled { server, address, stopping, .. } = assemble(ready, Clock::system()).await?;
+        let Assembled { server, address, stopping, held: _held, .. } =
+            assemble(ready, Clock::system()).await?;
         println!("listening on {address}");
         let handle = server.handle();
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;

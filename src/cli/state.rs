@@ -7,7 +7,6 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::keys::Place;
-use super::log::open;
 use super::say;
 use crate::actors::codec;
 use crate::actors::keyring::Keyring;
@@ -80,9 +79,9 @@ impl State {
     pub fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let log = open(&self.place.data_dir.join("log.sqlite"))?;
+            let log = self.place.log.open_for_reading().await?;
             let head = *log.head().borrow();
-            let events = self.events(&log).await?;
+            let events = self.events(&*log).await?;
             let keyring = self.place.open()?.keyring();
             let (state, steps) = match codec::category(&self.stream) {
                 User::CATEGORY => fold::<User>(&keyring, events).await?,
@@ -112,7 +111,7 @@ impl State {
             }
         }
         if events.is_empty() {
-            bail!("the log {} has no stream {}", self.place.data_dir.display(), self.stream);
+            bail!("the log {} has no stream {}", self.place.log.shown(), self.stream);
         }
         if let Some(at) = self.at {
             let upto = events.iter().take_while(|event| at.is_after(event)).count();

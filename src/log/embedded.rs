@@ -15,7 +15,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::tail::Tail;
 use super::{
-    Appended, Error, EventLog, Expected, NewEvent, Recorded, Stats, Verified, bad, check_limits,
+    Appended, Error, EventLog, Expected, NewEvent, Progress, Recorded, Stats, Verified, bad,
+    check_limits,
     guard,
 };
 use file::{Found, create, inspect, lock};
@@ -74,6 +75,7 @@ impl EmbeddedLog {
         }
         inspect(path)?;
         let lock = lock(path)?;
+        import::clear(path)?;
         // Once more: another process may have made it between the two.
         if inspect(path)? == Found::Nothing {
             create(path)?;
@@ -224,7 +226,11 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn verify(&self) -> Result<Verified, Error> {
-        self.verify_after(0, |_| {}).await
+        Self::verify_after(self, 0, |_| {}).await
+    }
+
+    async fn verify_after(&self, after: u64, progress: Progress) -> Result<Verified, Error> {
+        Self::verify_after(self, after, progress).await
     }
 }
 

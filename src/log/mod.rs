@@ -2,7 +2,7 @@
 //! events mean; the trait's comment is the contract, and `conformance` is the contract as code.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -129,7 +129,18 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// Walk the hash chain. [`Error::Corrupt`] names the first bad position.
     async fn verify(&self) -> Result<Verified, Error>;
+
+    /// The same for what follows position `after`, whose own hash is believed; an engine that
+    /// cannot begin there walks all of it. `progress` is told the position every now and then.
+    async fn verify_after(&self, after: u64, mut progress: Progress) -> Result<Verified, Error> {
+        let verified = self.verify().await?;
+        progress(after.max(*self.head().borrow()));
+        Ok(verified)
+    }
 }
+
+/// Hears of positions.
+pub type Progress = Box<dyn FnMut(u64) + Send>;
 
 /// Open the log that `setting` (`T2M_LOG`) names; an embedded one lies in `data_dir`, which is
 /// made if it is not there.
@@ -171,6 +182,24 @@ pub fn check(setting: &str) -> Result<(), Error> {
         other if is_postgres(other) => PostgresLog::check(other),
         other => Err(unknown(other)),
     }
+}
+
+/// The file in which an engine of this machine keeps the log; none for one over the network.
+pub fn file(setting: &str, data_dir: &Path) -> Option<PathBuf> {
+    (setting == "embedded").then(|| data_dir.join("log.sqlite"))
+}
+
+/// Which log `setting` names, for people: the path of its file, or the engine's address without
+/// whatever is secret in it.
+pub fn shown(setting: &str, data_dir: &Path) -> String {
+    if let Some(path) = file(setting, data_dir) {
+        return path.display().to_string();
+    }
+    let (scheme, address) = setting.split_once("://").unwrap_or((setting, ""));
+    // A password may hold any sign that was not escaped: all before the last @ goes.
+    let address = address.rsplit_once('@').map_or(address, |(_, address)| address);
+    let address = address.split(['?', '#']).next().unwrap_or_default();
+    format!("{scheme}://{address}")
 }
 
 fn is_postgres(setting: &str) -> bool {
@@ -480,6 +509,16 @@ mod tests {
         };
         assert!(matches!(error, Error::Invalid(_)));
         assert!(!error.to_string().contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_log_is_named_without_what_is_secret_in_its_address() {
+        let check = |setting: &str, then: &str| assert_eq!(shown(setting, Path::new("d")), then);
+        check("embedded", "d/log.sqlite");
+        check("postgres://u:hunter2@h:1/d?sslmode=require", "postgres://h:1/d");
+        check("postgres://u:hun?ter2@h/d", "postgres://h/d");
+        check("esdb://admin:hunter2@a:1,b:2?tls=false", "esdb://a:1,b:2");
+        check("esdb://a:1", "esdb://a:1");
     }
 
     #[tokio::test]

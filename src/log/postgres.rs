@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::tail::Tail;
 use super::{
-    Appended, Error, EventLog, Expected, GENESIS, NewEvent, Recorded, Stats, Verified,
-    check_limits, guard,
+    Appended, Error, EventLog, Expected, GENESIS, NewEvent, Progress, Recorded, Stats,
+    Verified, check_limits, guard,
 };
 use address::Address;
 use connection::Session;
@@ -258,9 +258,13 @@ impl EventLog for PostgresLog {
     }
 
     async fn verify(&self) -> Result<Verified, Error> {
+        self.verify_after(0, Box::new(|_| {})).await
+    }
+
+    async fn verify_after(&self, after: u64, progress: Progress) -> Result<Verified, Error> {
         let head = *self.shared.head.borrow();
         let readers = Arc::clone(&self.readers);
-        self.on_runtime(async move { stats::verify(&readers, head).await }).await
+        self.on_runtime(async move { stats::verify(&readers, after, head, progress).await }).await
     }
 }
 

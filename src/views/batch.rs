@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 
 use super::column::int;
 use super::feed::{self, Feed, TICKS_KEPT};
@@ -194,7 +194,10 @@ pub(super) fn take_in(
 ) -> rusqlite::Result<Option<Taken>> {
     let before = checkpoint(sql)?;
     let fresh = &events[events.partition_point(|happened| happened.position <= before)..];
-    let Some(position) = fresh.last().map(|last| last.position) else { return Ok(None) };
+    let (Some(first), Some(Happened { position, hash, .. })) = (fresh.first(), fresh.last()) else {
+        return Ok(None);
+    };
+    let position = *position;
     let Rules { towards, mut parked, skipped, only, building } = rules;
     held.feed.let_go_until(towards.max(position).saturating_sub(TICKS_KEPT));
     let mut batch = Batch { sql, held, changes: Vec::new(), touched: HashSet::new(), building };
@@ -216,7 +219,10 @@ pub(super) fn take_in(
         feed::trim(sql, position)?;
     }
     let Batch { changes, touched, .. } = batch;
-    sql.prepare_cached("UPDATE checkpoint SET position = ?1")?.execute([int(position)])?;
+    sql.prepare_cached(
+        "UPDATE checkpoint SET first = iif(position = 0, ?2, first), position = ?1, last = ?3",
+    )?
+    .execute(params![int(position), first.hash, hash])?;
     Ok(Some(Taken { position, changes, touched, parked }))
 }
 
@@ -233,7 +239,7 @@ pub(super) struct Batch<'a> {
 
 impl Batch<'_> {
     fn take_in(&mut self, happened: &Happened) -> rusqlite::Result<()> {
-        let Happened { position, time, entity } = happened;
+        let Happened { position, time, entity, .. } = happened;
         match entity {
             Entity::User(id, event) => {
                 // A deletion clears what the user wrote.

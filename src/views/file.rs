@@ -17,15 +17,15 @@ use super::{Error, feed, files, jobs, parked, queue, sessions, tallies, users};
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
-const SCHEMA_VERSION: i32 = 8;
+const SCHEMA_VERSION: i32 = 9;
 /// Of a file that is still being built.
 const UNFINISHED: i32 = -1;
 /// More statements than the views have, so that each is prepared once a connection.
 const STATEMENTS: usize = 80;
 
 const CHECKPOINT: &str = "
-CREATE TABLE checkpoint (position INTEGER NOT NULL);
-INSERT INTO checkpoint VALUES (0);
+CREATE TABLE checkpoint (position INTEGER NOT NULL, first BLOB NOT NULL, last BLOB NOT NULL);
+INSERT INTO checkpoint VALUES (0, zeroblob(32), zeroblob(32));
 ";
 
 /// The one connection that writes; creates the file, or anew when its schema is another one.
@@ -135,6 +135,23 @@ pub(super) fn remove_leftovers(base: &Path, present: &Path) {
         if left && matches!(recognise(&path), Ok(Found::Ours | Found::Outdated)) {
             let _ = remove(&path);
         }
+    }
+}
+
+/// Deletes the views that `base` names, which nobody has open; the next ones begin with nothing.
+///
+/// # Errors
+/// They are something else, or stay.
+pub fn discard(base: &Path) -> Result<(), Error> {
+    let real = current(base)?;
+    for path in [&real, base] {
+        if matches!(recognise(path)?, Found::Ours | Found::Outdated) {
+            remove(path)?;
+        }
+    }
+    match fs::remove_file(pointer(base)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -46,6 +46,7 @@ pub use analytics::{Analytics, DAYS, MONTHS};
 pub use building::Building;
 pub use difference::{Difference, Snapshot};
 pub use feed::FeedItem;
+pub use file::discard;
 pub use files::FileRow;
 pub use jobs::{JobFilter, JobRow};
 pub use page::{Cursor, Page};
@@ -56,11 +57,24 @@ pub use tallies::Period;
 pub use usage::Usage;
 pub use users::{UserAccess, UserRow};
 
+/// What views have seen of the log that they were computed from: by that they know it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Of the last event; 0 before the first.
+    pub position: u64,
+    /// The hash of the first event.
+    pub first: [u8; 32],
+    /// The hash of the last event.
+    pub last: [u8; 32],
+}
+
 /// One decoded event of the log.
 #[derive(Debug, Clone)]
 pub struct Happened {
     /// In the log; strictly growing.
     pub position: u64,
+    /// By which the log knows the event.
+    pub hash: [u8; 32],
     pub time: DateTime<Utc>,
     pub entity: Entity,
 }
@@ -161,6 +175,14 @@ impl Views {
     /// Position of the last event applied; 0 before the first.
     pub fn checkpoint(&self) -> u64 {
         self.current().checkpoint.load(Ordering::Acquire)
+    }
+
+    /// The same, with what it takes to know the log again.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn seen(&self) -> Result<Seen, Error> {
+        self.read(seen)
     }
 
     /// Takes in a batch, all of it or nothing. Events at or below the checkpoint are skipped.
@@ -370,8 +392,13 @@ impl Drop for Content {
 }
 
 fn checkpoint(sql: &Connection) -> rusqlite::Result<u64> {
-    sql.prepare_cached("SELECT position FROM checkpoint")?
-        .query_row([], |row| row.get(0).map(unsigned))
+    Ok(seen(sql)?.position)
+}
+
+fn seen(sql: &Connection) -> rusqlite::Result<Seen> {
+    sql.prepare_cached("SELECT position, first, last FROM checkpoint")?.query_row([], |row| {
+        Ok(Seen { position: unsigned(row.get(0)?), first: row.get(1)?, last: row.get(2)? })
+    })
 }
 
 /// A panic elsewhere leaves no half-done change behind: SQLite rolled it back.

@@ -201,7 +201,7 @@ fn retried() -> JobEvent {
 /// Events at positions 10, 20, … (gaps are allowed), one second apart.
 fn log(entities: Vec<Entity>) -> Vec<Happened> {
     let happened =
-        |(n, entity)| Happened { position: (n as u64 + 1) * 10, time: at(n as i64), entity };
+        |(n, entity)| Happened { position: (n as u64 + 1) * 10, hash: [0; 32], time: at(n as i64), entity };
     entities.into_iter().enumerate().map(happened).collect()
 }
 
@@ -613,7 +613,7 @@ fn pages_newest_first_have_no_gap_and_no_repetition_while_jobs_are_added() {
         seen.extend(page.items.iter().map(|job| job.job_id));
         position += 1;
         let entity = job(u128::from(position), requested("ada"));
-        views.apply(&[Happened { position, time: at(0), entity }]).unwrap();
+        views.apply(&[Happened { position, hash: [0; 32], time: at(0), entity }]).unwrap();
         match page.next_cursor {
             Some(next) => cursor = Some(Cursor::parse(&next).unwrap()),
             None => break,
@@ -652,7 +652,7 @@ fn jobs_are_filtered_by_state_and_kind() {
 fn what_is_at_or_below_the_checkpoint_is_skipped() {
     let views = after(vec![user("ada", registered("a"))]);
     let before = views.content_hash().unwrap();
-    let late = Happened { position: 10, time: at(9), entity: user("ada", admin()) };
+    let late = Happened { position: 10, hash: [0; 32], time: at(9), entity: user("ada", admin()) };
     views.apply(&[late]).unwrap();
     assert_eq!((views.content_hash().unwrap(), views.checkpoint()), (before, 10));
 }
@@ -733,7 +733,7 @@ fn fresh_views_replace_the_present_ones_under_their_readers() {
         assert!(reader.user(&user_id("ada")).unwrap().is_some());
     }
     let entity = user("eve", registered("e"));
-    views.apply(&[Happened { position: 9999, time: at(9), entity }]).unwrap();
+    views.apply(&[Happened { position: 9999, hash: [0; 32], time: at(9), entity }]).unwrap();
     assert!(reader.user_standing(&user_id("eve")).is_some());
     let hash = views.content_hash().unwrap();
     let Fixture { directory, views } = views;

@@ -158,7 +158,7 @@ fn heard_at() -> DateTime<Utc> {
 }
 
 fn happened(before: &[Happened], entity: Entity) -> Happened {
-    Happened { position: before.len() as u64 + 1, time: heard_at(), entity }
+    Happened { position: before.len() as u64 + 1, hash: [0; 32], time: heard_at(), entity }
 }
 
 /// The end of a life for each of these orders of its deliveries.

@@ -1,17 +1,20 @@
-//! The whole log as text, out of one data directory and into another.
+//! The whole log as text, out of one engine and into another; or without the text, from one to the
+//! other. Of what came in, all is compared with what was to come.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
 
-use super::{Where, bar};
+use super::{Where, Which, bar, verify_all};
 use crate::log::dump::{self, Header, Lines};
+use crate::log::transfer::{self, Carrying, Reading, Stopped};
 use crate::log::{self, EventLog, GENESIS, Link, Recorded, Verified};
 
+/// Events that are taken at once.
 const PAGE: usize = 1000;
 
 #[derive(Args)]
@@ -32,13 +35,25 @@ pub struct Import {
     from: PathBuf,
 }
 
+#[derive(Args)]
+pub struct Copy {
+    #[command(flatten)]
+    place: Where,
+    /// The engine of the other log, as `T2M_LOG` has it; it must be empty, or have the beginning
+    #[arg(long, env = "T2M_COPY_TO", hide_env_values = true, value_name = "LOG")]
+    to: String,
+    /// The other log's data directory, if it is embedded
+    #[arg(long, default_value = "./data", value_name = "DIR")]
+    to_data_dir: PathBuf,
+}
+
 fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
 }
 
 impl Export {
     pub async fn run(self) -> anyhow::Result<()> {
-        let log = self.place.open()?;
+        let log = self.place.log.open_for_reading().await?;
         if is_standard(&self.to) {
             export(&*log, &mut BufWriter::new(std::io::stdout().lock())).await?;
             return Ok(());
@@ -77,16 +92,16 @@ impl Export {
 
 /// Up to where the log is now; what is appended meanwhile is left to the next export.
 async fn export(log: &dyn EventLog, out: &mut impl Write) -> anyhow::Result<Header> {
-    let stats = log.stats().await.context("counting the log")?;
-    let header = Header::new(stats.events, stats.position, &stats.head_hash);
-    let bar = bar("export", stats.events)?;
+    let Verified { events, head_hash } =
+        transfer::extent(log).await.context("counting the log")?;
+    let header = Header::new(events, events, &head_hash);
+    let bar = bar("export", events)?;
     dump::write_header(out, &header)?;
-    let mut after = 0;
-    while after < stats.position {
-        let page = log.read_all(after, PAGE).await.context("reading the log")?;
-        let Some(last) = page.last() else { bail!("the log ends before its end was reached") };
-        after = last.position;
-        for event in page.iter().filter(|event| event.position <= stats.position) {
+    let mut reading = Reading::of(log);
+    while reading.end().0 < events {
+        let page = reading.page().await.context("reading the log")?;
+        ensure!(!page.is_empty(), "the log ends before its end was reached");
+        for event in page.iter().filter(|event| event.position <= events) {
             dump::write_event(out, event)?;
             bar.inc(1);
         }
@@ -97,91 +112,276 @@ async fn export(log: &dyn EventLog, out: &mut impl Write) -> anyhow::Result<Head
 }
 
 impl Import {
-    pub fn run(self) -> anyhow::Result<()> {
-        let done = if is_standard(&self.from) {
-            import(&self.place.path(), std::io::stdin().lock())
+    pub async fn run(self) -> anyhow::Result<()> {
+        let lines: Box<dyn BufRead + Send> = if is_standard(&self.from) {
+            Box::new(BufReader::new(std::io::stdin()))
         } else {
             let open = || format!("opening {}", self.from.display());
-            let file = File::open(&self.from).with_context(open)?;
-            import(&self.place.path(), BufReader::new(file))
-                .with_context(|| format!("importing {}; nothing was changed", self.from.display()))
+            Box::new(BufReader::new(File::open(&self.from).with_context(open)?))
         };
-        let Imported { taken, verified } = done?;
-        let head_hash = hex::encode(verified.head_hash);
-        let events = verified.events;
-        match self.place.json {
-            true => println!(
-                "{}",
-                json!({ "imported": taken, "events": events, "head_hash": head_hash })
-            ),
-            false => println!(
-                "{taken} events imported into {}, which has {events} now; head hash {head_hash}",
-                self.place.path().display()
-            ),
-        }
+        let mut lines = Lines::new(lines);
+        let header = lines.header().with_context(|| format!("reading {}", self.from.display()))?;
+        let what = format!("importing {}", self.from.display());
+        let brought = bring(Source::Text(Some(lines)), header, &self.place.log, &what).await?;
+        brought.print(&self.place, &self.place.log, "imported");
         Ok(())
     }
 }
 
-struct Imported {
+impl Copy {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let to = Which { data_dir: self.to_data_dir, setting: self.to };
+        let from = &self.place.log;
+        ensure!(from.shown() != to.shown(), "{} is the log that is to be copied", to.shown());
+        let log = from.open_for_reading().await?;
+        let brought = copy_into(&*log, &to, &format!("copying {}", from.shown())).await?;
+        brought.print(&self.place, &to, "copied");
+        Ok(())
+    }
+}
+
+/// What came of it.
+pub struct Brought {
     taken: u64,
     verified: Verified,
 }
 
-fn import(path: &Path, from: impl BufRead) -> anyhow::Result<Imported> {
-    let mut lines = Lines::new(from);
-    let header = lines.header()?;
-    let mut import =
-        log::Import::begin(path).with_context(|| format!("opening the log {}", path.display()))?;
-    let had = import.end();
-    ensure!(
-        had.0 <= header.position,
-        "the log {} ends at position {} and the export at {}: it does not continue it",
-        path.display(),
-        had.0,
-        header.position
-    );
-    let bar = bar("import", header.events)?;
-    let (mut read, mut end) = (0, (0, GENESIS));
-    while let Some(event) = lines.event()? {
-        let at = |error: log::Error| match error {
-            log::Error::Corrupt { position, what } => {
-                anyhow!(lines.bad(format!("position {position}: {what}")))
+impl Brought {
+    fn print(&self, place: &Where, to: &Which, done: &str) {
+        let Self { taken, verified: Verified { events, head_hash } } = self;
+        let head_hash = hex::encode(head_hash);
+        match place.json {
+            true => {
+                println!("{}", json!({ done: taken, "events": events, "head_hash": head_hash }));
             }
-            other => anyhow!(lines.bad(format!("position {}: {other}", event.position))),
-        };
-        if event.position <= had.0 {
-            follow(&mut end, &event).map_err(at)?;
-            ensure!(
-                event.position < had.0 || event.hash == had.1,
-                "the log {} has another event at position {}: the export does not continue it",
-                path.display(),
-                had.0
-            );
-        } else {
-            import.take(&event).map_err(at)?;
-            end = import.end();
+            false => println!(
+                "{taken} events {done} into {}, which has {events} now, compared one by one; head \
+                 hash {head_hash}",
+                to.shown()
+            ),
         }
-        read += 1;
-        bar.set_position(read);
     }
+}
+
+/// Brings a log that is read on this machine into another one.
+///
+/// # Errors
+/// They say what is there afterwards.
+pub async fn copy_into(log: &dyn EventLog, to: &Which, what: &str) -> anyhow::Result<Brought> {
+    let Verified { events, head_hash } = transfer::extent(log).await.context("counting the log")?;
+    let header = Header::new(events, events, &head_hash);
+    bring(Source::Log(Reading::of(log)), header, to, what).await
+}
+
+/// Where the events come from.
+enum Source<'a> {
+    /// Away while a page is read.
+    Text(Option<Lines<Box<dyn BufRead + Send>>>),
+    Log(Reading<'a>),
+}
+
+/// The next events, with the line of the first of them.
+struct Page {
+    events: Vec<Recorded>,
+    line: Option<u64>,
+}
+
+impl Source<'_> {
+    async fn page(&mut self) -> anyhow::Result<Page> {
+        match self {
+            Self::Text(lines) => {
+                let mut away = lines.take().context("the text was lost")?;
+                // A terminal or a pipe may let it wait for ever.
+                let read = tokio::task::spawn_blocking(move || {
+                    let line = away.number() + 1;
+                    let mut events = Vec::with_capacity(PAGE);
+                    while events.len() < PAGE
+                        && let Some(event) = away.event()?
+                    {
+                        events.push(event);
+                    }
+                    anyhow::Ok((away, Page { events, line: Some(line) }))
+                });
+                let (back, page) = read.await??;
+                *lines = Some(back);
+                Ok(page)
+            }
+            Self::Log(reading) => {
+                let events = reading.page().await.context("reading the log")?;
+                Ok(Page { events, line: None })
+            }
+        }
+    }
+}
+
+impl Page {
+    /// What is wrong with one of its events.
+    fn fault(&self, Stopped { at, error }: Stopped) -> anyhow::Error {
+        let Some(event) = self.events.get(at) else { return error.into() };
+        let what = match error {
+            log::Error::Corrupt { position, what } => format!("position {position}: {what}"),
+            other => format!("position {}: {other}", event.position),
+        };
+        match self.line {
+            Some(first) => anyhow!(dump::Error::Line { line: first + at as u64, what }),
+            None => anyhow!(what),
+        }
+    }
+}
+
+/// Where they go: a file takes all of them or nothing, with their positions and hashes; any other
+/// engine takes them one append after the other.
+enum Target<'a> {
+    File { path: PathBuf, import: log::Import, had: (u64, [u8; 32]), end: (u64, [u8; 32]) },
+    Log { log: &'a dyn EventLog, carrying: Carrying<'a> },
+}
+
+impl Target<'_> {
+    /// How many events it has already, which must be the first of those that come.
+    async fn had(&self) -> anyhow::Result<u64> {
+        match self {
+            Self::File { had, .. } => Ok(had.0),
+            Self::Log { log, .. } => Ok(log.stats().await.context("counting the log")?.events),
+        }
+    }
+
+    async fn take(&mut self, events: &[Recorded]) -> Result<(), Stopped> {
+        match self {
+            Self::File { import, had, end, .. } => {
+                for (at, event) in events.iter().enumerate() {
+                    let taken = match event.position <= had.0 {
+                        true => follow(end, *had, event),
+                        false => import.take(event).map(|()| *end = import.end()),
+                    };
+                    taken.map_err(|error| Stopped { at, error })?;
+                }
+                Ok(())
+            }
+            Self::Log { carrying, .. } => carrying.take(events).await,
+        }
+    }
+
+    /// What is there if it ends now.
+    fn left(&self) -> &'static str {
+        match self {
+            Self::Log { carrying, .. } if carrying.has_begun() => {
+                "what was brought stays, and the same command goes on after it"
+            }
+            _ => "nothing was changed",
+        }
+    }
+
+    async fn finish(self, events: u64) -> anyhow::Result<Brought> {
+        match self {
+            Self::File { path, import, had, .. } => {
+                let taken = import.finish().context("writing the log")?;
+                let log = log::EmbeddedLog::open_read_only(&path);
+                let log = log.with_context(|| format!("opening the log {}", path.display()))?;
+                let verified = verify_all(&log).await.context("verifying the log")?;
+                ensure!(verified == taken, "the log does not read as what was written");
+                Ok(Brought { taken: verified.events - had.0, verified })
+            }
+            Self::Log { carrying, .. } => {
+                let bar = bar("compare", events)?;
+                let taken = carrying.appended();
+                let verified = carrying.finish(|at| bar.set_position(at)).await;
+                bar.finish_and_clear();
+                Ok(Brought { taken, verified: verified.context("comparing the two")? })
+            }
+        }
+    }
+}
+
+async fn bring(
+    mut source: Source<'_>,
+    header: Header,
+    to: &Which,
+    what: &str,
+) -> anyhow::Result<Brought> {
+    let opened;
+    let mut target = match to.file() {
+        Some(path) => {
+            if path.with_extension("importing").exists() {
+                eprintln!("an import into {} was broken off; what it left is removed", to.shown());
+            }
+            let opening = || format!("opening the log {}", path.display());
+            let import = log::Import::begin(&path).with_context(opening)?;
+            let had = import.end();
+            Target::File { path, import, had, end: (0, GENESIS) }
+        }
+        None => {
+            opened = to.open().await?;
+            Target::Log { log: &*opened, carrying: Carrying::into(&*opened) }
+        }
+    };
+    let had = target.had().await?;
     ensure!(
-        read == header.events && end.0 == header.position,
-        "line {}: the export ends after {read} of {} events: it was cut",
-        lines.number(),
+        had <= header.events,
+        "the log {} ends at position {had} and the export at {}: it does not continue it",
+        to.shown(),
         header.events
     );
-    ensure!(
-        hex::encode(end.1) == header.head_hash,
-        "line 1: the last event's hash is not the one that the header names"
-    );
-    let verified = import.finish().context("writing the log")?;
+    let done = tokio::select! {
+        done = pump(&mut source, &header, &mut target) => done,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.context("listening for SIGINT")?;
+            Err(anyhow!("interrupted"))
+        }
+    };
+    done.with_context(|| format!("{what} into {}; {}", to.shown(), target.left()))?;
+    target.finish(header.events).await
+}
+
+async fn pump(
+    source: &mut Source<'_>,
+    header: &Header,
+    target: &mut Target<'_>,
+) -> anyhow::Result<()> {
+    let bar = bar("import", header.events)?;
+    let (mut read, mut end) = (0, (0, GENESIS));
+    loop {
+        let mut page = source.page().await?;
+        if page.line.is_none() {
+            // What was appended since is left to the next time.
+            let left = usize::try_from(header.events - read).unwrap_or(usize::MAX);
+            page.events.truncate(left);
+        }
+        let Some(last) = page.events.last() else {
+            let line = page.line.map_or(String::new(), |line| format!("line {line}: "));
+            ensure!(
+                read == header.events,
+                "{line}the export ends after {read} of {} events: it was cut",
+                header.events
+            );
+            ensure!(
+                hex::encode(end.1) == header.head_hash,
+                "line 1: the last event's hash is not the one that the header names"
+            );
+            break;
+        };
+        end = (last.position, last.hash);
+        ensure!(
+            end.0 <= header.events,
+            "{}the export has more than the {} events that its header names",
+            page.line.map_or(String::new(), |line| format!("line {line}: ")),
+            header.events
+        );
+        target.take(&page.events).await.map_err(|stopped| page.fault(stopped))?;
+        read += page.events.len() as u64;
+        bar.set_position(read);
+        // So that an interruption is heard.
+        tokio::task::yield_now().await;
+    }
     bar.finish_and_clear();
-    Ok(Imported { taken: verified.events - had.0, verified })
+    Ok(())
 }
 
 /// Through what the log has already.
-fn follow(end: &mut (u64, [u8; 32]), event: &Recorded) -> Result<(), log::Error> {
+fn follow(
+    end: &mut (u64, [u8; 32]),
+    had: (u64, [u8; 32]),
+    event: &Recorded,
+) -> Result<(), log::Error> {
     let bad = |position, what: &str| log::Error::Corrupt { position, what: what.to_owned() };
     if event.position != end.0 + 1 {
         return Err(bad(end.0 + 1, "the event is missing"));
@@ -190,5 +390,11 @@ fn follow(end: &mut (u64, [u8; 32]), event: &Recorded) -> Result<(), log::Error>
         return Err(bad(event.position, "the event and its hash do not belong together"));
     }
     *end = (event.position, event.hash);
+    if event.position == had.0 && event.hash != had.1 {
+        return Err(log::Error::Foreign(format!(
+            "the log has another event at position {}: the export does not continue it",
+            had.0
+        )));
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::domain::{self, user::User};
 use crate::log::{EventLog, Recorded};
 
-const PAGE: u64 = 500;
+const PAGE: usize = 500;
 
 #[derive(Args, Clone, Default)]
 pub struct Selection {
@@ -51,6 +51,10 @@ pub enum Then {
 }
 
 impl Selection {
+    pub fn everything() -> Self {
+        Self { to: u64::MAX, ..Self::default() }
+    }
+
     /// Everything there is.
     pub fn is_all(&self) -> bool {
         let Self { stream, kind, from: 0, to: u64::MAX, since, until, user, correlation } = self
@@ -100,26 +104,59 @@ impl Selection {
             return walk_stream(log, stream, reverse, &mut visit).await;
         }
         let end = self.to.min(*log.head().borrow());
-        let (mut low, mut high) = (self.from, end);
-        while low < high {
-            let page = match reverse {
-                false => low..high.min(low + PAGE),
-                true => low.max(high.saturating_sub(PAGE))..high,
-            };
-            let length = usize::try_from(page.end - page.start).unwrap_or_default();
-            let mut events = log.read_all(page.start, length).await.context("reading the log")?;
-            // Where positions have gaps, some are from beyond the page.
-            events.retain(|event| event.position <= page.end);
-            if visit(events)? == Then::Stop {
-                break;
-            }
-            match reverse {
-                false => low = page.end,
-                true => high = page.start,
-            }
+        match reverse {
+            false => walk_on(log, self.from, end, &mut visit).await,
+            true => walk_back(log, self.from, end, &mut visit).await,
         }
-        Ok(())
     }
+}
+
+async fn walk_on(
+    log: &dyn EventLog,
+    mut low: u64,
+    end: u64,
+    visit: &mut impl FnMut(Vec<Recorded>) -> anyhow::Result<Then>,
+) -> anyhow::Result<()> {
+    while low < end {
+        let mut events = log.read_all(low, PAGE).await.context("reading the log")?;
+        let Some(last) = events.last() else { break };
+        low = last.position;
+        events.retain(|event| event.position <= end);
+        if visit(events)? == Then::Stop {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The log is read onwards only, so that this goes back by windows. Where positions have gaps, how
+/// wide they must be shows as it goes.
+async fn walk_back(
+    log: &dyn EventLog,
+    start: u64,
+    mut high: u64,
+    visit: &mut impl FnMut(Vec<Recorded>) -> anyhow::Result<Then>,
+) -> anyhow::Result<()> {
+    let mut width = PAGE as u64;
+    while start < high {
+        let low = start.max(high.saturating_sub(width));
+        let mut window = Vec::new();
+        walk_on(log, low, high, &mut |events| {
+            window.extend(events);
+            Ok(Then::GoOn)
+        })
+        .await?;
+        if window.len() < PAGE / 4 {
+            width = width.saturating_mul(4);
+        } else if window.len() > PAGE * 4 {
+            width /= 4;
+        }
+        if visit(window)? == Then::Stop {
+            break;
+        }
+        high = low;
+    }
+    Ok(())
 }
 
 /// A stream is what happened to one entity: short enough to be held whole where it is turned round.
@@ -131,7 +168,7 @@ async fn walk_stream(
 ) -> anyhow::Result<()> {
     let (mut next, mut held) = (0, Vec::new());
     loop {
-        let page = log.read_stream(stream, next, PAGE as usize).await.context("reading the log")?;
+        let page = log.read_stream(stream, next, PAGE).await.context("reading the log")?;
         let Some(last) = page.last() else { break };
         next = last.revision + 1;
         if reverse {

@@ -66,7 +66,7 @@ pub fn print(out: &mut impl Write, event: &Recorded, json: bool) -> std::io::Res
 
 impl Show {
     pub async fn run(self) -> anyhow::Result<()> {
-        let log = self.place.open()?;
+        let log = self.place.log.open_for_reading().await?;
         let mut out = BufWriter::new(std::io::stdout().lock());
         let mut left = self.limit;
         if left == 0 {
@@ -86,9 +86,10 @@ impl Show {
 
 impl Tail {
     pub async fn run(self) -> anyhow::Result<()> {
-        let log = self.place.open()?;
+        let log = self.place.log.open_for_reading().await?;
         let mut head = log.head();
-        let mut after = head.borrow_and_update().saturating_sub(self.last);
+        head.borrow_and_update();
+        let mut after = before_last(&*log, self.last).await?;
         let mut left = self.limit;
         while left > 0 {
             loop {
@@ -115,6 +116,20 @@ impl Tail {
     }
 }
 
+/// The position after which the last `count` events are.
+async fn before_last(log: &dyn EventLog, count: u64) -> anyhow::Result<u64> {
+    let (mut left, mut before) = (count, *log.head().borrow());
+    let note = |event: &Recorded| {
+        if left == 0 {
+            return Ok(Then::Stop);
+        }
+        (left, before) = (left - 1, event.position - 1);
+        Ok(Then::GoOn)
+    };
+    Selection::everything().walk(log, true, note).await?;
+    Ok(before)
+}
+
 impl Count {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.selection.is_all() {
@@ -124,7 +139,7 @@ impl Count {
     }
 
     async fn of_all(self) -> anyhow::Result<()> {
-        let stats = self.place.open()?.stats().await.context("counting the log")?;
+        let stats = self.place.log.open_for_reading().await?.stats().await.context("counting the log")?;
         let head_hash = hex::encode(stats.head_hash);
         if self.place.json {
             let stats = json!({
@@ -135,7 +150,7 @@ impl Count {
             println!("{stats}");
             return Ok(());
         }
-        println!("log        {}", self.place.path().display());
+        println!("log        {}", self.place.log.shown());
         println!("events     {}", stats.events);
         println!("streams    {}", stats.streams);
         println!("position   {}", stats.position);
@@ -146,7 +161,7 @@ impl Count {
     }
 
     async fn of_some(self) -> anyhow::Result<()> {
-        let log = self.place.open()?;
+        let log = self.place.log.open_for_reading().await?;
         let head = *log.head().borrow();
         let (mut events, mut streams) = (0_u64, HashSet::<Arc<str>>::new());
         let mut types = BTreeMap::<Arc<str>, u64>::new();
@@ -169,7 +184,7 @@ impl Count {
             println!("{counted}");
             return Ok(());
         }
-        println!("log        {}, up to position {head}", self.place.path().display());
+        println!("log        {}, up to position {head}", self.place.log.shown());
         println!("events     {events}");
         println!("streams    {}", streams.len());
         list(first, last, types.into_iter());

@@ -8,6 +8,18 @@ use super::writer::Writer;
 use super::{Error, io};
 use crate::log::{Recorded, Verified};
 
+/// Removes what an import left that was killed; whoever calls it holds the lock.
+pub(super) fn clear(path: &Path) -> Result<(), Error> {
+    let left = path.with_extension(IMPORTING);
+    if left.exists() {
+        tracing::warn!(path = %left.display(), "an import was broken off; what it left is removed");
+    }
+    remove(&left)
+}
+
+/// What the new file is called until it is whole.
+const IMPORTING: &str = "importing";
+
 /// Events on their way into a log file that nobody else writes to. To everybody else they are there
 /// all at once, when [`Import::finish`] returns; dropped before that, it leaves nothing.
 ///
@@ -35,7 +47,8 @@ impl Import {
         }
         inspect(path)?;
         let lock = lock(path)?;
-        let new = (inspect(path)? == Found::Nothing).then(|| path.with_extension("importing"));
+        clear(path)?;
+        let new = (inspect(path)? == Found::Nothing).then(|| path.with_extension(IMPORTING));
         // Made before anything is written, so that an error from here on removes the new file.
         let mut import = Self { writer: None, path: path.to_owned(), new, _lock: lock };
         if let Some(new) = &import.new {

@@ -6,7 +6,7 @@ use chrono::DateTime;
 use tokio::sync::Mutex;
 
 use super::reader::{Lease, Query, Readers, newest};
-use crate::log::{Error, GENESIS, Stats, Verified, bad, check_next, from_sql, to_sql};
+use crate::log::{Error, GENESIS, Progress, Stats, Verified, bad, check_next, from_sql, to_sql};
 
 /// Events that one statement counts, so that each ends within its deadline.
 const COUNTED: u64 = 200_000;
@@ -79,16 +79,27 @@ pub(super) async fn stats(readers: &Readers, tally: &Mutex<Tally>) -> Result<Sta
     Ok(stats)
 }
 
-/// Walks the chain up to the end, which must not be before `head`. This engine leaves no gaps, so a
-/// missing position is damage.
-pub(super) async fn verify(readers: &Readers, head: u64) -> Result<Verified, Error> {
-    let (mut position, mut hash) = (0, GENESIS);
+/// Walks the chain after `after`, whose own hash is believed, up to the end, which must not be before
+/// `head`. This engine leaves no gaps, so a missing position is damage.
+pub(super) async fn verify(
+    readers: &Readers,
+    after: u64,
+    head: u64,
+    mut progress: Progress,
+) -> Result<Verified, Error> {
+    let (mut position, mut hash) = (after, GENESIS);
+    if let Some(before) = after.checked_sub(1) {
+        let found = readers.fetch(&Query::All { after: before, limit: 1 }).await?;
+        let begin = found.first().filter(|event| event.position == after);
+        hash = begin.ok_or_else(|| bad(after, "the event is missing"))?.hash;
+    }
     loop {
         let page = readers.fetch(&Query::All { after: position, limit: VERIFIED }).await?;
         for event in &page {
             check_next(event, position, &hash)?;
             (position, hash) = (event.position, event.hash);
         }
+        progress(position);
         if page.is_empty() {
             break;
         }
@@ -96,5 +107,5 @@ pub(super) async fn verify(readers: &Readers, head: u64) -> Result<Verified, Err
     if position < head {
         return Err(bad(position + 1, "the event is missing"));
     }
-    Ok(Verified { events: position, head_hash: hash })
+    Ok(Verified { events: position - after, head_hash: hash })
 }

@@ -1,0 +1,24 @@
+//! Who holds the data directory: one server, or one command that does what a server would do. An
+//! embedded log has a lock of its own; an engine over the network lets anybody write, and the read
+//! model beside it is still one process's.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+
+use anyhow::Context;
+
+/// Held until it is dropped, or the process ends, however it ends; none while somebody else has it.
+///
+/// # Errors
+/// The directory cannot be written to.
+pub fn take(data_dir: &Path) -> anyhow::Result<Option<File>> {
+    let path = data_dir.join("server.lock");
+    let context = || format!("locking {}", path.display());
+    let mut options = File::options();
+    let file = options.create(true).truncate(false).write(true).open(&path).with_context(context)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(context),
+    }
+}
