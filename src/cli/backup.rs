@@ -99,7 +99,8 @@ impl Backup {
         let log = self.log.open_for_reading().await?;
         begin(&self.to)?;
         let positions = POSITIONS.map(|name| (name, std::fs::read(self.log.data_dir.join(name))));
-        let blobs = Blobs::open(&store, &self.log.data_dir).context("opening the store of files")?;
+        let blobs =
+            Blobs::open(&store, &self.log.data_dir).context("opening the store of files")?;
 
         let mut needed = Needed::default();
         let mut reading = Reading::of(&*log);

@@ -192,9 +192,9 @@ impl Doctoring {
                 "they are of another log than T2M_LOG names: a server computes them anew"
                     .to_owned(),
             ),
-            Standing::Parted => Some(
-                "the log has another event there: it was cut and has gone on since".to_owned(),
-            ),
+            Standing::Parted => {
+                Some("the log has another event there: it was cut and has gone on since".to_owned())
+            }
         };
         if let Some(fault) = fault {
             self.fault("views", format!("at {checkpoint}, and {fault}"));

@@ -91,7 +91,10 @@ impl Restore {
         let network = match self.log.file() {
             Some(_) => None,
             None => {
-                self.ensure_fits(&staging).await?;
+                if let Err(error) = self.ensure_fits(&staging).await {
+                    std::fs::remove_dir_all(&staging).context("removing what was restored")?;
+                    return Err(error.context("nothing was restored"));
+                }
                 Some(staging.join(LOG))
             }
         };
@@ -122,8 +125,7 @@ impl Restore {
             let same = carrying.compare(&page).await;
             let same = same.with_context(|| {
                 format!(
-                    "the log {} (T2M_LOG) is neither empty nor a part of this backup; nothing was \
-                     restored",
+                    "the log {} (T2M_LOG) is neither empty nor a part of this backup",
                     self.log.shown()
                 )
             })?;

@@ -15,7 +15,8 @@ pub fn take(data_dir: &Path) -> anyhow::Result<Option<File>> {
     let path = data_dir.join("server.lock");
     let context = || format!("locking {}", path.display());
     let mut options = File::options();
-    let file = options.create(true).truncate(false).write(true).open(&path).with_context(context)?;
+    let file =
+        options.create(true).truncate(false).write(true).open(&path).with_context(context)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

@@ -16,8 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::tail::Tail;
 use super::{
     Appended, Error, EventLog, Expected, NewEvent, Progress, Recorded, Stats, Verified, bad,
-    check_limits,
-    guard,
+    check_limits, guard,
 };
 use file::{Found, create, inspect, lock};
 use reader::{Reader, Readers, Tally, stats};

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::tail::Tail;
 use super::{
-    Appended, Error, EventLog, Expected, GENESIS, NewEvent, Progress, Recorded, Stats,
-    Verified, check_limits, guard,
+    Appended, Error, EventLog, Expected, GENESIS, NewEvent, Progress, Recorded, Stats, Verified,
+    check_limits, guard,
 };
 use address::Address;
 use connection::Session;

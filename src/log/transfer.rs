@@ -5,8 +5,7 @@
 //! hashes over all of it. An engine without gaps has it so itself.
 
 use super::{
-    Error, EventLog, Expected, GENESIS, Link, MAX_EVENTS, NewEvent, Recorded, Verified,
-    check_next,
+    Error, EventLog, Expected, GENESIS, Link, MAX_EVENTS, NewEvent, Recorded, Verified, check_next,
 };
 
 /// The most bytes that are appended at once.
@@ -136,7 +135,14 @@ pub struct Carrying<'a> {
 impl<'a> Carrying<'a> {
     pub fn into(target: &'a dyn EventLog) -> Self {
         let held = Some(Reading::of(target));
-        Self { target, held, page: Vec::new().into_iter(), end: (0, GENESIS), appended: 0, has_begun: false }
+        Self {
+            target,
+            held,
+            page: Vec::new().into_iter(),
+            end: (0, GENESIS),
+            appended: 0,
+            has_begun: false,
+        }
     }
 
     /// The events that were not there yet.
@@ -427,7 +433,11 @@ mod tests {
         let source = filled(&dir.path().join("a.sqlite")).await;
         let events = source.read_all(0, 1000).await.unwrap();
         let whole = content_of(&source, |_| {}).await.unwrap();
-        assert_eq!(whole, source.verify().await.unwrap(), "an engine without gaps has it so itself");
+        assert_eq!(
+            whole,
+            source.verify().await.unwrap(),
+            "an engine without gaps has it so itself"
+        );
         for upto in 0..=events.len() {
             let target = EmbeddedLog::open(&dir.path().join(format!("{upto}.sqlite"))).unwrap();
             append(&target, &events[..upto]).await.unwrap();
@@ -447,11 +457,16 @@ mod tests {
         altered[4].data = b"{}".to_vec();
         for wrong in [gap, altered] {
             let stopped = Carrying::into(&target).take(&wrong).await.unwrap_err();
-            assert!(matches!(stopped, Stopped { at: 4, error: Error::Corrupt { position: 5, .. } }));
+            assert!(matches!(
+                stopped,
+                Stopped { at: 4, error: Error::Corrupt { position: 5, .. } }
+            ));
             assert_eq!(*target.head().borrow(), 4, "those before it are there");
         }
         let shorter = carry(&target, &events[..3]).await.unwrap_err();
-        assert!(matches!(shorter.error, Error::Foreign(what) if what.contains("more than these 3")));
+        assert!(
+            matches!(shorter.error, Error::Foreign(what) if what.contains("more than these 3"))
+        );
         let more = NewEvent { id: Uuid::from_u128(9999), ..new(&events[0]) };
         target.append("other", Expected::NoStream, vec![more]).await.unwrap();
         let other = carry(&target, &events).await.unwrap_err();

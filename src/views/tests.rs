@@ -200,8 +200,12 @@ fn retried() -> JobEvent {
 
 /// Events at positions 10, 20, … (gaps are allowed), one second apart.
 fn log(entities: Vec<Entity>) -> Vec<Happened> {
-    let happened =
-        |(n, entity)| Happened { position: (n as u64 + 1) * 10, hash: [0; 32], time: at(n as i64), entity };
+    let happened = |(n, entity)| Happened {
+        position: (n as u64 + 1) * 10,
+        hash: [0; 32],
+        time: at(n as i64),
+        entity,
+    };
     entities.into_iter().enumerate().map(happened).collect()
 }
 

@@ -24,6 +24,7 @@ mod replay;
 mod s3;
 mod seeds;
 mod simulation;
+mod starting;
 mod telemetry;
 mod translations;
 mod tus;

@@ -92,8 +92,7 @@ impl Export {
 
 /// Up to where the log is now; what is appended meanwhile is left to the next export.
 async fn export(log: &dyn EventLog, out: &mut impl Write) -> anyhow::Result<Header> {
-    let Verified { events, head_hash } =
-        transfer::extent(log).await.context("counting the log")?;
+    let Verified { events, head_hash } = transfer::extent(log).await.context("counting the log")?;
     let header = Header::new(events, events, &head_hash);
     let bar = bar("export", events)?;
     dump::write_header(out, &header)?;
@@ -122,7 +121,8 @@ impl Import {
         let mut lines = Lines::new(lines);
         let header = lines.header().with_context(|| format!("reading {}", self.from.display()))?;
         let what = format!("importing {}", self.from.display());
-        let brought = bring(Source::Text(Some(lines)), header, &self.place.log, &what).await?;
+        let brought =
+            bring(Source::Text(Some(lines), false), header, &self.place.log, &what).await?;
         brought.print(&self.place, &self.place.log, "imported");
         Ok(())
     }
@@ -175,8 +175,8 @@ pub async fn copy_into(log: &dyn EventLog, to: &Which, what: &str) -> anyhow::Re
 
 /// Where the events come from.
 enum Source<'a> {
-    /// Away while a page is read.
-    Text(Option<Lines<Box<dyn BufRead + Send>>>),
+    /// Away while a page is read; and whether its end was seen.
+    Text(Option<Lines<Box<dyn BufRead + Send>>>, bool),
     Log(Reading<'a>),
 }
 
@@ -189,8 +189,13 @@ struct Page {
 impl Source<'_> {
     async fn page(&mut self) -> anyhow::Result<Page> {
         match self {
-            Self::Text(lines) => {
+            Self::Text(lines, ended) => {
                 let mut away = lines.take().context("the text was lost")?;
+                if *ended {
+                    let line = Some(away.number());
+                    *lines = Some(away);
+                    return Ok(Page { events: Vec::new(), line });
+                }
                 // A terminal or a pipe may let it wait for ever.
                 let read = tokio::task::spawn_blocking(move || {
                     let line = away.number() + 1;
@@ -203,6 +208,7 @@ impl Source<'_> {
                     anyhow::Ok((away, Page { events, line: Some(line) }))
                 });
                 let (back, page) = read.await??;
+                *ended = page.events.len() < PAGE;
                 *lines = Some(back);
                 Ok(page)
             }
@@ -298,6 +304,9 @@ async fn bring(
     to: &Which,
     what: &str,
 ) -> anyhow::Result<Brought> {
+    // From here on: whoever interrupts it has what was begun cleared away.
+    let interrupt = tokio::signal::unix::SignalKind::interrupt();
+    let mut interrupt = tokio::signal::unix::signal(interrupt).context("listening for SIGINT")?;
     let opened;
     let mut target = match to.file() {
         Some(path) => {
@@ -323,10 +332,7 @@ async fn bring(
     );
     let done = tokio::select! {
         done = pump(&mut source, &header, &mut target) => done,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.context("listening for SIGINT")?;
-            Err(anyhow!("interrupted"))
-        }
+        _ = interrupt.recv() => Err(anyhow!("interrupted")),
     };
     done.with_context(|| format!("{what} into {}; {}", to.shown(), target.left()))?;
     target.finish(header.events).await

@@ -139,7 +139,8 @@ impl Count {
     }
 
     async fn of_all(self) -> anyhow::Result<()> {
-        let stats = self.place.log.open_for_reading().await?.stats().await.context("counting the log")?;
+        let stats =
+            self.place.log.open_for_reading().await?.stats().await.context("counting the log")?;
         let head_hash = hex::encode(stats.head_hash);
         if self.place.json {
             let stats = json!({

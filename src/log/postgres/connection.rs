@@ -144,6 +144,12 @@ fn explain(error: &tokio_postgres::Error) -> Error {
              sslrootcert=PATH"
         ));
     }
+    // The driver's words: it has no name for it.
+    if why == "server does not support TLS" {
+        return Error::Foreign(
+            "T2M_LOG: the server does not speak TLS, which sslmode asks for".into(),
+        );
+    }
     let refused = [
         SqlState::INVALID_PASSWORD,
         SqlState::INVALID_AUTHORIZATION_SPECIFICATION,

@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod backups;
 mod batch;
 mod budgets;
 mod callbacks;
@@ -10,6 +11,7 @@ mod dead_letters;
 mod identity;
 mod links;
 mod main_job;
+mod moving;
 mod names;
 mod operators;
 mod origins;

@@ -1,0 +1,120 @@
+//! Backups of what does not lie in the data directory: a log over the network, files in a bucket.
+
+use std::path::Path;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::postgres::Postgres;
+use crate::s3::S3;
+use crate::server::{Server, Setup, ask};
+
+const ADA: &str = "user_ada";
+
+fn path(dir: &TempDir, name: &str) -> String {
+    dir.path().join(name).to_str().unwrap().to_owned()
+}
+
+fn run(setup: &Setup, data: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output = setup.run(data, arguments);
+    match output.status.code() {
+        Some(0) => Ok(String::from_utf8(output.stdout).unwrap()),
+        _ => Err(String::from_utf8(output.stderr).unwrap()),
+    }
+}
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+async fn fresh() -> Setup {
+    let server = Postgres::shared();
+    Setup::clerk().with("T2M_LOG", server.address(&server.database().await))
+}
+
+async fn text_of(server: &Server, file: &str) -> Vec<u8> {
+    let link = server.post(ADA, &format!("files/{file}/signed-url"), &json!({})).await.data(200);
+    let url = link["url"].as_str().unwrap();
+    ask(server.request(Method::GET, &url[url.find("/api/").unwrap()..])).await.bytes
+}
+
+#[tokio::test]
+async fn a_backup_over_postgres_is_restored_into_any_engine_that_is_empty() {
+    let setup = fresh().await;
+    let server = Server::start(setup.clone());
+    let file = server.upload(ADA, "kept.txt", "kept in the backup").await;
+    let file = file["file_id"].as_str().unwrap().to_owned();
+    let job = server.generate(ADA, "acknowledged before the backup").await;
+    let place = TempDir::new().unwrap();
+    let backup = path(&place, "backup");
+    let made = parsed(&server.printed(&["backup", &backup, "--json"]));
+    assert_eq!(made["events"], server.log_position().await);
+    for target in [Setup::clerk(), fresh().await] {
+        let elsewhere = TempDir::new().unwrap();
+        let restored = run(&target, elsewhere.path(), &["restore", &backup, "--json"]).unwrap();
+        assert_eq!(parsed(&restored)["head_hash"], made["head_hash"]);
+        let verified = run(&target, elsewhere.path(), &["log", "verify", "--json"]).unwrap();
+        assert_eq!(parsed(&verified)["head_hash"], made["head_hash"]);
+        let restored = Server::start_in(target, elsewhere);
+        let shown = restored.get(ADA, &format!("jobs/{job}")).await.data(200);
+        assert_eq!(shown["job_id"], job.as_str());
+        assert_eq!(text_of(&restored, &file).await, b"kept in the backup");
+        restored.printed(&["doctor", "--full"]);
+    }
+    // Never over another log; into its own, as after a restore that broke off, it goes.
+    let other = fresh().await;
+    Server::start(other.clone()).generate("user_bob", "somebody else's").await;
+    let elsewhere = TempDir::new().unwrap();
+    let refused = run(&other, elsewhere.path(), &["restore", &backup]).unwrap_err();
+    assert!(refused.contains("(T2M_LOG) is neither empty nor a part of this backup"), "{refused}");
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0, "it left something");
+    run(&setup, elsewhere.path(), &["restore", &backup]).unwrap();
+}
+
+#[tokio::test]
+async fn a_backup_with_its_files_in_a_bucket_names_them_and_brings_the_keys_into_another() {
+    let (one, other) = (S3::start().await, S3::start().await);
+    let with = |s3: &S3| {
+        let setup = Setup::clerk().with("T2M_BLOBS", &s3.url);
+        s3.variables().fold(setup, |it, (name, value)| it.with(name, value))
+    };
+    let mut server = Server::start(with(&one));
+    let file = server.upload(ADA, "kept.txt", "kept in the bucket").await;
+    let job = server.generate(ADA, "sealed by a key in the bucket").await;
+    let place = TempDir::new().unwrap();
+    let backup = path(&place, "backup");
+    let copied = server.run(&["backup", &backup, "--blobs", "copy"]);
+    let told = String::from_utf8_lossy(&copied.stderr).into_owned();
+    assert!(told.contains("files in S3 are not copied: give --blobs none"), "{told}");
+    std::fs::remove_dir_all(&backup).unwrap();
+    let made = parsed(&server.printed(&["backup", &backup, "--json"]));
+    assert_eq!((&made["blobs"], &made["missing_blobs"]), (&json!(1), &json!([])));
+    let list = std::fs::read_to_string(Path::new(&backup).join("blobs.txt")).unwrap();
+    let sha256 = file["sha256"].as_str().unwrap();
+    assert!(list.starts_with(sha256), "{list}");
+    assert!(!Path::new(&backup).join("blobs").exists(), "the files are by reference");
+    assert!(server.stop().success());
+
+    // Into the bucket where the files are: all is there.
+    let elsewhere = TempDir::new().unwrap();
+    run(&with(&one), elsewhere.path(), &["restore", &backup]).unwrap();
+    let restored = Server::start_in(with(&one), elsewhere);
+    let shown = restored.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!(shown["prompt"], "sealed by a key in the bucket");
+    let id = file["file_id"].as_str().unwrap();
+    assert_eq!(text_of(&restored, id).await, b"kept in the bucket");
+    restored.printed(&["doctor", "--full"]);
+    drop(restored);
+
+    // Into another one: keys are brought, and the doctor says which files are to be brought too.
+    let elsewhere = TempDir::new().unwrap();
+    run(&with(&other), elsewhere.path(), &["restore", &backup]).unwrap();
+    let mut restored = Server::start_in(with(&other), elsewhere);
+    let shown = restored.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!(shown["prompt"], "sealed by a key in the bucket");
+    assert!(restored.stop().success());
+    let doctor = restored.run(&["doctor"]);
+    let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(told.contains(&format!("1 files without their bytes, such as {sha256}")), "{told}");
+}
