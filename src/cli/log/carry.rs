@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
 
+use super::super::server_lock;
 use super::{Where, Which, bar, verify_all};
 use crate::log::dump::{self, Header, Lines};
 use crate::log::transfer::{self, Carrying, Reading, Stopped};
@@ -238,7 +239,7 @@ impl Page {
 /// Where they go: a file takes all of them or nothing, with their positions and hashes; any other
 /// engine takes them one append after the other.
 enum Target<'a> {
-    File { path: PathBuf, import: log::Import, had: (u64, [u8; 32]), end: (u64, [u8; 32]) },
+    File { path: PathBuf, import: Box<log::Import>, had: (u64, [u8; 32]), end: (u64, [u8; 32]) },
     Log { log: &'a dyn EventLog, carrying: Carrying<'a> },
 }
 
@@ -307,18 +308,23 @@ async fn bring(
     // From here on: whoever interrupts it has what was begun cleared away.
     let interrupt = tokio::signal::unix::SignalKind::interrupt();
     let mut interrupt = tokio::signal::unix::signal(interrupt).context("listening for SIGINT")?;
-    let opened;
+    let (opened, _held);
     let mut target = match to.file() {
         Some(path) => {
             if path.with_extension("importing").exists() {
                 eprintln!("an import into {} was broken off; what it left is removed", to.shown());
             }
             let opening = || format!("opening the log {}", path.display());
-            let import = log::Import::begin(&path).with_context(opening)?;
+            let import = Box::new(log::Import::begin(&path).with_context(opening)?);
             let had = import.end();
             Target::File { path, import, had, end: (0, GENESIS) }
         }
         None => {
+            if to.data_dir.is_dir() {
+                let held = server_lock::take(&to.data_dir)?;
+                let running = || format!("a server runs in {}: stop it", to.data_dir.display());
+                _held = held.with_context(running)?;
+            }
             opened = to.open().await?;
             Target::Log { log: &*opened, carrying: Carrying::into(&*opened) }
         }

@@ -192,6 +192,49 @@ async fn filled(count: u128) -> TempDir {
 }
 
 #[tokio::test]
+async fn operators_ask_and_change_what_lies_in_postgres() {
+    let address = fresh().await;
+    let mut server = Server::start(setup().with("T2M_LOG", &address));
+    server.deliver("user.created", &clerk_user(ADA, 1_767_225_600_000)).await.data(200);
+    let job = server.generate(ADA, "a lighthouse").await;
+    server.generate(BOB, "a boat").await;
+    let state = server.printed(&["state", &format!("job-{job}")]);
+    assert!(state.contains("a lighthouse"), "{state}");
+    let unknown = said(server.run(&["state", "job-none"])).unwrap_err();
+    assert!(unknown.contains("the log postgres://127.0.0.1:"), "{unknown}");
+    let all = server.printed(&["log", "show"]);
+    let last = all.lines().count().to_string();
+    assert_eq!(server.printed(&["log", "tail", "--last", &last, "--limit", &last]), all);
+    let two: Vec<&str> = all.lines().skip(all.lines().count() - 2).collect();
+    let tail = server.printed(&["log", "tail", "--last", "2", "--limit", "2"]);
+    assert_eq!(tail.lines().collect::<Vec<_>>(), two);
+    let reverse = server.printed(&["log", "show", "--reverse"]);
+    assert_eq!(reverse.lines().rev().collect::<Vec<_>>(), all.lines().collect::<Vec<_>>());
+
+    // Beside the server, which does the rest, and without it.
+    let rotated = server.printed(&["keys", "rotate"]);
+    assert!(rotated.contains("as long as a server runs"), "{rotated}");
+    let erased = server.printed(&["erase", BOB]);
+    assert!(erased.contains("running: it deletes the user"), "{erased}");
+    until("the server has deleted the user", async || {
+        server.get(BOB, "me").await.body.to_string().contains("user_deleted")
+    })
+    .await;
+    let file = server.data_dir().join("none.jsonl");
+    std::fs::write(&file, server.printed(&["log", "export", "-"])).unwrap();
+    let busy = said(server.run(&["log", "import", file.to_str().unwrap()])).unwrap_err();
+    assert!(busy.contains("a server runs in"), "{busy}");
+    assert!(server.stop().success());
+    let rotated = server.printed(&["keys", "rotate"]);
+    assert!(rotated.contains("holds the new master key alone"), "{rotated}");
+    let erased = server.printed(&["erase", ADA]);
+    assert!(erased.contains("the user is deleted, at position"), "{erased}");
+    let state = server.printed(&["state", &format!("job-{job}")]);
+    assert!(!state.contains("a lighthouse"), "{state}");
+    assert!(!server.data_dir().join("log.sqlite").exists());
+}
+
+#[tokio::test]
 async fn an_import_into_postgres_that_was_interrupted_is_ended_by_the_same_command() {
     let (data, place) = (filled(200).await, TempDir::new().unwrap());
     let file = path(&place, "log.jsonl");
@@ -320,7 +363,7 @@ async fn an_import_into_postgres_names_what_is_wrong_and_goes_only_where_it_fits
 async fn a_read_model_of_another_log_is_thrown_away_and_of_a_lost_one_refused() {
     let server = Postgres::shared();
     // The users of both can be read in either place.
-    let with_key = || Setup::clerk().with("T2M_MASTER_KEY", "07".repeat(32));
+    let with_key = || Setup::clerk().with("T2M_MASTER_KEY", "BwcH".repeat(10) + "Bwc=");
     let mut first = Server::start(with_key());
     let job = first.generate(ADA, "in the first log").await;
     let data = first.data_dir().to_owned();
