@@ -413,7 +413,9 @@ async fn a_read_model_of_another_log_is_thrown_away_and_of_a_lost_one_refused() 
 
     // The same log, cut short, and then gone on.
     let stranger = server.client(&database).await;
-    let cut = "DELETE FROM t2m.events WHERE position = (SELECT max(position) FROM t2m.events)";
+    let cut = "DELETE FROM t2m.events WHERE position = (SELECT max(position) FROM t2m.events);
+               DELETE FROM t2m.streams WHERE id > (SELECT max(position) FROM t2m.events);
+               DELETE FROM t2m.types WHERE id > (SELECT max(position) FROM t2m.events)";
     stranger.batch_execute(cut).await.unwrap();
     assert!(refused(&setup).contains("the log was cut or exchanged"));
     let log = t2m::log::open(&server.address(&database), "".as_ref()).await.unwrap();
