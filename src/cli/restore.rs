@@ -13,7 +13,7 @@ use super::backup::files::{copy_as, parse_list, place};
 use super::backup::manifest::{Manifest, Part, sync_tree, write_private};
 use super::log::carry::copy_into;
 use super::log::{Which, verify_all};
-use super::say;
+use super::{say, server_lock};
 use crate::actors::keyring;
 use crate::config::BlobStore;
 use crate::log::EmbeddedLog;
@@ -150,7 +150,8 @@ impl Restore {
         }
         let staging = target.join(STAGING);
         for entry in std::fs::read_dir(target).with_context(context)? {
-            let is_ours = entry.with_context(context)?.file_name() == STAGING;
+            let name = entry.with_context(context)?.file_name();
+            let is_ours = name == STAGING || server_lock::is_named(&name);
             ensure!(
                 is_ours,
                 "{} is not empty; a backup is never restored over data",

@@ -2,17 +2,25 @@
 //! embedded log has a lock of its own; an engine over the network lets anybody write, and the read
 //! model beside it is still one process's.
 
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use anyhow::Context;
+
+const NAME: &str = "server.lock";
+
+/// Whether a file of the data directory is the lock, which says nothing by being there.
+pub fn is_named(name: &OsStr) -> bool {
+    name == NAME
+}
 
 /// Held until it is dropped, or the process ends, however it ends; none while somebody else has it.
 ///
 /// # Errors
 /// The directory cannot be written to.
 pub fn take(data_dir: &Path) -> anyhow::Result<Option<File>> {
-    let path = data_dir.join("server.lock");
+    let path = data_dir.join(NAME);
     let context = || format!("locking {}", path.display());
     let mut options = File::options();
     let file =

@@ -895,3 +895,30 @@ fn whose_turn_it_is_outlives_a_restart_and_a_rebuild() {
     assert_eq!(places(&Views::open(&path).unwrap()), live);
     assert_eq!(places(&after(history)), live);
 }
+
+#[test]
+fn views_know_their_log_again_by_the_first_and_the_last_event_they_saw() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("views.sqlite");
+    let emails = ["a@example.com", "b@example.com", "c@example.com"];
+    let mut events = log(emails.map(|email| user("ada", registered(email))).to_vec());
+    for (number, event) in (1..).zip(&mut events) {
+        event.hash = [number; 32];
+    }
+    let views = Views::open(&path).unwrap();
+    let nothing = Seen { position: 0, first: [0; 32], last: [0; 32] };
+    assert_eq!(views.seen().unwrap(), nothing);
+    views.apply(&events[..2]).unwrap();
+    views.apply(&events[1..]).unwrap();
+    let all = Seen { position: 30, first: [1; 32], last: [3; 32] };
+    assert_eq!(views.seen().unwrap(), all);
+    drop(views);
+    assert_eq!(peek(&path).unwrap().unwrap().seen, all);
+    let mut building = Building::beside(&path).unwrap();
+    building.apply(&events, 0).unwrap();
+    assert_eq!(building.finish_as_current().unwrap().seen().unwrap(), all);
+    discard(&path).unwrap();
+    assert_eq!(Views::open(&path).unwrap().seen().unwrap(), nothing);
+    fs::write(directory.path().join("other"), "somebody else's").unwrap();
+    assert!(matches!(discard(&directory.path().join("other")), Err(Error::Foreign(_))));
+}

@@ -1,7 +1,7 @@
 //! A log over the network that cannot be used at the start: what is said, how long it is waited for,
 //! and with which exit code it ends. Never is a password shown.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -54,23 +54,31 @@ async fn what_can_only_be_put_right_by_hand_is_refused_at_once() {
     }
 }
 
-#[tokio::test]
-async fn a_server_that_is_not_there_yet_is_waited_for_aloud() {
+/// It takes the minute that it says.
+#[test]
+fn a_server_that_is_not_there_is_waited_for_aloud_and_then_given_up() {
     let address = format!("postgres://me:{PASSWORD}@127.0.0.1:{}/d", free_port());
     let data = TempDir::new().unwrap();
     let setup = Setup::clerk().with("T2M_LOG", &address).with("RUST_LOG", "warn");
-    for arguments in [&["serve"][..], &["log", "stats"]] {
+    // Both wait at the same time.
+    let started = [&["serve"][..], &["log", "stats"]].map(|arguments| {
         let mut command = setup.command(data.path(), arguments);
-        let mut waiting =
-            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("t2m starts");
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("t2m starts")
+    });
+    for mut waiting in started {
         let mut line = String::new();
         let mut stderr = BufReader::new(waiting.stderr.take().unwrap());
         stderr.read_line(&mut line).unwrap();
         assert!(line.contains("waiting for the log") && line.contains("T2M_LOG"), "{line}");
         assert!(!line.contains(PASSWORD), "{line}");
-        assert!(waiting.try_wait().unwrap().is_none(), "it waits");
-        waiting.kill().unwrap();
-        waiting.wait().unwrap();
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).unwrap();
+        assert_eq!(waiting.wait().unwrap().code(), Some(1), "{rest}");
+        let last = rest.lines().last().unwrap();
+        assert!(last.starts_with("t2m: opening the log"), "{last}");
+        assert!(last.contains("T2M_LOG: database `d` at 127.0.0.1:"), "{last}");
+        assert!(last.contains("could not be reached within 60 s"), "{last}");
+        assert!(!rest.contains(PASSWORD), "{rest}");
     }
 }
 

@@ -1,12 +1,15 @@
 //! Backups of what does not lie in the data directory: a log over the network, files in a bucket.
 
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::postgres::Postgres;
+use crate::engine_faults::until;
+use crate::postgres::{Postgres, Proxy};
 use crate::s3::S3;
 use crate::server::{Server, Setup, ask};
 
@@ -70,6 +73,38 @@ async fn a_backup_over_postgres_is_restored_into_any_engine_that_is_empty() {
     assert!(refused.contains("(T2M_LOG) is neither empty nor a part of this backup"), "{refused}");
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0, "it left something");
     run(&setup, elsewhere.path(), &["restore", &backup]).unwrap();
+}
+
+#[tokio::test]
+async fn a_restore_into_postgres_that_broke_off_lets_no_server_start_and_is_repeated() {
+    let server = Server::start(Setup::clerk());
+    futures_util::future::join_all((0..40).map(|_| server.generate(ADA, "one of many"))).await;
+    let (place, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let backup = path(&place, "backup");
+    let made = parsed(&server.printed(&["backup", &backup, "--json"]));
+    let postgres = Postgres::shared();
+    let database = postgres.database().await;
+    let direct = Setup::clerk().with("T2M_LOG", postgres.address(&database));
+    let proxy = Proxy::to(postgres).await;
+    proxy.hold_answers(Duration::from_millis(100));
+    let slowly = Setup::clerk().with("T2M_LOG", proxy.address(&database));
+    let mut restore = slowly.command(elsewhere.path(), &["restore", &backup]);
+    let mut restore = restore.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("some events are there", async || {
+        run(&direct, place.path(), &["log", "stats", "--json"])
+            .is_ok_and(|counted| parsed(&counted)["events"] != 0)
+    })
+    .await;
+    restore.kill().unwrap();
+    restore.wait().unwrap();
+    let refused = run(&direct, elsewhere.path(), &["serve"]).unwrap_err();
+    assert!(refused.contains("a restore into") && refused.contains("broke off"), "{refused}");
+    let restored = run(&direct, elsewhere.path(), &["restore", &backup, "--json"]).unwrap();
+    assert_eq!(parsed(&restored)["head_hash"], made["head_hash"]);
+    let server = Server::start_in(direct, elsewhere);
+    let jobs = server.get(ADA, "jobs?limit=100").await.data(200);
+    assert_eq!(jobs["items"].as_array().unwrap().len(), 40);
+    assert!(!server.data_dir().join("log.sqlite").exists());
 }
 
 #[tokio::test]
