@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::log::Which;
 use super::read_model::open_views;
-use super::{BadConfiguration, server_lock};
+use super::{BadConfiguration, agreed, server_lock};
 use crate::actors::callbacks::Callbacks;
 use crate::actors::callbacks::sender::Sender;
 use crate::actors::dead_letters::DeadLetters;
@@ -59,6 +59,8 @@ use crate::telemetry;
 const EMBEDDED: &str = "embedded";
 /// Events that are followed within a moment.
 const WORTH_BUILDING: u64 = 10_000;
+/// The file in the data directory that seals everybody's keys, unless that was given.
+pub(super) const MASTER_KEY: &str = "master.key";
 /// Key id of the development key.
 const DEVELOPMENT_KID: &str = "t2m-development";
 
@@ -118,18 +120,6 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
             .map_err(|fault| noted("T2M_MASTER_KEY", fault.to_string()))
             .ok()
     });
-    if may_be_one_of_several(&settings) {
-        let needed = [
-            ("T2M_MASTER_KEY", settings.master_key.is_some()),
-            ("FILE_SIGNING_SECRET", settings.signing_secrets.is_some()),
-        ];
-        for (variable, _) in needed.into_iter().filter(|(_, is_given)| !is_given) {
-            noted(
-                variable,
-                "required where nodes may share log and store, the same for all".into(),
-            );
-        }
-    }
     match (keys, budgets(&settings, noted), proxies, caps) {
         (Some(keys), Some(budgets), Some(proxies), Some(caps)) if faults.is_empty() => {
             let rates = Rates::new(budgets);
@@ -139,7 +129,7 @@ pub fn check(options: Options) -> Result<Ready, BadConfiguration> {
     }
 }
 
-/// Nothing may then be made and kept here, since another node would make another one.
+/// What is made here must then be the same at the others.
 fn may_be_one_of_several(settings: &Settings) -> bool {
     settings.log != EMBEDDED && settings.blobs != BlobStore::File
 }
@@ -201,7 +191,18 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let uploads = Uploads::open(&blobs, &reservations).context("reading unfinished uploads")?;
     let uploads = Arc::new(uploads);
 
-    let master = master_key.unwrap_or_else(|| MasterKey::kept_in(&data_dir.join("master.key")));
+    let of_several = may_be_one_of_several(&settings);
+    let master = match master_key {
+        Some(given) => given,
+        None => {
+            let path = data_dir.join(MASTER_KEY);
+            if of_several {
+                let fresh = || rand::random::<[u8; 32]>().to_vec();
+                agreed::on(&blobs, &path, "T2M_MASTER_KEY", fresh).await?;
+            }
+            MasterKey::kept_in(&path)
+        }
+    };
     let keyring = Keyring::new(&blobs, master.clone());
     anyhow::ensure!(
         keyring.is_ours().await.context("looking at the keys of users")?,
@@ -276,6 +277,10 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         Some(secrets) => SigningSecrets::parse(secrets)?,
         None => {
             let path = data_dir.join("file-signing-secret");
+            if of_several {
+                let fresh = || random_secret().into_bytes();
+                agreed::on(&blobs, &path, "FILE_SIGNING_SECRET", fresh).await?;
+            }
             SigningSecrets::parse(&kept_secret(&path, random_secret)?)?
         }
     };
@@ -283,7 +288,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let allowed_origins =
         settings.allowed_origins.clone().unwrap_or_else(|| vec![origin_of(&public_url)]);
     let (stopping, stopped) = watch::channel(false);
-    let callback_secrets = callback_secrets(&settings)?;
+    let callback_secrets = callback_secrets(&settings, &blobs).await?;
     let callbacks = Callbacks::new(
         &blobs,
         settings.callbacks.allow_private,
@@ -414,7 +419,7 @@ pub fn development_key(data_dir: &Path) -> anyhow::Result<SigningKey> {
             .with_context(|| format!("reading the development key {}", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = SigningKey::generate(DEVELOPMENT_KID)?;
-            keep_private(&path, &key.to_pkcs8_pem()?)?;
+            keep_private(&path, key.to_pkcs8_pem()?.as_bytes())?;
             Ok(key)
         }
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
@@ -422,15 +427,19 @@ pub fn development_key(data_dir: &Path) -> anyhow::Result<SigningKey> {
 }
 
 /// What signs callbacks: in production only what was given.
-fn callback_secrets(settings: &Settings) -> anyhow::Result<Option<Secret>> {
+async fn callback_secrets(settings: &Settings, blobs: &Blobs) -> anyhow::Result<Option<Secret>> {
     if let Some(secrets) = &settings.callbacks.signing_secrets {
         return Ok(Some(secrets.clone()));
     }
-    if settings.environment == Environment::Production || may_be_one_of_several(settings) {
+    if settings.environment == Environment::Production {
         return Ok(None);
     }
     let path = settings.data_dir.join("callback-signing-secret");
-    let secret = kept_secret(&path, || format!("whsec_{}", random_secret()))?;
+    let fresh = || format!("whsec_{}", random_secret());
+    if may_be_one_of_several(settings) {
+        agreed::on(blobs, &path, "CALLBACK_SIGNING_SECRET", || fresh().into_bytes()).await?;
+    }
+    let secret = kept_secret(&path, fresh)?;
     WebhookVerifier::parse(&secret)
         .map_err(anyhow::Error::msg)
         .with_context(|| format!("reading {}", path.display()))?;
@@ -443,7 +452,7 @@ fn kept_secret(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<Str
         Ok(secret) => Ok(secret.trim().to_owned()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let secret = make();
-            keep_private(path, &secret)?;
+            keep_private(path, secret.as_bytes())?;
             Ok(secret)
         }
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
@@ -456,7 +465,7 @@ pub fn random_secret() -> String {
 }
 
 /// Writes a secret that only this user may read, and never half of it.
-fn keep_private(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn keep_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let context = || format!("writing {}", path.display());
@@ -472,7 +481,7 @@ fn keep_private(path: &Path, text: &str) -> anyhow::Result<()> {
         .mode(0o600)
         .open(&unfinished)
         .with_context(context)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(context)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(context)?;
     std::fs::rename(&unfinished, path).with_context(context)
 }
 

@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
+use super::assemble::MASTER_KEY;
 use super::log::Which;
-use super::{BadConfiguration, say};
+use super::{BadConfiguration, agreed, say};
 use crate::actors::keyring::{KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
@@ -112,9 +113,18 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
     let opened = place.open()?;
     // A slip of the pen must not make a key where nothing is sealed.
     drop(place.log.open_for_reading().await?);
+    let shared = agreed::in_store(&opened.blobs);
+    anyhow::ensure!(
+        opened.master.path().is_none()
+            || shared.get(MASTER_KEY).await.context("looking into the store")?.is_none(),
+        "several nodes agreed on this master key through the store; set T2M_MASTER_KEY=NEW,OLD for \
+         all of them, where OLD is master.key in base64, restart them, and rotate then"
+    );
     opened.master.put_fresh_first().context("making the new master key")?;
     reseal(&opened).await?;
     let Some(path) = opened.master.path() else {
+        // What the nodes may have agreed on before it was given opens nothing any more.
+        shared.delete(MASTER_KEY).await.context("removing the old master key from the store")?;
         say(format_args!("take the older keys out of T2M_MASTER_KEY now, everywhere"));
         return Ok(());
     };

@@ -1,5 +1,6 @@
 //! The operator's command line: one file a command.
 
+mod agreed;
 mod assemble;
 mod backup;
 mod clerk;
