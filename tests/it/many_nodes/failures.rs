@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
@@ -200,11 +200,12 @@ async fn a_new_node_on_an_empty_directory_catches_up_with_a_long_log() {
     let token = signed(&claims);
     let jobs: Vec<_> = (0..JOBS).map(|_| json!({ "prompt": "one of many" })).collect();
     let body = json!({ "jobs": jobs });
-    let asked = (0..BATCHES).map(|number| {
+    let asked = stream::iter(0..BATCHES).map(|number| {
         let request = cluster.node(number).request(Method::POST, "videos/batch");
         ask(request.bearer_auth(&token).json(&body))
     });
-    for answer in join_all(asked).await {
+    let answers: Vec<_> = asked.buffer_unordered(cluster.nodes.len()).collect().await;
+    for answer in answers {
         answer.data(202);
     }
     let end = cluster.caught_up().await;
