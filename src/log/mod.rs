@@ -101,6 +101,19 @@ pub trait EventLog: Send + Sync + 'static {
         events: Vec<NewEvent>,
     ) -> Result<Appended, Error>;
 
+    /// Append to streams one after the other, in this order. Once one is not written, no later one
+    /// is, whatever happens meanwhile: what is there are the first of them. Many at once cost an
+    /// engine over the network little more than one.
+    ///
+    /// # Errors
+    /// Which of them was the first that failed, and why.
+    async fn append_in_turn(&self, appends: Vec<ToAppend>) -> Result<(), (usize, Error)> {
+        for (at, ToAppend { stream, expected, events }) in appends.into_iter().enumerate() {
+            self.append(&stream, expected, events).await.map_err(|error| (at, error))?;
+        }
+        Ok(())
+    }
+
     /// Up to `limit` events of `stream` from `from_revision` (inclusive) on.
     async fn read_stream(
         &self,
@@ -253,6 +266,14 @@ pub enum Expected {
     NoStream,
     /// The revision of the stream's last event.
     Revision(u64),
+}
+
+/// One append of several, as [`EventLog::append`] takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToAppend {
+    pub stream: Arc<str>,
+    pub expected: Expected,
+    pub events: Vec<NewEvent>,
 }
 
 /// Where an append's last event stands.

@@ -5,6 +5,7 @@
 //! in which events become readable, without gaps: no reader can pass by a commit that comes late,
 //! and every event's hash can cover its position.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -16,8 +17,8 @@ use uuid::Uuid;
 
 use super::tail::Tail;
 use super::{
-    Appended, Error, EventLog, Expected, GENESIS, NewEvent, Progress, Recorded, Stats, Verified,
-    check_limits, guard,
+    Appended, Error, EventLog, Expected, GENESIS, NewEvent, Progress, Recorded, Stats, ToAppend,
+    Verified, check_limits, guard,
 };
 use address::Address;
 use connection::Session;
@@ -202,9 +203,32 @@ impl EventLog for PostgresLog {
         self.writable()?;
         let queue = self.queue.as_ref().ok_or_else(read_only)?;
         let (reply, answer) = oneshot::channel();
-        let append = Append { stream: stream.into(), expected, events, reply };
+        let append = Append { stream: stream.into(), expected, events, reply, broken: None };
         queue.send(append).await.map_err(|_| self.shared.unwritable())?;
         answer.await.map_err(|_| self.shared.unwritable())?
+    }
+
+    async fn append_in_turn(&self, appends: Vec<ToAppend>) -> Result<(), (usize, Error)> {
+        for (at, append) in appends.iter().enumerate() {
+            check_limits(&append.stream, &append.events).map_err(|error| (at, error))?;
+        }
+        self.writable().map_err(|error| (0, error))?;
+        let queue = self.queue.as_ref().ok_or_else(|| (0, read_only()))?;
+        // The writer takes them in the order of its queue.
+        let broken = Arc::new(AtomicBool::new(false));
+        let mut answers = Vec::with_capacity(appends.len());
+        for (at, ToAppend { stream, expected, events }) in appends.into_iter().enumerate() {
+            let (reply, answer) = oneshot::channel();
+            let broken = Some(Arc::clone(&broken));
+            let append = Append { stream, expected, events, reply, broken };
+            queue.send(append).await.map_err(|_| (at, self.shared.unwritable()))?;
+            answers.push(answer);
+        }
+        for (at, answer) in answers.into_iter().enumerate() {
+            let answer = answer.await.unwrap_or_else(|_| Err(self.shared.unwritable()));
+            answer.map_err(|error| (at, error))?;
+        }
+        Ok(())
     }
 
     async fn read_stream(

@@ -4,8 +4,11 @@
 //! What all engines agree on is the log as an export has it: positions 1, 2, 3 … and one chain of
 //! hashes over all of it. An engine without gaps has it so itself.
 
+use std::sync::Arc;
+
 use super::{
-    Error, EventLog, Expected, GENESIS, Link, MAX_EVENTS, NewEvent, Recorded, Verified, check_next,
+    Error, EventLog, Expected, GENESIS, Link, MAX_EVENTS, NewEvent, Recorded, ToAppend, Verified,
+    check_next,
 };
 
 /// The most bytes that are appended at once.
@@ -242,67 +245,23 @@ fn is_same(one: &Recorded, other: &Recorded) -> bool {
     one.stream == other.stream && one.revision == other.revision && new(one) == new(other)
 }
 
-/// Appends what another log holds, in its order. May be repeated with the same events, after a
-/// crash or with the answer lost: what is there already stays once. Each append takes the run of
-/// events of one stream, so that its order against other streams is kept too.
-///
-/// # Errors
-/// [`Error::Conflict`] when a stream holds something else at that revision.
-pub async fn append(target: &dyn EventLog, events: &[Recorded]) -> Result<(), Stopped> {
-    let mut rest = events;
+/// Appends what another log holds, in its order: each append takes the run of events of one stream,
+/// so that its order against other streams is kept too.
+async fn append(target: &dyn EventLog, events: &[Recorded]) -> Result<(), Stopped> {
+    let (mut appends, mut starts, mut rest) = (Vec::new(), Vec::new(), events);
     while let Some(first) = rest.first() {
-        let at = events.len() - rest.len();
+        starts.push(events.len() - rest.len());
         let (run, others) = rest.split_at(run_of(rest));
         let expected = match first.revision.checked_sub(1) {
             None => Expected::NoStream,
             Some(last) => Expected::Revision(last),
         };
-        match target.append(&first.stream, expected, run.iter().map(new).collect()).await {
-            Ok(_) => rest = others,
-            // An earlier try, which was cut elsewhere, has brought the first of them.
-            Err(error @ Error::Conflict { actual: Some(actual), .. }) => {
-                let there = (actual + 1).saturating_sub(first.revision);
-                let there = usize::try_from(there).unwrap_or(usize::MAX);
-                let is_same = 0 < there
-                    && there < run.len()
-                    && first_difference(target, &run[..there])
-                        .await
-                        .map_err(Stopped::at(at))?
-                        .is_none();
-                if !is_same {
-                    return Err(Stopped { at, error });
-                }
-                rest = &rest[there..];
-            }
-            Err(error) => return Err(Stopped { at, error }),
-        }
-    }
-    Ok(())
-}
-
-/// The first of `events` that `target` does not hold as it is, its position and hash aside.
-///
-/// # Errors
-/// The target cannot be read.
-pub async fn first_difference<'a>(
-    target: &dyn EventLog,
-    events: &'a [Recorded],
-) -> Result<Option<&'a Recorded>, Error> {
-    let mut rest = events;
-    while let Some(first) = rest.first() {
-        let (run, others) = rest.split_at(run_of(rest));
-        let found = target.read_stream(&first.stream, first.revision, run.len()).await?;
-        let differs = |(event, at): (&Recorded, usize)| {
-            found
-                .get(at)
-                .is_none_or(|found| (found.revision, new(found)) != (event.revision, new(event)))
-        };
-        if let Some(at) = (0..run.len()).find(|at| differs((&run[*at], *at))) {
-            return Ok(Some(&run[at]));
-        }
+        let events = run.iter().map(new).collect();
+        appends.push(ToAppend { stream: Arc::clone(&first.stream), expected, events });
         rest = others;
     }
-    Ok(None)
+    let appended = target.append_in_turn(appends).await;
+    appended.map_err(|(nth, error)| Stopped { at: starts.get(nth).copied().unwrap_or(0), error })
 }
 
 /// How many of them, from the first on, are one stream's and fit into one append.
@@ -353,24 +312,6 @@ mod tests {
         log
     }
 
-    #[tokio::test]
-    async fn a_log_is_carried_over_once_however_often_it_is_tried() {
-        let dir = tempfile::tempdir().unwrap();
-        let source = filled(&dir.path().join("a.sqlite")).await;
-        let target = EmbeddedLog::open(&dir.path().join("b.sqlite")).unwrap();
-        let events = source.read_all(0, 1000).await.unwrap();
-        assert_eq!(first_difference(&target, &events).await.unwrap(), events.first());
-        // Cut anywhere, and begun anew.
-        for upto in [1, 50, 51, events.len(), events.len()] {
-            append(&target, &events[..upto]).await.unwrap();
-        }
-        assert_eq!(first_difference(&target, &events).await.unwrap(), None);
-        assert_eq!(target.read_all(0, 1000).await.unwrap(), events);
-        let mut other = events.clone();
-        other[70].data = b"{}".to_vec();
-        assert_eq!(first_difference(&target, &other).await.unwrap(), Some(&other[70]));
-    }
-
     fn recorded(stream: &str, revision: u64, bytes: usize) -> Recorded {
         Recorded {
             id: Uuid::from_u128(revision.into()),
@@ -411,12 +352,12 @@ mod tests {
         other[1].id = Uuid::from_u128(99);
         for wrong in [&other[..], &other[1..], &events[3..]] {
             let refused = append(&target, wrong).await;
-            assert!(matches!(refused, Err(Error::Conflict { .. })), "{refused:?}");
+            assert!(matches!(refused, Err(Stopped { error: Error::Conflict { .. }, .. })), "{refused:?}");
         }
         assert_eq!(target.read_all(0, 10).await.unwrap().len(), 2);
         // What begins within what is there goes on from where that ends.
         append(&target, &events[1..]).await.unwrap();
-        assert_eq!(first_difference(&target, &events).await.unwrap(), None);
+        assert_eq!(target.read_all(0, 10).await.unwrap().len(), 4);
     }
 
     async fn carry(target: &dyn EventLog, events: &[Recorded]) -> Result<Verified, Stopped> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use t2m::log::{Appended, Deadlines, Error, EventLog, Expected, NewEvent, PostgresLog};
 use uuid::Uuid;
 
-use crate::engines::event;
+use crate::engines::{event, ids, in_turn};
 use crate::postgres::{Postgres, Proxy, SHORT};
 
 /// Holds within a minute.
@@ -200,4 +200,32 @@ async fn a_failed_insert_is_refused_and_leaves_no_trace() {
     until("it is writable again", async || log.writable().is_ok()).await;
     let answer = log.append("other", Expected::NoStream, batch).await;
     assert_eq!(answer, Ok(Appended { revision: 2, position: 4 }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_appends_in_turn_the_first_ones_are_there_when_the_server_goes_in_the_middle() {
+    let server = Postgres::start_own();
+    let log = PostgresLog::open_with(&server.address("postgres"), SHORT).await.unwrap();
+    let log = Arc::new(log);
+    let mut there = 0;
+    for round in 1..=3_u128 {
+        let appending = {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move { log.append_in_turn(in_turn(there + 1..=there + 4000)).await })
+        };
+        let mut head = log.head();
+        head.wait_for(|head| u128::from(*head) > there).await.unwrap();
+        server.crash();
+        let (at, error) = appending.await.unwrap().expect_err("more were to come");
+        assert!(matches!(error, Error::Unwritable(_)), "{error}");
+        server.start_again();
+        until("it can be written", async || log.writable().is_ok()).await;
+        let found = ids(&*log).await;
+        // A commit whose answer was lost may be there, too.
+        assert!(found.len() as u128 >= there + at as u128, "{} after {at}", found.len());
+        assert_eq!(found, (1..=found.len() as u128).collect::<Vec<_>>(), "round {round}");
+        there = found.len() as u128;
+    }
+    log.append_in_turn(in_turn(there - 5..=there + 5)).await.unwrap();
+    assert_eq!(ids(&*log).await.len() as u128, there + 5);
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::DateTime;
-use t2m::log::{self, Appended, Error, EventLog, Expected, NewEvent, PostgresLog, conformance};
+use t2m::log::{
+    self, Appended, EmbeddedLog, Error, EventLog, Expected, NewEvent, PostgresLog, ToAppend,
+    conformance,
+};
 use uuid::Uuid;
 
 use crate::postgres::{Postgres, SHORT, free_port};
@@ -120,6 +123,48 @@ async fn four_nodes_race_without_a_lost_update_and_readers_skip_nothing() {
     assert_eq!(wanted.len() as u64, NODES * EACH);
     assert_eq!(reader.verify().await.unwrap().events, NODES * EACH * 2);
     assert_eq!(reader.stats().await.unwrap().streams, NODES + 1);
+}
+
+/// A log in a file that a transfer takes so many pieces for.
+pub async fn filled(path: &std::path::Path, pieces: u128) {
+    let log = EmbeddedLog::open(path).unwrap();
+    for piece in 0..pieces {
+        let events = (1..=1000).map(|number| event(piece * 1000 + number)).collect();
+        log.append(&format!("piece-{piece}"), Expected::NoStream, events).await.unwrap();
+    }
+}
+
+/// What one after the other has written, by its ids.
+pub async fn ids(log: &dyn EventLog) -> Vec<u128> {
+    log.read_all(0, 100_000).await.unwrap().iter().map(|event| event.id.as_u128()).collect()
+}
+
+/// An event each, in streams of their own.
+pub fn in_turn(ids: std::ops::RangeInclusive<u128>) -> Vec<ToAppend> {
+    let one = |id| ToAppend {
+        stream: format!("turn-{id}").into(),
+        expected: Expected::NoStream,
+        events: vec![event(id)],
+    };
+    ids.map(one).collect()
+}
+
+#[tokio::test]
+async fn of_appends_in_turn_none_is_written_after_one_that_failed() {
+    let server = Postgres::shared();
+    let log = open(&server.address(&server.database().await)).await;
+    log.append("turn-301", Expected::NoStream, vec![event(9999)]).await.unwrap();
+    let failed = log.append_in_turn(in_turn(1..=2000)).await;
+    assert!(matches!(failed, Err((300, Error::Conflict { actual: Some(0), .. }))), "{failed:?}");
+    let expected: Vec<u128> = std::iter::once(9999).chain(1..=300).collect();
+    assert_eq!(ids(&log).await, expected);
+    // Those that are there are the same once more, and others go on as ever.
+    log.append_in_turn(in_turn(1..=300)).await.unwrap();
+    log.append_in_turn(in_turn(302..=303)).await.unwrap();
+    let mut long = in_turn(400..=410);
+    long[5].events.clear();
+    assert!(matches!(log.append_in_turn(long).await, Err((5, Error::Invalid(_)))));
+    assert_eq!(ids(&log).await, [expected, vec![302, 303]].concat());
 }
 
 #[tokio::test]

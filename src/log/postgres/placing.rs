@@ -79,7 +79,13 @@ pub(super) fn place(group: &[Append], before: &Before<'_>, known: &[Vec<Known>])
     let mut placing =
         Placing { before, head: before.head, placed: Placed::default(), of_stream: HashMap::new() };
     for (append, known) in group.iter().zip(known) {
-        let answer = placing.place(append, known);
+        let answer = match append.follows_a_failure() {
+            true => Err(Error::Unwritable("an append before it was not written".into())),
+            false => placing.place(append, known),
+        };
+        if answer.is_err() {
+            append.break_off();
+        }
         placing.placed.answers.push(answer);
     }
     placing.placed

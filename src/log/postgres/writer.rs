@@ -35,11 +35,27 @@ pub(super) struct Append {
     pub(super) expected: Expected,
     pub(super) events: Vec<NewEvent>,
     pub(super) reply: oneshot::Sender<Result<Appended, Error>>,
+    /// Whether one before it was not written, where it may only follow what was.
+    pub(super) broken: Option<Arc<AtomicBool>>,
 }
 
 impl Append {
     fn bytes(&self) -> usize {
         self.events.iter().map(|e| e.data.len() + e.metadata.len()).sum()
+    }
+
+    /// Those that may only follow it are not written either.
+    pub(super) fn break_off(&self) {
+        self.broken.iter().for_each(|broken| broken.store(true, Ordering::Relaxed));
+    }
+
+    pub(super) fn follows_a_failure(&self) -> bool {
+        self.broken.as_ref().is_some_and(|broken| broken.load(Ordering::Relaxed))
+    }
+
+    fn refuse(self, error: Error) {
+        self.break_off();
+        let _ = self.reply.send(Err(error));
     }
 
     pub(super) fn conflict(&self, actual: Option<u64>) -> Error {
@@ -141,7 +157,7 @@ impl Writer {
 
     fn refuse_queued(&mut self) {
         while let Ok(append) = self.queue.try_recv() {
-            let _ = append.reply.send(Err(self.shared.unwritable()));
+            append.refuse(self.shared.unwritable());
         }
     }
 
@@ -190,7 +206,7 @@ impl Writer {
                 self.in_doubt = None;
                 self.shared.set_away(&error.to_string());
                 for append in group {
-                    let _ = append.reply.send(Err(self.shared.unwritable()));
+                    append.refuse(self.shared.unwritable());
                 }
                 return;
             }

@@ -236,14 +236,15 @@ async fn operators_ask_and_change_what_lies_in_postgres() {
 
 #[tokio::test]
 async fn an_import_into_postgres_that_was_interrupted_is_ended_by_the_same_command() {
-    let (data, place) = (filled(200).await, TempDir::new().unwrap());
+    let (data, place) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    crate::engines::filled(&data.path().join("log.sqlite"), 20).await;
     let file = path(&place, "log.jsonl");
     run(&setup(), data.path(), &["log", "export", &file]).unwrap();
     let server = Postgres::shared();
     let database = server.database().await;
     let direct = setup().with("T2M_LOG", server.address(&database));
     let proxy = Proxy::to(server).await;
-    proxy.hold_answers(Duration::from_millis(10));
+    proxy.hold_answers(Duration::from_millis(100));
     let slowly = setup().with("T2M_LOG", proxy.address(&database));
     for signal in [Signal::INT, Signal::KILL] {
         let mut command = slowly.command(place.path(), &["log", "import", &file]);
@@ -268,9 +269,9 @@ async fn an_import_into_postgres_that_was_interrupted_is_ended_by_the_same_comma
         }
     }
     let there = run(&direct, place.path(), &["log", "verify", "--json"]).unwrap();
-    assert!(!there.contains(r#""events":200,"#), "nothing was interrupted: {there}");
+    assert!(!there.contains(r#""events":20000,"#), "nothing was interrupted: {there}");
     let ended = run(&direct, place.path(), &["log", "import", &file, "--json"]).unwrap();
-    assert!(ended.contains(r#""events":200,"#), "{ended}");
+    assert!(ended.contains(r#""events":20000,"#), "{ended}");
     let exported = run(&direct, place.path(), &["log", "export", "-"]).unwrap();
     assert!(exported.as_bytes() == std::fs::read(&file).unwrap(), "the exports differ");
 }
