@@ -43,9 +43,9 @@ pub struct Copy {
     /// The engine of the other log, as `T2M_LOG` has it; it must be empty, or have the beginning
     #[arg(long, env = "T2M_COPY_TO", hide_env_values = true, value_name = "LOG")]
     to: String,
-    /// The other log's data directory, if it is embedded
-    #[arg(long, default_value = "./data", value_name = "DIR")]
-    to_data_dir: PathBuf,
+    /// The other log's data directory, which an embedded one needs
+    #[arg(long, value_name = "DIR")]
+    to_data_dir: Option<PathBuf>,
 }
 
 fn is_standard(path: &Path) -> bool {
@@ -131,7 +131,13 @@ impl Import {
 
 impl Copy {
     pub async fn run(self) -> anyhow::Result<()> {
-        let to = Which { data_dir: self.to_data_dir, setting: self.to };
+        // Without one there is nothing to be locked: the server may be at work still.
+        let to = Which { data_dir: self.to_data_dir.unwrap_or_default(), setting: self.to };
+        ensure!(
+            to.file().is_none() || !to.data_dir.as_os_str().is_empty(),
+            "--to {} needs --to-data-dir, where it lies",
+            to.setting
+        );
         let from = &self.place.log;
         ensure!(from.shown() != to.shown(), "{} is the log that is to be copied", to.shown());
         let log = from.open_for_reading().await?;

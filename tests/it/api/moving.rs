@@ -20,6 +20,7 @@ use crate::server::{Answer, Server, Setup, ask, session_of};
 
 const ADA: &str = "user_ada";
 const BOB: &str = "user_bob";
+const BOB_TOO: &str = "user_bob_too";
 const EVE: &str = "user_eve";
 const TOKEN: &str = "a-worker-token-of-the-tests";
 const MP4: &[u8] = b"\0\0\0\x18ftypisom\0\0\0\0isommp42 and then some frames";
@@ -130,11 +131,15 @@ async fn a_house_moves_into_postgres_and_back_and_nobody_notices() {
     let mut server = Server::start(setup());
     let lived = lived_in(&server).await;
     let before = lived.answers(&server).await;
+    // What takes long is done while it still runs.
+    let address = fresh().await;
+    server.printed(&["log", "copy", "--to", &address]);
+    server.upload(BOB_TOO, "since.txt", "what came since").await;
     assert!(server.stop().success());
 
     let (one, two) = (path(&place, "one.jsonl"), path(&place, "two.jsonl"));
     server.printed(&["log", "export", &one]);
-    let over_postgres = setup().with("T2M_LOG", fresh().await);
+    let over_postgres = setup().with("T2M_LOG", &address);
     let data = server.data_dir().to_owned();
     let imported = run(&over_postgres, &data, &["log", "import", &one]).unwrap();
     assert!(imported.contains("compared one by one"), "{imported}");
@@ -355,6 +360,8 @@ async fn an_import_into_postgres_names_what_is_wrong_and_goes_only_where_it_fits
     let refused = import(&address, &text).unwrap_err();
     let sentence = "nothing was changed: line 23: position 22: the log holds another event there";
     assert!(refused.contains(sentence), "{refused}");
+    let nowhere = run(&setup(), stranger.path(), &["log", "copy", "--to", "embedded"]);
+    assert!(nowhere.unwrap_err().contains("needs --to-data-dir"));
     let copy = ["log", "copy", "--to", &address];
     let refused = run(&setup(), stranger.path(), &copy).unwrap_err();
     assert!(refused.contains("position 22: the log holds another event there"), "{refused}");
