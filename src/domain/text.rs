@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_personal_field_does_not_print_itself() {
         for personal in [Personal::Known("ada"), Personal::Sealed("ada".to_owned())] {
-            assert!(!format!("{personal:?}").contains("ada"));
+            assert_eq!(format!("{personal:?}"), "(personal)");
         }
     }
 

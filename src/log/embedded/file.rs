@@ -181,6 +181,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_there_is_removed_already_and_what_cannot_be_removed_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(remove(&dir.path().join("log.sqlite")), Ok(()));
+        assert!(matches!(remove(dir.path()), Err(Error::Storage(_))), "a directory");
+    }
+
+    #[test]
     fn what_cannot_be_looked_at_is_not_taken_for_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
