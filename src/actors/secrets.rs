@@ -36,6 +36,8 @@ pub enum Error {
     Vault(#[from] vault::Error),
     #[error(transparent)]
     Views(#[from] crate::views::Error),
+    #[error(transparent)]
+    Log(#[from] crate::log::Error),
 }
 
 impl Secrets {
@@ -82,10 +84,14 @@ impl Secrets {
     pub async fn look(&self, system: &System) -> Result<(), Error> {
         let secrets = self.0.list().await?;
         // A job that its view does not show yet is not one that never came: the view may be parked,
-        // or have been begun anew.
-        let head = *system.log.head().borrow();
+        // or have been begun anew. Nor is this node's word enough that it is not behind: cut off from
+        // the log, but not from the store, it would not know.
+        if secrets.is_empty() {
+            return Ok(());
+        }
+        let head = system.log.end().await?;
         let reached = system.progress.reached(head, Some(View::Jobs), CAUGHT_UP_WITHIN);
-        let behind = !secrets.is_empty() && reached.await.is_err();
+        let behind = reached.await.is_err();
         for secret in secrets {
             let alive = match job_of(&secret.name) {
                 Some(job_id) => system.views.job_is_alive(&job_id)?,

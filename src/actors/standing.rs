@@ -33,6 +33,10 @@ async fn compare(log: &dyn EventLog, seen: &Seen) -> Result<Standing, Error> {
     if seen.position == 0 {
         return Ok(Standing::Same);
     }
+    // What was appended just now by somebody else may have been seen, and not be in `head` yet.
+    if seen.position > *log.head().borrow() {
+        log.end().await?;
+    }
     let Some(first) = log.read_all(0, 1).await?.pop() else { return Ok(Standing::Empty) };
     if first.hash != seen.first {
         return Ok(Standing::Another);

@@ -27,8 +27,6 @@ const LOOKS: u32 = 360;
 const AT_ONCE: usize = 500;
 /// The longest it waits for the read model before it leaves the store alone.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
-/// A stream without events: to read it costs nothing, and tells whether the log answers.
-const NOBODYS: &str = "storekeeper";
 
 pub struct Storekeeper {
     pub system: Arc<System>,
@@ -103,8 +101,7 @@ impl Storekeeper {
         // left alone while the read model is behind, is being rebuilt, or is parked. A node that is
         // cut off from the log, but not from the store, would believe that it is not behind: this
         // asks the log itself.
-        self.system.log.read_stream(NOBODYS, 0, 1).await?;
-        let head = *system.log.head().borrow();
+        let head = system.log.end().await?;
         if system.progress.reached(head, Some(View::Files), CAUGHT_UP_WITHIN).await.is_err() {
             tracing::warn!("the read model is behind: nothing is removed from the store");
             return Ok(done);

@@ -62,6 +62,13 @@ impl EventLog for Distant {
         self.log.head()
     }
 
+    async fn end(&self) -> Result<u64, log::Error> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(log::Error::Storage("it is away".to_owned())),
+            false => self.log.end().await,
+        }
+    }
+
     fn writable(&self) -> Result<(), log::Error> {
         self.log.writable()
     }

@@ -16,8 +16,8 @@ pub fn in_store(blobs: &Blobs) -> Documents {
 }
 
 /// Sees to it that the file at `path` holds what all nodes have there, or what `make` gives to the
-/// first of them. It then lies in the store, and whoever reads the store has it: `variable` is the
-/// setting that keeps it out of there.
+/// first of them. What was made so lies in the store, and whoever reads the store has it: `variable`
+/// is the setting that keeps it out of there.
 ///
 /// # Errors
 /// The store or the file cannot be read or written; the file holds something else already.
@@ -35,23 +35,32 @@ pub async fn on(
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let documents = in_store(blobs);
     let reading = || format!("agreeing on {name} with other nodes (or set {variable})");
-    let first = own.clone().unwrap_or_else(make);
+    if let Some(own) = own {
+        return match documents.get(&name).await.with_context(reading)? {
+            Some(agreed) if agreed == own => Ok(()),
+            Some(_) => anyhow::bail!(
+                "{variable}: {} is not what the other nodes have; set {variable} to the same for \
+                 all, or remove the file to take theirs",
+                path.display()
+            ),
+            // It was made when this was the only node: it is not for the store.
+            None => {
+                tracing::warn!(
+                    "{variable} is not set, and other nodes do not have {}",
+                    path.display()
+                );
+                Ok(())
+            }
+        };
+    }
+    let first = make();
     if documents.create(&name, first.clone()).await.with_context(reading)? {
         tracing::warn!(
             "{variable} is not set: {name} was made, and lies in the store for the other nodes"
         );
     }
     let agreed = documents.get(&name).await.with_context(reading)?;
-    let agreed = agreed.map_or(first, |bytes| bytes.to_vec());
-    match own {
-        Some(own) if own == agreed => Ok(()),
-        Some(_) => anyhow::bail!(
-            "{variable}: {} is not what the other nodes have; set {variable} to the same for all, \
-             or remove the file to take theirs",
-            path.display()
-        ),
-        None => keep_private(path, &agreed),
-    }
+    keep_private(path, agreed.as_deref().unwrap_or(&first))
 }
 
 #[cfg(test)]
@@ -76,5 +85,9 @@ mod tests {
         let refused = made(&three, b"5").await.unwrap_err().to_string();
         assert!(refused.starts_with("T2M_KEY: "), "{refused}");
         assert_eq!(std::fs::read(&three).unwrap(), b"4");
+        let elsewhere = Blobs::open(&BlobStore::File, &dir.path().join("elsewhere")).unwrap();
+        on(&elsewhere, &three, "T2M_KEY", || b"6".to_vec()).await.unwrap();
+        assert_eq!(std::fs::read(&three).unwrap(), b"4");
+        assert!(in_store(&elsewhere).get("key").await.unwrap().is_none(), "it stays where it was");
     }
 }

@@ -32,8 +32,8 @@ pub async fn open_views(log: &dyn EventLog, which: &Which) -> anyhow::Result<Vie
                  from: it is thrown away and computed anew"
             );
             drop(views);
-            discard(&path).context("removing the read model of another log")?;
             set_aside(&which.data_dir)?;
+            discard(&path).context("removing the read model of another log")?;
             Views::open(&path).context("opening the read model")
         }
         Standing::Empty => bail!(
@@ -56,7 +56,7 @@ pub async fn open_views(log: &dyn EventLog, which: &Which) -> anyhow::Result<Vie
 
 /// Positions of one log say nothing of another. What follows the log begins at its start then, which
 /// tells nobody anything twice.
-fn set_aside(data_dir: &Path) -> anyhow::Result<()> {
+pub fn set_aside(data_dir: &Path) -> anyhow::Result<()> {
     for name in OF_THIS_LOG {
         let (path, aside) = (data_dir.join(name), data_dir.join(format!("{name}.of-another-log")));
         match std::fs::rename(&path, &aside) {

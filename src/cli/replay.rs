@@ -1,5 +1,6 @@
 //! `t2m replay`: the read model built anew from the log, beside the one in use.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::keys::Place;
-use super::{say, server_lock};
+use super::{read_model, say, server_lock};
 use crate::actors::keyring::Keyring;
 use crate::actors::rebuild::rebuild;
 use crate::actors::standing::{self, Standing};
@@ -80,7 +81,8 @@ impl Replay {
     /// Beside the views in use, and then in their place.
     async fn take_over(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
         let base = self.base();
-        self.ensure_not_of_another(&*log).await?;
+        // If it is of another log: until the end, so that no server starts on what is replaced.
+        let _held = self.hold_if_of_another(&*log).await?;
         let head = *log.head().borrow();
         for position in &self.skip {
             anyhow::ensure!(*position <= head, "the log ends at {head}: there is no {position}");
@@ -97,18 +99,24 @@ impl Replay {
     }
 
     /// What a running server reads is never replaced by what another log says.
-    async fn ensure_not_of_another(&self, log: &dyn EventLog) -> anyhow::Result<()> {
+    async fn hold_if_of_another(&self, log: &dyn EventLog) -> anyhow::Result<Option<File>> {
         // What cannot be looked into is to be replaced anyhow.
-        let Ok(Some(found)) = views::peek(&self.base()) else { return Ok(()) };
+        let Ok(Some(found)) = views::peek(&self.base()) else { return Ok(None) };
         let standing = standing::of(log, &found.seen).await.context("reading the log")?;
-        let is_another = matches!(standing, Standing::Another | Standing::Empty);
-        anyhow::ensure!(
-            !is_another || server_lock::take(self.place.data_dir())?.is_some(),
-            "a server runs in {} over another log than {}: T2M_LOG or --log must name its own",
-            self.place.data_dir().display(),
-            self.place.log.shown()
-        );
-        Ok(())
+        if standing == Standing::Same {
+            return Ok(None);
+        }
+        let held = server_lock::take(self.place.data_dir())?.with_context(|| {
+            format!(
+                "a server runs in {} over another log than {}: T2M_LOG or --log must name its own",
+                self.place.data_dir().display(),
+                self.place.log.shown()
+            )
+        })?;
+        if standing == Standing::Another {
+            read_model::set_aside(self.place.data_dir())?;
+        }
+        Ok(Some(held))
     }
 
     async fn build(&self, log: Arc<dyn EventLog>, to: &Path) -> anyhow::Result<()> {

@@ -16,8 +16,8 @@ use super::log::{Which, verify_all};
 use super::{say, server_lock};
 use crate::actors::keyring;
 use crate::config::BlobStore;
-use crate::log::EmbeddedLog;
 use crate::log::transfer::{Carrying, Reading};
+use crate::log::{EmbeddedLog, EventLog};
 use crate::media::blobs::Blobs;
 
 /// What a restore that was cut off leaves in the data directory, and the next one removes.
@@ -78,23 +78,24 @@ impl Restore {
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
         let manifest = Manifest::read(&self.from)?;
         let erased = self.erased()?;
-        let (staging, _held) = self.begin()?;
+        let (staging, broken_off, _held) = self.begin()?;
+        let give_up = |error: anyhow::Error| match broken_off {
+            // What an earlier one brought into a log over the network is half a log.
+            true => empty(&staging).map_or_else(|it| it, |()| error.context("repeat the restore")),
+            false => std::fs::remove_dir_all(&staging)
+                .context("removing what was restored")
+                .map_or_else(|it| it, |()| error.context("nothing was restored")),
+        };
         tell_strangers(&manifest, &erased);
         let restored = self.stage(&store, &staging, &manifest, &erased).await;
         let (blobs, documents) = match restored {
             Ok(staged) => staged,
-            Err(error) => {
-                std::fs::remove_dir_all(&staging).context("removing what was restored")?;
-                return Err(error.context("nothing was restored"));
-            }
+            Err(error) => return Err(give_up(error)),
         };
         let network = match self.log.file() {
             Some(_) => None,
             None => {
-                if let Err(error) = self.ensure_fits(&staging).await {
-                    std::fs::remove_dir_all(&staging).context("removing what was restored")?;
-                    return Err(error.context("nothing was restored"));
-                }
+                self.ensure_fits(&staging).await.map_err(give_up)?;
                 Some(staging.join(LOG))
             }
         };
@@ -119,6 +120,12 @@ impl Restore {
     async fn ensure_fits(&self, staging: &Path) -> anyhow::Result<()> {
         let log = EmbeddedLog::open_read_only(&staging.join(LOG))?;
         let target = self.log.open().await?;
+        let holds = target.stats().await.context("counting the log")?.events;
+        ensure!(
+            holds <= log.stats().await?.events,
+            "the log {} (T2M_LOG) has more than this backup: it has gone on since",
+            self.log.shown()
+        );
         let (mut reading, mut carrying) = (Reading::of(&log), Carrying::into(&*target));
         loop {
             let page = reading.page().await.context("reading the restored log")?;
@@ -135,8 +142,9 @@ impl Restore {
         }
     }
 
-    /// The directory in which everything is put together, and a hold on the data directory.
-    fn begin(&self) -> anyhow::Result<(PathBuf, File)> {
+    /// The directory in which everything is put together, whether an earlier restore broke off, and
+    /// a hold on the data directory.
+    fn begin(&self) -> anyhow::Result<(PathBuf, bool, File)> {
         let target = &self.log.data_dir;
         let context = || format!("making the data directory {}", target.display());
         std::fs::create_dir_all(target).with_context(context)?;
@@ -158,14 +166,14 @@ impl Restore {
                 target.display()
             );
         }
-        match std::fs::remove_dir_all(&staging) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(context);
-            }
-            _ => {}
+        let broken_off = staging.exists();
+        match broken_off {
+            // It stays where it is: by being there it keeps servers from starting.
+            true => empty(&staging)?,
+            false => std::fs::create_dir(&staging).with_context(context)?,
         }
-        std::fs::create_dir(&staging).with_context(context)?;
-        Ok((staging, held))
+        // Nobody reads half an embedded log.
+        Ok((staging, broken_off && self.log.file().is_none(), held))
     }
 
     /// The number of files, and the documents of the store.
@@ -366,4 +374,17 @@ fn put_into_place(staging: &Path, data_dir: &Path) -> anyhow::Result<()> {
     }
     std::fs::remove_dir(staging).with_context(context)?;
     File::open(data_dir).and_then(|dir| dir.sync_all()).with_context(context)
+}
+
+fn empty(directory: &Path) -> anyhow::Result<()> {
+    let context = || format!("emptying {}", directory.display());
+    for entry in std::fs::read_dir(directory).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        let removed = match path.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        removed.with_context(context)?;
+    }
+    Ok(())
 }

@@ -128,6 +128,12 @@ pub trait EventLog: Send + Sync + 'static {
     /// The last durable position and a wake-up whenever it moves.
     fn head(&self) -> watch::Receiver<u64>;
 
+    /// Where the log ends, asked of the engine itself; `head` is there by then. While an engine over
+    /// the network cannot be reached `head` stands still, and nobody who trusts it would know.
+    async fn end(&self) -> Result<u64, Error> {
+        Ok(*self.head().borrow())
+    }
+
     /// Whether appends are possible; else [`Error::Unwritable`] with the reason.
     fn writable(&self) -> Result<(), Error>;
 

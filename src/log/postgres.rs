@@ -268,6 +268,11 @@ impl EventLog for PostgresLog {
         self.shared.head.subscribe()
     }
 
+    async fn end(&self) -> Result<u64, Error> {
+        let readers = Arc::clone(&self.readers);
+        self.on_runtime(async move { Ok(readers.newest().await?.position) }).await
+    }
+
     fn writable(&self) -> Result<(), Error> {
         let queue = self.queue.as_ref().ok_or_else(read_only)?;
         if queue.is_closed() || self.shared.is_unwritable() {
@@ -414,7 +419,7 @@ impl Shared {
     fn cut(&self, position: u64) -> Error {
         self.stop(format!(
             "{} no longer has the event at {position} that was read here: the log was cut or \
-             exchanged, as by a failover to a standby that lagged; restart to go on with what it has",
+             exchanged, as by a failover to a standby that lagged; restore it, or delete the read model and restart to go on with what it has",
             self.address.shown()
         ))
     }

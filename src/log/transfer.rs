@@ -352,7 +352,10 @@ mod tests {
         other[1].id = Uuid::from_u128(99);
         for wrong in [&other[..], &other[1..], &events[3..]] {
             let refused = append(&target, wrong).await;
-            assert!(matches!(refused, Err(Stopped { error: Error::Conflict { .. }, .. })), "{refused:?}");
+            assert!(
+                matches!(refused, Err(Stopped { error: Error::Conflict { .. }, .. })),
+                "{refused:?}"
+            );
         }
         assert_eq!(target.read_all(0, 10).await.unwrap().len(), 2);
         // What begins within what is there goes on from where that ends.

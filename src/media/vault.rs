@@ -316,7 +316,7 @@ impl Vault {
         for name in &names {
             match self.open(name).await {
                 // It may have been damaged, which is no reason to refuse all the others.
-                Err(Error::Unopenable) => {}
+                Err(Error::Unopenable) | Ok(None) => {}
                 opened => return opened.map(|_| true),
             }
         }

@@ -25,6 +25,7 @@ fn append(stream: &str, expected: Expected, ids: &[u128]) -> Append {
         stream: stream.into(),
         expected,
         events: events.collect(),
+        broken: None,
         reply: oneshot::channel().0,
     }
 }

@@ -57,6 +57,21 @@ impl Readers {
         answer
     }
 
+    /// The end of the log, as the server says it now; the others know it, too, from then on.
+    pub(super) async fn newest(&self) -> Result<Seen, Error> {
+        let mut lease = self.lease().await?;
+        let newest = match newest(&lease.reader()?.session).await {
+            Err(Error::Storage(_)) if lease.used => {
+                lease.renew(self).await?;
+                newest(&lease.reader()?.session).await?
+            }
+            answer => answer?,
+        };
+        lease.give_back(self);
+        self.shared.saw(newest);
+        Ok(newest)
+    }
+
     /// A connection of one's own until the lease is dropped.
     pub(super) async fn lease(&self) -> Result<Lease<'_>, Error> {
         self.shared.check_stopped()?;

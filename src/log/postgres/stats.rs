@@ -60,6 +60,7 @@ pub(super) async fn stats(readers: &Readers, tally: &Mutex<Tally>) -> Result<Sta
     let session = &lease.reader()?.session;
     let head = newest(session).await?;
     tally.count_to(head.position, &lease).await?;
+    readers.shared.saw(head);
     let size =
         "SELECT (pg_total_relation_size('t2m.events') + pg_total_relation_size('t2m.streams')
                 + pg_total_relation_size('t2m.types'))::bigint";
