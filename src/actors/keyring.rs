@@ -24,6 +24,8 @@ use crate::media::vault::{self, KEY_BYTES, MasterKey, SealingKey, Vault};
 /// Where the keys lie in the object store, and where the tombstones.
 pub const KEYS: &str = "keys";
 const TOMBSTONES: &str = "erased";
+/// What is sealed to recognise the master key by.
+const MARK: &str = "master-mark";
 /// Unsealed keys kept in memory: some ten megabytes.
 const MOST: usize = 16_384;
 /// Keys read from the store at a time.
@@ -33,6 +35,8 @@ const AT_A_TIME: usize = 32;
 #[derive(Clone)]
 pub struct Keyring {
     vault: Vault,
+    /// Holds [`MARK`] alone.
+    mark: Vault,
     tombstones: Documents,
     known: Arc<Mutex<Known>>,
 }
@@ -70,16 +74,33 @@ struct Known(HashMap<UserId, (Holding, bool)>);
 
 impl Keyring {
     pub fn new(blobs: &Blobs, master: MasterKey) -> Self {
+        let mark = Vault::new(blobs, MARK, master.clone());
         let vault = Vault::new(blobs, KEYS, master);
-        Self { vault, tombstones: blobs.documents(TOMBSTONES), known: Arc::default() }
+        Self { vault, mark, tombstones: blobs.documents(TOMBSTONES), known: Arc::default() }
     }
 
-    /// Whether the master key is the one under which the users' keys lie; true if there are none.
+    /// Whether the master key is the one under which the users' keys lie. Where there are none yet,
+    /// the first `of_several` nodes leaves a mark by which the others see whether theirs is the same.
     ///
     /// # Errors
     /// The store or the master key cannot be read.
-    pub async fn is_ours(&self) -> Result<bool, Error> {
-        Ok(self.vault.is_ours().await?)
+    pub async fn is_ours(&self, of_several: bool) -> Result<bool, Error> {
+        if let Some(is_ours) = self.vault.is_ours().await? {
+            return Ok(is_ours);
+        }
+        if !of_several {
+            return Ok(true);
+        }
+        self.mark.create(MARK, &[]).await?;
+        Ok(self.mark.is_ours().await?.unwrap_or(true))
+    }
+
+    /// What another master key has sealed says nothing of the next one.
+    ///
+    /// # Errors
+    /// The store does not take it.
+    pub async fn forget_mark(&self) -> Result<(), Error> {
+        Ok(self.mark.destroy(MARK).await?)
     }
 
     /// The type and data of an event as they are to be stored. A user's first event makes the key,

@@ -191,3 +191,22 @@ fn what_is_known_is_bounded_and_an_erased_key_is_not_brought_back() {
     known.keep(&id("ada"), &key());
     assert!(matches!(known.get(&id("ada")), Some(Holding::Erased)));
 }
+
+#[tokio::test]
+async fn nodes_with_other_master_keys_are_told_apart_before_anything_is_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = |byte: u8| {
+        let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [byte; 32]);
+        let blobs = Blobs::open(&BlobStore::File, dir.path()).unwrap();
+        Keyring::new(&blobs, MasterKey::parse(&key).unwrap())
+    };
+    assert!(node(9).is_ours(false).await.unwrap(), "alone it leaves no mark");
+    for (byte, is_ours) in [(1, true), (2, false), (1, true)] {
+        assert_eq!(node(byte).is_ours(true).await.unwrap(), is_ours);
+    }
+    node(1).forget_mark().await.unwrap();
+    assert!(node(2).is_ours(true).await.unwrap(), "after a rotation");
+    node(2).of(&id("ada")).await.unwrap();
+    assert!(!node(1).is_ours(true).await.unwrap());
+    assert!(node(2).is_ours(false).await.unwrap());
+}

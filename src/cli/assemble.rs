@@ -205,7 +205,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     };
     let keyring = Keyring::new(&blobs, master.clone());
     anyhow::ensure!(
-        keyring.is_ours().await.context("looking at the keys of users")?,
+        keyring.is_ours(of_several).await.context("looking at the keys of users")?,
         "T2M_MASTER_KEY: the keys in the store were sealed by another master key; give every node \
          the same, or restore the one of this data directory (master.key)"
     );

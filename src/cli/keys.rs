@@ -153,8 +153,9 @@ async fn reseal(opened: &Opened) -> anyhow::Result<()> {
         }
         say(format_args!("{what:<17}{count:>9} sealed anew"));
     }
-    // One that was destroyed while it was sealed anew must not stay.
     let keyring = opened.keyring();
+    keyring.forget_mark().await.context("removing the mark of the old master key")?;
+    // One that was destroyed while it was sealed anew must not stay.
     for user in keyring.erased().await.context("listing the tombstones")? {
         keyring.bury(&user).await.with_context(|| format!("destroying the key of {user}"))?;
     }

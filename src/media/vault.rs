@@ -307,20 +307,20 @@ impl Vault {
     }
 
     /// Whether the master keys are those of what is kept here: false if they open none of some
-    /// secrets, where there are any.
+    /// secrets. Nothing is known where there are none.
     ///
     /// # Errors
     /// The store cannot be read, or the master key not.
-    pub async fn is_ours(&self) -> Result<bool, Error> {
+    pub async fn is_ours(&self) -> Result<Option<bool>, Error> {
         let names = self.documents.some(SAMPLE).await?;
         for name in &names {
             match self.open(name).await {
                 // It may have been damaged, which is no reason to refuse all the others.
                 Err(Error::Unopenable) | Ok(None) => {}
-                opened => return opened.map(|_| true),
+                opened => return opened.map(|_| Some(true)),
             }
         }
-        Ok(names.is_empty())
+        Ok((!names.is_empty()).then_some(false))
     }
 
     /// Destroys a secret; one that is not there is no error.
