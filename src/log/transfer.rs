@@ -358,9 +358,6 @@ mod tests {
             );
         }
         assert_eq!(target.read_all(0, 10).await.unwrap().len(), 2);
-        // What begins within what is there goes on from where that ends.
-        append(&target, &events[1..]).await.unwrap();
-        assert_eq!(target.read_all(0, 10).await.unwrap().len(), 4);
     }
 
     async fn carry(target: &dyn EventLog, events: &[Recorded]) -> Result<Verified, Stopped> {
