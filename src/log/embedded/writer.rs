@@ -531,4 +531,23 @@ mod tests {
         let quick = (0..100).map(|_| spent(&[2], 1).max(spent(&[2; 3], 3))).min();
         assert!(quick.is_some_and(|quick| quick < wait), "{quick:?}");
     }
+
+    #[test]
+    fn the_checkpointer_is_woken_once_for_so_many_pages() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.sqlite");
+        crate::log::embedded::create(&path).unwrap();
+        let mut writer = Writer::open(&path).unwrap();
+        let (wake, woken) = std_mpsc::sync_channel(1);
+        let mut is_woken_at = |pages| {
+            writer.wal_pages.store(pages, Ordering::Relaxed);
+            writer.checkpoint_if_due(&wake);
+            woken.try_recv().is_ok()
+        };
+        let (some, more) = (CHECKPOINT_PAGES, CHECKPOINT_PAGES * 2);
+        let grows = [some - 1, some, some, some + 1, more - 1, more].map(&mut is_woken_at);
+        assert_eq!(grows, [false, true, false, false, false, true]);
+        // Begun anew.
+        assert_eq!([10, some - 1, some].map(is_woken_at), [false, false, true]);
+    }
 }
