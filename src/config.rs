@@ -25,7 +25,8 @@ pub struct Options {
     /// Everything that is kept on this machine
     #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
-    /// The log's engine: `embedded` or `postgres://user:password@host/database`
+    /// The log's engine: `embedded`, `postgres://user:password@host/database` or
+    /// `esdb://user:password@host:2113`
     #[arg(long, env = "T2M_LOG", default_value = "embedded", hide_env_values = true)]
     pub log: String,
     /// Where files lie: `file` (under the data directory) or `s3://bucket/prefix` (see `AWS_…`)

@@ -167,17 +167,17 @@ impl<'a> Cursor<'a> {
             (Order::After(_), None) => self.log.read_all(place, CHUNK).await?,
             (Order::After(_), Some(stream)) => self.log.read_stream(stream, place, CHUNK).await?,
             (Order::Before(_), stream) => {
-                let first = place.saturating_sub(CHUNK as u64);
-                let length = usize::try_from(place - first).unwrap_or(CHUNK);
+                // As many positions as hold about a chunk of events.
+                let stride = if stream.is_none() { self.log.stride() } else { 1 };
+                let first = place.saturating_sub(CHUNK as u64 * stride);
                 self.place = (first > 0).then_some(first);
                 let mut chunk = match stream {
-                    None => self.log.read_all(first, length).await?,
-                    Some(stream) => self.log.read_stream(stream, first, length).await?,
+                    None => self.between(first, place).await?,
+                    Some(stream) => {
+                        let length = usize::try_from(place - first).unwrap_or(CHUNK);
+                        self.log.read_stream(stream, first, length).await?
+                    }
                 };
-                // An engine whose positions have gaps gives some from beyond.
-                if stream.is_none() {
-                    chunk.retain(|event| event.position <= place);
-                }
                 chunk.reverse();
                 return Ok(Some(chunk));
             }
@@ -192,6 +192,20 @@ impl<'a> Cursor<'a> {
         }
         chunk.shrink_to_fit();
         Ok(Some(chunk))
+    }
+
+    /// All events after `first` and up to `last`.
+    async fn between(&self, first: u64, last: u64) -> Result<Vec<Recorded>, log::Error> {
+        let (mut events, mut after) = (Vec::new(), first);
+        loop {
+            let page = self.log.read_all(after, CHUNK).await?;
+            let is_last = page.len() < CHUNK;
+            after = page.last().map_or(last, |event| event.position);
+            events.extend(page.into_iter().filter(|event| event.position <= last));
+            if is_last || after >= last {
+                return Ok(events);
+            }
+        }
     }
 
     fn order(&self, looked_at: usize) -> Order {

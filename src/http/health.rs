@@ -39,7 +39,7 @@ pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
     }
     let head = *app.system.log.head().borrow();
     // Under load the read model is always a little behind; a thousand events are one batch.
-    if reached.position + 1000 < head {
+    if reached.position + 1000 * app.system.log.stride() < head {
         return Err(not_ready(format!("the read model is at {} of {head}", reached.position)));
     }
     if !app.dev_mode && !app.authenticator.has_keys() {

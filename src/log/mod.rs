@@ -11,11 +11,17 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use embedded::{EmbeddedLog, Import};
-pub use postgres::{Deadlines, PostgresLog};
+#[cfg(feature = "eventstore")]
+pub use kurrent::KurrentLog;
+pub use patience::Deadlines;
+pub use postgres::PostgresLog;
 
 pub mod conformance;
 pub mod dump;
 mod embedded;
+#[cfg(feature = "eventstore")]
+mod kurrent;
+mod patience;
 mod postgres;
 mod tail;
 pub mod transfer;
@@ -85,7 +91,8 @@ pub const GENESIS: [u8; 32] = *b"t2m event log, hash chain no. 01";
 /// appended is in `read_stream` at once; in `head`, and with it in `read_all`, within a second.
 ///
 /// # Integrity
-/// Every event carries a SHA-256 over itself and its predecessor ([`Link::hash`]). `verify` walks
+/// Every event carries a SHA-256 over itself and its predecessor ([`Link::hash`]): the one before it
+/// in the log, or, where a server gives the positions afterwards, in its stream. `verify` walks
 /// this chain and names the first position that is altered, out of order or missing. A chain
 /// proves that the log is consistent, not that it is honest: whoever can rewrite all of it, or cut
 /// its end, is found out only by comparing the head hash with one kept elsewhere.
@@ -143,6 +150,11 @@ pub trait EventLog: Send + Sync + 'static {
         false
     }
 
+    /// About how far apart the positions of neighbouring events are; 1 where there are no gaps.
+    fn stride(&self) -> u64 {
+        1
+    }
+
     /// Counts and sizes. The first call may walk the whole log.
     async fn stats(&self) -> Result<Stats, Error>;
 
@@ -171,6 +183,8 @@ pub async fn open(setting: &str, data_dir: &Path) -> Result<Arc<dyn EventLog>, E
             Ok(Arc::new(opened.map_err(|e| Error::Storage(e.to_string()))??))
         }
         other if is_postgres(other) => Ok(Arc::new(PostgresLog::open(other).await?)),
+        #[cfg(feature = "eventstore")]
+        other if is_kurrent(other) => Ok(Arc::new(KurrentLog::open(other).await?)),
         other => Err(unknown(other)),
     }
 }
@@ -187,6 +201,8 @@ pub async fn open_for_reading(setting: &str, data_dir: &Path) -> Result<Arc<dyn 
             Ok(Arc::new(opened.await.map_err(|e| Error::Storage(e.to_string()))??))
         }
         other if is_postgres(other) => Ok(Arc::new(PostgresLog::open_read_only(other).await?)),
+        #[cfg(feature = "eventstore")]
+        other if is_kurrent(other) => Ok(Arc::new(KurrentLog::open_read_only(other).await?)),
         other => Err(unknown(other)),
     }
 }
@@ -199,6 +215,8 @@ pub fn check(setting: &str) -> Result<(), Error> {
     match setting {
         "embedded" => Ok(()),
         other if is_postgres(other) => PostgresLog::check(other),
+        #[cfg(feature = "eventstore")]
+        other if is_kurrent(other) => KurrentLog::check(other),
         other => Err(unknown(other)),
     }
 }
@@ -225,11 +243,22 @@ fn is_postgres(setting: &str) -> bool {
     setting.starts_with("postgres://") || setting.starts_with("postgresql://")
 }
 
+fn is_kurrent(setting: &str) -> bool {
+    let scheme = setting.split_once("://").map(|(scheme, _)| scheme);
+    matches!(scheme, Some("esdb" | "esdb+discover" | "kurrentdb" | "kurrentdb+discover"))
+}
+
 /// The setting may hold a password, so only its scheme is repeated, if it has one.
 fn unknown(setting: &str) -> Error {
     let scheme = setting.split_once("://").map_or("that", |(scheme, _)| scheme);
+    if is_kurrent(setting) {
+        return Error::Invalid(format!(
+            "T2M_LOG: this program was built without the engine for {scheme}://; build it with \
+             the cargo feature `eventstore`"
+        ));
+    }
     Error::Invalid(format!(
-        "T2M_LOG: no log engine is called `{scheme}`; use embedded or postgres://…"
+        "T2M_LOG: no log engine is called `{scheme}`; use embedded, postgres://… or esdb://…"
     ))
 }
 

@@ -8,13 +8,13 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::patience::{Backoff, Deadlines};
 use super::tail::Tail;
 use super::{
     Appended, Error, EventLog, Expected, GENESIS, NewEvent, Progress, Recorded, Stats, ToAppend,
@@ -43,34 +43,6 @@ mod writer;
 const QUEUE: usize = 4096;
 /// What a commit is made known by to the other nodes.
 const CHANNEL: &str = "t2m_log";
-
-/// How long things may take. The default is for production.
-#[derive(Debug, Clone, Copy)]
-pub struct Deadlines {
-    /// For the server to be reachable when the log is opened.
-    pub start: Duration,
-    /// For one connection.
-    pub connect: Duration,
-    /// For the answer to one statement, or the next row of many.
-    pub statement: Duration,
-    /// For an append to be settled over another connection when its own broke, before it is
-    /// answered that its outcome is unknown.
-    pub settle: Duration,
-    /// How often other nodes' events are looked for, should no notification come.
-    pub poll: Duration,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            start: Duration::from_secs(60),
-            connect: Duration::from_secs(5),
-            statement: Duration::from_secs(10),
-            settle: Duration::from_secs(3),
-            poll: Duration::from_millis(500),
-        }
-    }
-}
 
 /// The log in a PostgreSQL database, from version 12 on.
 ///
@@ -451,28 +423,6 @@ impl Shared {
         if guard(&self.away).take().is_some() {
             tracing::info!("the log can be written again");
         }
-    }
-}
-
-/// Pauses between tries, from a twentieth of a second to two seconds.
-struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(Duration::from_millis(50))
-    }
-}
-
-impl Backoff {
-    async fn wait(&mut self) {
-        tokio::time::sleep(self.next()).await;
-    }
-
-    /// The next pause. A part of it is chance, so that nodes do not come back all at once.
-    fn next(&mut self) -> Duration {
-        let pause = self.0.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-        self.0 = (self.0 * 2).min(Duration::from_secs(2));
-        pause
     }
 }
 

@@ -10,46 +10,68 @@ use super::{Recorded, guard};
 const EVENTS: usize = 8192;
 const BYTES: usize = 4 * 1024 * 1024;
 
-/// Events in the log's order without gaps, durable all of them. They end where the log ends, unless
+/// Events in the log's order with none left out, durable all of them. They end where the log ends, unless
 /// somebody else wrote to it since.
 #[derive(Default)]
 pub(super) struct Tail(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
+    /// The position before the first event; between the two there is none.
+    since: u64,
     events: VecDeque<Recorded>,
     bytes: usize,
 }
 
 impl Tail {
-    /// Takes what was committed or read, in order. What is here already is left out; after a gap
-    /// the rest begins anew.
+    /// Takes what was committed or read, in order, of a log whose positions have no gaps. What is
+    /// here already is left out; after a gap the rest begins anew.
     pub(super) fn extend(&self, durable: impl IntoIterator<Item = Recorded>) {
         let mut kept = guard(&self.0);
+        durable.into_iter().for_each(|event| kept.push(event.position.saturating_sub(1), event));
+        kept.shorten();
+    }
+
+    /// The same for a log whose positions have gaps: `durable` is all there is from `after` on.
+    #[cfg_attr(not(feature = "eventstore"), allow(dead_code, reason = "no engine leaves gaps"))]
+    pub(super) fn follow(&self, after: u64, durable: impl IntoIterator<Item = Recorded>) {
+        let (mut kept, mut before) = (guard(&self.0), after);
         for event in durable {
-            if let Some(last) = kept.events.back().map(|last| last.position) {
-                if event.position <= last {
-                    continue;
-                }
-                if event.position != last + 1 {
-                    *kept = Kept::default();
-                }
-            }
-            kept.bytes += size(&event);
-            kept.events.push_back(event);
+            let position = event.position;
+            kept.push(before, event);
+            before = position;
         }
-        while kept.bytes > BYTES || kept.events.len() > EVENTS {
-            let Some(oldest) = kept.events.pop_front() else { break };
-            kept.bytes -= size(&oldest);
-        }
+        kept.shorten();
     }
 
     /// Up to `limit` events after `after`; none if they begin before what is kept here.
     pub(super) fn page(&self, after: u64, limit: usize) -> Option<Vec<Recorded>> {
         let kept = guard(&self.0);
-        let first = kept.events.front()?.position;
-        let skipped = usize::try_from(after.saturating_add(1).checked_sub(first)?).ok()?;
+        if kept.events.is_empty() || after < kept.since {
+            return None;
+        }
+        let skipped = kept.events.partition_point(|event| event.position <= after);
         Some(kept.events.iter().skip(skipped).take(limit).cloned().collect())
+    }
+}
+
+impl Kept {
+    fn push(&mut self, before: u64, event: Recorded) {
+        match self.events.back().map(|last| last.position) {
+            Some(last) if event.position <= last => return,
+            Some(last) if before <= last => {}
+            _ => *self = Self { since: before, ..Self::default() },
+        }
+        self.bytes += size(&event);
+        self.events.push_back(event);
+    }
+
+    fn shorten(&mut self) {
+        while self.bytes > BYTES || self.events.len() > EVENTS {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= size(&oldest);
+            self.since = oldest.position;
+        }
     }
 }
 
@@ -131,5 +153,24 @@ mod tests {
         assert_eq!(page(7, 9), [8]);
         assert!(page(8, 9).is_empty());
         assert!(page(u64::MAX, 9).is_empty());
+    }
+
+    #[test]
+    fn gaps_between_positions_are_no_gaps_in_the_log() {
+        let positions = |page: Option<Vec<Recorded>>| {
+            page.map(|page| page.iter().map(|event| event.position).collect::<Vec<_>>())
+        };
+        let tail = Tail::default();
+        assert_eq!(tail.page(0, 10), None);
+        tail.follow(10, [event(30), event(70)]);
+        tail.follow(30, [event(70), event(90)]);
+        assert_eq!(positions(tail.page(10, 10)), Some(vec![30, 70, 90]));
+        assert_eq!(positions(tail.page(29, 2)), Some(vec![30, 70]));
+        assert_eq!(positions(tail.page(30, 10)), Some(vec![70, 90]));
+        assert_eq!(positions(tail.page(90, 10)), Some(vec![]));
+        assert_eq!(tail.page(9, 10), None);
+        tail.follow(95, [event(99)]);
+        assert_eq!(tail.page(90, 10), None, "there may be one between 90 and 95");
+        assert_eq!(positions(tail.page(95, 10)), Some(vec![99]));
     }
 }

@@ -11,8 +11,9 @@ use super::{
     check_next,
 };
 
-/// The most bytes that are appended at once.
-const BYTES: usize = 4 * 1024 * 1024;
+/// The most bytes that are appended at once: no more than a server takes as it is set up, with what
+/// it adds to a thousand events.
+const BYTES: usize = 512 * 1024;
 /// Events that are read at once.
 const PAGE: usize = 1000;
 
