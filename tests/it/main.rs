@@ -17,14 +17,22 @@ mod erasure;
 mod events;
 mod faults;
 mod floors;
+#[cfg(feature = "eventstore")]
+mod kurrent;
+#[cfg(feature = "eventstore")]
+mod kurrent_faults;
 mod lives;
 mod many_nodes;
+#[cfg(feature = "eventstore")]
+mod over_kurrent;
 mod over_postgres;
 mod replay;
 mod s3;
 mod seeds;
 mod simulation;
 mod starting;
+#[cfg(feature = "eventstore")]
+mod standin;
 mod telemetry;
 mod translations;
 mod tus;
