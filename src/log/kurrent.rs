@@ -224,6 +224,23 @@ impl EventLog for KurrentLog {
         self.shared.head.subscribe()
     }
 
+    async fn end(&self) -> Result<u64, Error> {
+        let shared = Arc::clone(&self.shared);
+        self.on_runtime(async move {
+            let newest = |link: Arc<Link>| -> BoxFuture<'_, _> {
+                Box::pin(async move { reading::newest(&link).await })
+            };
+            let (events, _) = shared.answer(newest).await?;
+            let end = events.last().map_or(0, |last| last.position);
+            let mut head = shared.head.subscribe();
+            let arrived = head.wait_for(|head| *head >= end);
+            let arrived = tokio::time::timeout(shared.deadlines.statement, arrived).await;
+            let late = || Error::Storage("what was just appended does not come".into());
+            arrived.map_err(|_| late())?.map(|head| *head).map_err(|_| late())
+        })
+        .await
+    }
+
     fn writable(&self) -> Result<(), Error> {
         if !self.writes {
             return Err(Error::Unwritable("it was opened for reading only".into()));

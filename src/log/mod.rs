@@ -577,6 +577,14 @@ mod tests {
         check("esdb://a:1", "esdb://a:1");
     }
 
+    #[cfg(not(feature = "eventstore"))]
+    #[test]
+    fn an_engine_that_was_left_out_is_named_with_its_feature() {
+        let error = check("esdb://admin:secret@host").unwrap_err().to_string();
+        assert!(error.starts_with("T2M_LOG: ") && error.contains("`eventstore`"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+
     #[tokio::test]
     async fn the_embedded_engine_is_made_in_a_directory_that_was_not_there() {
         let dir = tempfile::tempdir().unwrap();

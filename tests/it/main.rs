@@ -30,9 +30,9 @@ mod replay;
 mod s3;
 mod seeds;
 mod simulation;
-mod starting;
 #[cfg(feature = "eventstore")]
 mod standin;
+mod starting;
 mod telemetry;
 mod translations;
 mod tus;
