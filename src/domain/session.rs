@@ -311,6 +311,7 @@ mod tests {
 
     #[test]
     fn activity_is_recorded_at_most_once_a_minute() {
+        check(&[(0, start()), (0, Command::Touch)], &["started"]);
         check(&[(0, start()), (0, Command::Touch), (1, Command::Touch)], &["started", "active"]);
     }
 
