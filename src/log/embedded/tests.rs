@@ -371,6 +371,18 @@ async fn a_writer_without_room_refuses_and_takes_appends_again_when_there_is_som
 }
 
 #[tokio::test]
+async fn a_log_says_that_it_cannot_be_written_for_as_long_as_there_is_no_room() {
+    let (_dir, path) = place();
+    let log = EmbeddedLog::open(&path).unwrap();
+    log.shared.set_full(true);
+    let full = Err(Error::Unwritable("no room is left on its disk".to_owned()));
+    assert_eq!(log.writable(), full);
+    assert_eq!(log.append("thing-1", Expected::Any, vec![event(1)]).await.map(drop), full);
+    log.shared.set_full(false);
+    assert_eq!(log.writable(), Ok(()));
+}
+
+#[tokio::test]
 async fn the_wal_is_written_back_while_the_log_is_open() {
     let (_dir, path) = place();
     let log = EmbeddedLog::open(&path).unwrap();
