@@ -163,6 +163,7 @@ mod tests {
 
     #[test]
     fn caps_are_read_by_name_and_nonsense_is_refused() {
+        assert_eq!(Caps::DEFAULT.to_string(), "premium=4,standard=2,batch=2");
         assert_eq!(Caps::DEFAULT.to_string().parse(), Ok(Caps::DEFAULT));
         assert_eq!(" batch = 9 ".parse(), Ok(Caps { batch: 9, ..Caps::DEFAULT }));
         for bad in
