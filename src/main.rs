@@ -3,13 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mimalloc::MiMalloc;
 use t2m::cli::{BadConfiguration, Cli, run};
-
-/// What one thread allocates is mostly freed by another here: events that are read, decoded and
-/// folded, requests that go through actors.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     // Before clap reads the environment; a missing file is no fault, a broken one is.

@@ -1,5 +1,6 @@
-//! A rebuild: the whole log once more, into views that nobody reads yet. One thread reads and
-//! decodes while the other folds, since each costs about as much.
+//! A rebuild: the whole log once more, into views that nobody reads yet. Reading, decoding and folding
+//! are on a thread each, since each costs about as much, with some batches between them, so that
+//! none waits for the others' hands.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,12 +12,12 @@ use tokio::sync::mpsc;
 use super::keyring::Keyring;
 use super::projector::{self, Error};
 use crate::clock::Clock;
-use crate::log::{self, EventLog};
+use crate::log::EventLog;
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
-/// Events that are handed on at once: few enough to stay in the processor's cache on their way.
-const BATCH: usize = 1024;
-/// Batches that are decoded ahead.
+/// Events that are handed on at once.
+const BATCH: usize = 2048;
+/// Batches that wait before each of the threads at the most.
 const AHEAD: usize = 4;
 
 /// Takes in the log up to `until`; `seen` hears of each position reached. The building is given
@@ -57,8 +58,7 @@ pub async fn fill(
     Ok(views.replace_with(fresh)?)
 }
 
-/// The next page is read while this one is decoded. Ends early when nobody folds any more; why not
-/// is what the folding answers.
+/// Ends early when nobody folds any more; why not is what the folding answers.
 async fn read(
     log: Arc<dyn EventLog>,
     keyring: Keyring,
@@ -66,21 +66,26 @@ async fn read(
     until: u64,
     decoded: mpsc::Sender<Vec<Happened>>,
 ) -> Result<(), Error> {
-    let page_after = |position| {
-        let log = Arc::clone(&log);
-        tokio::spawn(async move { log.read_all(position, BATCH).await })
-    };
-    let mut reading = page_after(from);
-    loop {
-        let page = reading.await.map_err(|error| log::Error::Storage(error.to_string()))??;
-        let Some(last) = page.last().map(|last| last.position) else { return Ok(()) };
-        reading = page_after(last);
-        let batch = projector::understand(&keyring, page, until).await?;
-        if !batch.is_empty() && decoded.send(batch).await.is_err() || last >= until {
+    let (read, mut pages) = mpsc::channel(AHEAD);
+    // Ends when nobody takes its pages any more.
+    tokio::spawn(async move {
+        let mut after = from;
+        while after < until {
+            let page = log.read_all(after, BATCH).await;
+            let last = page.as_ref().ok().and_then(|page| page.last()).map(|last| last.position);
+            if read.send(page).await.is_err() {
+                break;
+            }
+            let Some(last) = last else { break };
+            after = last;
+        }
+    });
+    while let Some(page) = pages.recv().await {
+        let batch = projector::understand(&keyring, page?, until).await?;
+        if !batch.is_empty() && decoded.send(batch).await.is_err() {
             break;
         }
     }
-    reading.abort();
     Ok(())
 }
 
