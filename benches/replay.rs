@@ -69,7 +69,9 @@ async fn replay(log: &Path, views: &Path, keyring: Keyring) {
     let head = *log.head().borrow();
     let most = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&most);
-    let note = move |_| drop(seen.fetch_max(own_memory(), Ordering::Relaxed));
+    let note = move |_| {
+        seen.fetch_max(own_memory(), Ordering::Relaxed);
+    };
     let (before, began) = (own_memory(), Instant::now());
     let building = Building::at(views).expect("a read model");
     let built = rebuild(log, keyring, building, head, note).await.expect("rebuilt");
