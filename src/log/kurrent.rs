@@ -541,7 +541,8 @@ impl Shared {
     fn cut(&self, position: u64) -> Error {
         self.stop(format!(
             "{} no longer has the event at {position} that was read here: the log was cut or \
-             exchanged, as by a restored backup; restart to go on with what it has",
+             exchanged, as by a restored backup; restore it, or delete the read model and \
+             restart to go on with what it has",
             self.address.shown()
         ))
     }

@@ -391,7 +391,8 @@ impl Shared {
     fn cut(&self, position: u64) -> Error {
         self.stop(format!(
             "{} no longer has the event at {position} that was read here: the log was cut or \
-             exchanged, as by a failover to a standby that lagged; restore it, or delete the read model and restart to go on with what it has",
+             exchanged, as by a failover to a standby that lagged; restore it, or delete \
+             the read model and restart to go on with what it has",
             self.address.shown()
         ))
     }
