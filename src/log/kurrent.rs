@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::condition::Condition;
 use super::patience::{Backoff, Deadlines};
 use super::tail::Tail;
 use super::{
@@ -173,7 +174,7 @@ impl EventLog for KurrentLog {
         append.check_size()?;
         self.writable()?;
         let permit = Arc::clone(&self.shared.permits).acquire_owned().await;
-        let permit = permit.map_err(|_| self.shared.unwritable())?;
+        let permit = permit.map_err(|_| self.shared.condition.unwritable())?;
         let shared = Arc::clone(&self.shared);
         // It goes on when the caller does not, and is waited for when the log is closed.
         let ended = self.spawn(async move {
@@ -182,7 +183,7 @@ impl EventLog for KurrentLog {
             answer
         });
         let ended = ended.await;
-        ended.unwrap_or_else(|_| Err(self.shared.unwritable()))
+        ended.unwrap_or_else(|_| Err(self.shared.condition.unwritable()))
     }
 
     async fn read_stream(
@@ -205,7 +206,7 @@ impl EventLog for KurrentLog {
     }
 
     async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, Error> {
-        self.shared.check_stopped()?;
+        self.shared.condition.check_stopped()?;
         let head = *self.shared.head.borrow();
         if limit == 0 || after >= head {
             return Ok(Vec::new());
@@ -245,8 +246,8 @@ impl EventLog for KurrentLog {
         if !self.writes {
             return Err(Error::Unwritable("it was opened for reading only".into()));
         }
-        match self.shared.is_unwritable() {
-            true => Err(self.shared.unwritable()),
+        match self.shared.condition.is_unwritable() {
+            true => Err(self.shared.condition.unwritable()),
             false => Ok(()),
         }
     }
@@ -321,15 +322,13 @@ struct Shared {
     permits: Arc<Semaphore>,
     turns: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
-    /// Why nothing can be written at present.
-    away: Mutex<Option<String>>,
-    /// Why nothing is written or read any more.
-    stopped: OnceLock<String>,
+    condition: Condition,
 }
 
 impl Shared {
     fn new(address: Address, deadlines: Deadlines) -> Self {
         Self {
+            condition: Condition::new(address.shown()),
             address,
             deadlines,
             identity: OnceLock::new(),
@@ -341,8 +340,6 @@ impl Shared {
             permits: Arc::new(Semaphore::new(APPENDS)),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
-            away: Mutex::default(),
-            stopped: OnceLock::new(),
         }
     }
 
@@ -404,7 +401,7 @@ impl Shared {
     async fn link(&self) -> Result<Arc<Link>, Error> {
         let came = Instant::now();
         let mut line = self.line.lock().await;
-        self.check_stopped()?;
+        self.condition.check_stopped()?;
         if let Some(link) = &line.link {
             return Ok(Arc::clone(link));
         }
@@ -428,8 +425,8 @@ impl Shared {
         let place = self.address.shown();
         match marker::inspect(&link, &place).await {
             Ok(found) if found == self.identity.get().copied() => {}
-            Ok(_) => return Err(self.stop(format!("{place} holds another log now"))),
-            Err(Failure::Bad(Error::Foreign(why))) => return Err(self.stop(why)),
+            Ok(_) => return Err(self.condition.stop(&format!("{place} holds another log now"))),
+            Err(Failure::Bad(Error::Foreign(why))) => return Err(self.condition.stop(&why)),
             Err(failure) => return Err(storage(failure)),
         }
         let Some(seen) = self.seen() else { return Ok(link) };
@@ -438,7 +435,7 @@ impl Shared {
         let mut backoff = Backoff::default();
         while !self.is_there(&link, &seen).await.map_err(storage)? {
             if Instant::now() >= give_up {
-                return Err(self.cut(seen.position));
+                return Err(self.condition.cut(seen.position));
             }
             backoff.wait().await;
         }
@@ -526,53 +523,5 @@ impl Shared {
             *head = position.max(*head);
             moved
         });
-    }
-
-    /// Nothing is written or read on this handle any more.
-    fn stop(&self, reason: String) -> Error {
-        let reason = reason.strip_prefix("T2M_LOG: ").map_or(reason.clone(), str::to_owned);
-        if self.stopped.set(reason.clone()).is_ok() {
-            tracing::error!(%reason, "the log stops");
-        }
-        Error::Foreign(format!("T2M_LOG: {reason}"))
-    }
-
-    /// The server has lost or exchanged what this node has seen.
-    fn cut(&self, position: u64) -> Error {
-        self.stop(format!(
-            "{} no longer has the event at {position} that was read here: the log was cut or \
-             exchanged, as by a restored backup; restore it, or delete the read model and \
-             restart to go on with what it has",
-            self.address.shown()
-        ))
-    }
-
-    fn check_stopped(&self) -> Result<(), Error> {
-        self.stopped.get().map_or(Ok(()), |reason| Err(Error::Storage(reason.clone())))
-    }
-
-    fn is_unwritable(&self) -> bool {
-        self.stopped.get().is_some() || guard(&self.away).is_some()
-    }
-
-    fn unwritable(&self) -> Error {
-        if let Some(reason) = self.stopped.get() {
-            return Error::Unwritable(reason.clone());
-        }
-        let away = guard(&self.away).clone();
-        Error::Unwritable(away.unwrap_or_else(|| "it is closing".into()))
-    }
-
-    fn set_away(&self, why: &str) {
-        if guard(&self.away).replace(why.to_owned()).is_none() {
-            let place = self.address.shown();
-            tracing::error!(%why, "the log cannot be written at present, {place}");
-        }
-    }
-
-    fn set_back(&self) {
-        if guard(&self.away).take().is_some() {
-            tracing::info!("the log can be written again");
-        }
     }
 }

@@ -16,6 +16,7 @@ pub use kurrent::KurrentLog;
 pub use patience::Deadlines;
 pub use postgres::PostgresLog;
 
+mod condition;
 pub mod conformance;
 pub mod dump;
 mod embedded;

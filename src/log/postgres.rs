@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::condition::Condition;
 use super::patience::{Backoff, Deadlines};
 use super::tail::Tail;
 use super::{
@@ -176,8 +177,8 @@ impl EventLog for PostgresLog {
         let queue = self.queue.as_ref().ok_or_else(read_only)?;
         let (reply, answer) = oneshot::channel();
         let append = Append { stream: stream.into(), expected, events, reply, broken: None };
-        queue.send(append).await.map_err(|_| self.shared.unwritable())?;
-        answer.await.map_err(|_| self.shared.unwritable())?
+        queue.send(append).await.map_err(|_| self.shared.condition.unwritable())?;
+        answer.await.map_err(|_| self.shared.condition.unwritable())?
     }
 
     async fn append_in_turn(&self, appends: Vec<ToAppend>) -> Result<(), (usize, Error)> {
@@ -193,11 +194,11 @@ impl EventLog for PostgresLog {
             let (reply, answer) = oneshot::channel();
             let broken = Some(Arc::clone(&broken));
             let append = Append { stream, expected, events, reply, broken };
-            queue.send(append).await.map_err(|_| (at, self.shared.unwritable()))?;
+            queue.send(append).await.map_err(|_| (at, self.shared.condition.unwritable()))?;
             answers.push(answer);
         }
         for (at, answer) in answers.into_iter().enumerate() {
-            let answer = answer.await.unwrap_or_else(|_| Err(self.shared.unwritable()));
+            let answer = answer.await.unwrap_or_else(|_| Err(self.shared.condition.unwritable()));
             answer.map_err(|error| (at, error))?;
         }
         Ok(())
@@ -215,7 +216,7 @@ impl EventLog for PostgresLog {
     }
 
     async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, Error> {
-        self.shared.check_stopped()?;
+        self.shared.condition.check_stopped()?;
         if let Some(events) = self.shared.tail.page(after, limit)
             // It may end before what others wrote; positions have no gaps.
             && (events.len() == limit
@@ -247,8 +248,8 @@ impl EventLog for PostgresLog {
 
     fn writable(&self) -> Result<(), Error> {
         let queue = self.queue.as_ref().ok_or_else(read_only)?;
-        if queue.is_closed() || self.shared.is_unwritable() {
-            return Err(self.shared.unwritable());
+        if queue.is_closed() || self.shared.condition.is_unwritable() {
+            return Err(self.shared.condition.unwritable());
         }
         Ok(())
     }
@@ -288,15 +289,13 @@ struct Shared {
     seen: Mutex<Seen>,
     /// Somebody else has appended.
     appended: Notify,
-    /// Why nothing can be written at present.
-    away: Mutex<Option<String>>,
-    /// Why nothing is written or read any more.
-    stopped: OnceLock<String>,
+    condition: Condition,
 }
 
 impl Shared {
     fn new(address: Address, deadlines: Deadlines) -> Result<Self, Error> {
         Ok(Self {
+            condition: Condition::new(address.shown()),
             tls: address.tls()?,
             address,
             deadlines,
@@ -305,8 +304,6 @@ impl Shared {
             tail: Tail::default(),
             seen: Mutex::new(Seen { position: 0, hash: GENESIS }),
             appended: Notify::new(),
-            away: Mutex::new(None),
-            stopped: OnceLock::new(),
         })
     }
 
@@ -377,53 +374,6 @@ impl Shared {
             *head = newest.position.max(*head);
             moved
         });
-    }
-
-    /// Nothing is written or read on this handle any more.
-    fn stop(&self, reason: String) -> Error {
-        if self.stopped.set(reason.clone()).is_ok() {
-            tracing::error!(%reason, "the log stops");
-        }
-        Error::Foreign(format!("T2M_LOG: {reason}"))
-    }
-
-    /// The server has lost or exchanged what this node has seen.
-    fn cut(&self, position: u64) -> Error {
-        self.stop(format!(
-            "{} no longer has the event at {position} that was read here: the log was cut or \
-             exchanged, as by a failover to a standby that lagged; restore it, or delete \
-             the read model and restart to go on with what it has",
-            self.address.shown()
-        ))
-    }
-
-    fn check_stopped(&self) -> Result<(), Error> {
-        self.stopped.get().map_or(Ok(()), |reason| Err(Error::Storage(reason.clone())))
-    }
-
-    fn is_unwritable(&self) -> bool {
-        self.stopped.get().is_some() || guard(&self.away).is_some()
-    }
-
-    fn unwritable(&self) -> Error {
-        if let Some(reason) = self.stopped.get() {
-            return Error::Unwritable(reason.clone());
-        }
-        let away = guard(&self.away).clone();
-        Error::Unwritable(away.unwrap_or_else(|| "its writer has ended".into()))
-    }
-
-    fn set_away(&self, why: &str) {
-        if guard(&self.away).replace(why.to_owned()).is_none() {
-            let place = self.address.shown();
-            tracing::error!(%why, "the log cannot be written at present, {place}");
-        }
-    }
-
-    fn set_back(&self) {
-        if guard(&self.away).take().is_some() {
-            tracing::info!("the log can be written again");
-        }
     }
 }
 

@@ -64,7 +64,7 @@ impl Append {
             let failure = match shared.link().await {
                 Ok(link) => match self.attempt(&shared, &link, after, again).await {
                     Ok(answer) => {
-                        shared.set_back();
+                        shared.condition.set_back();
                         if let Ok(appended) = &answer {
                             shared.saw(appended.position);
                         }
@@ -86,9 +86,9 @@ impl Append {
             if !failure.passes() && !matches!(failure, Failure::Denied) {
                 return Err(failure.into_error());
             }
-            if Instant::now() >= give_up || shared.check_stopped().is_err() {
-                shared.set_away(&failure.told());
-                return Err(shared.unwritable());
+            if Instant::now() >= give_up || shared.condition.check_stopped().is_err() {
+                shared.condition.set_away(&failure.told());
+                return Err(shared.condition.unwritable());
             }
             tracing::warn!(why = failure.told(), "an append is tried again");
             again = true;

@@ -25,21 +25,21 @@ const LASTING: Duration = Duration::from_secs(5);
 /// Runs until the log is closed or stopped.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
-    while shared.check_stopped().is_ok() {
+    while shared.condition.check_stopped().is_ok() {
         let began = Instant::now();
         match shared.link().await {
             Ok(link) => {
-                shared.set_back();
+                shared.condition.set_back();
                 if let Err(failure) = follow(&shared, &link).await {
                     tracing::warn!(why = failure.told(), "the log cannot be followed");
                     if let Failure::Bad(Error::Foreign(why)) = failure {
-                        shared.stop(why);
+                        shared.condition.stop(&why);
                     }
                 }
                 // The client may have connected anew by itself, to whatever is there now.
                 shared.give_up(&link).await;
             }
-            Err(error) => shared.set_away(&error.to_string()),
+            Err(error) => shared.condition.set_away(&error.to_string()),
         }
         if began.elapsed() > LASTING {
             backoff = Backoff::default();
@@ -64,7 +64,7 @@ async fn follow(shared: &Shared, link: &Arc<Link>) -> Result<(), Failure> {
             Err(_) => {
                 let is_new = look(shared, link, &mut scanned).await?;
                 looks = if is_new { looks + 1 } else { 0 };
-                shared.set_back();
+                shared.condition.set_back();
                 if looks >= LOOKS {
                     tracing::warn!("the subscription to the log tells nothing; it is renewed");
                     return Ok(());

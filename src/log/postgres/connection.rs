@@ -65,7 +65,7 @@ impl Session {
         let checked = async {
             let found = schema::inspect(&session.client, &place).await?;
             if found.map(|(_, identity)| identity) != known {
-                return Err(shared.stop(format!("{place} holds another log now")));
+                return Err(shared.condition.stop(&format!("{place} holds another log now")));
             }
             let seen = shared.seen();
             if seen.position == 0 {
@@ -75,7 +75,7 @@ impl Session {
             let row = session.client.query_opt(sql, &[&to_sql(seen.position)]).await;
             match row.map_err(failed)? {
                 Some(row) if row.get::<_, &[u8]>(0) == seen.hash => Ok(()),
-                _ => Err(shared.cut(seen.position)),
+                _ => Err(shared.condition.cut(seen.position)),
             }
         };
         timeout(deadline, checked).await.unwrap_or_else(|_| Err(late()))?;

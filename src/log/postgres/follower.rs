@@ -10,7 +10,7 @@ use crate::log::Error;
 /// Runs until the log is closed or stopped.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
-    while shared.check_stopped().is_ok() {
+    while shared.condition.check_stopped().is_ok() {
         if let Ok(session) = Session::open(&shared).await {
             backoff = Backoff::default();
             if let Err(error) = follow(&shared, session).await {
@@ -28,7 +28,7 @@ async fn follow(shared: &Shared, mut session: Session) -> Result<(), Error> {
         let seen = shared.seen();
         let newest = reader::newest(&session).await?;
         if newest.position < seen.position {
-            return Err(shared.cut(seen.position));
+            return Err(shared.condition.cut(seen.position));
         }
         shared.saw(newest);
         tokio::select! {

@@ -74,7 +74,7 @@ impl Readers {
 
     /// A connection of one's own until the lease is dropped.
     pub(super) async fn lease(&self) -> Result<Lease<'_>, Error> {
-        self.shared.check_stopped()?;
+        self.shared.condition.check_stopped()?;
         let permit = self.permits.acquire().await;
         let permit = permit.map_err(|_| Error::Storage("the log is closed".into()))?;
         let idle = guard(&self.idle).pop();

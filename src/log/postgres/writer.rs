@@ -93,7 +93,7 @@ impl Writer {
     /// Until the log is closed and the queue is empty, or the log has stopped.
     pub(super) async fn run(mut self) {
         let mut last = Pace::default();
-        while self.shared.check_stopped().is_ok() {
+        while self.shared.condition.check_stopped().is_ok() {
             let Some(first) = self.next().await else { break };
             let group = self.gather(first, &last).await;
             let (began, size) = (Instant::now(), group.len());
@@ -109,7 +109,7 @@ impl Writer {
         loop {
             if self.link.is_none() {
                 self.connect().await;
-                if self.shared.check_stopped().is_err() {
+                if self.shared.condition.check_stopped().is_err() {
                     return None;
                 }
             }
@@ -134,15 +134,15 @@ impl Writer {
             match Link::open(&self.shared).await {
                 Ok(link) => {
                     self.link = Some(link);
-                    self.shared.set_back();
+                    self.shared.condition.set_back();
                     return;
                 }
                 Err(error) => {
-                    if self.shared.check_stopped().is_err() {
+                    if self.shared.condition.check_stopped().is_err() {
                         return;
                     }
-                    if self.shared.is_unwritable() || Instant::now() >= give_up {
-                        self.shared.set_away(&error.to_string());
+                    if self.shared.condition.is_unwritable() || Instant::now() >= give_up {
+                        self.shared.condition.set_away(&error.to_string());
                         self.refuse_queued();
                     }
                 }
@@ -157,7 +157,7 @@ impl Writer {
 
     fn refuse_queued(&mut self) {
         while let Ok(append) = self.queue.try_recv() {
-            append.refuse(self.shared.unwritable());
+            append.refuse(self.shared.condition.unwritable());
         }
     }
 
@@ -193,7 +193,7 @@ impl Writer {
                         // Whoever gave up waiting finds the outcome by repeating the append.
                         let _ = append.reply.send(answer);
                     }
-                    self.shared.set_back();
+                    self.shared.condition.set_back();
                     return;
                 }
                 Err(error) => error,
@@ -202,11 +202,11 @@ impl Writer {
             self.link = None;
             self.ends.clear();
             self.types.clear();
-            if Instant::now() >= give_up || self.shared.check_stopped().is_err() {
+            if Instant::now() >= give_up || self.shared.condition.check_stopped().is_err() {
                 self.in_doubt = None;
-                self.shared.set_away(&error.to_string());
+                self.shared.condition.set_away(&error.to_string());
                 for append in group {
-                    append.refuse(self.shared.unwritable());
+                    append.refuse(self.shared.condition.unwritable());
                 }
                 return;
             }
@@ -268,7 +268,7 @@ impl Writer {
         let unknown = distinct(streams().filter(|stream| !self.ends.contains_key(*stream)));
         let (head, ends, types) = link.begin(&unknown, &types).await?;
         if head.position < self.shared.seen().position {
-            return Err(self.shared.cut(self.shared.seen().position));
+            return Err(self.shared.condition.cut(self.shared.seen().position));
         }
         self.types.extend(types);
         if head.position == self.head.position {

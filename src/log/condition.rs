@@ -1,0 +1,68 @@
+//! Whether a handle on a log over the network can be used at present, or ever again.
+
+use std::sync::{Mutex, OnceLock};
+
+use super::{Error, guard};
+
+/// What a handle and its tasks know of it.
+pub(super) struct Condition {
+    /// Where the log is, without what is secret in its address.
+    place: String,
+    /// Why nothing can be written at present.
+    away: Mutex<Option<String>>,
+    /// Why nothing is written or read any more.
+    stopped: OnceLock<String>,
+}
+
+impl Condition {
+    pub(super) fn new(place: String) -> Self {
+        Self { place, away: Mutex::default(), stopped: OnceLock::new() }
+    }
+
+    /// Nothing is written or read on this handle any more.
+    pub(super) fn stop(&self, reason: &str) -> Error {
+        let reason = reason.strip_prefix("T2M_LOG: ").unwrap_or(reason);
+        if self.stopped.set(reason.to_owned()).is_ok() {
+            tracing::error!(%reason, "the log stops");
+        }
+        Error::Foreign(format!("T2M_LOG: {reason}"))
+    }
+
+    /// The server has lost or exchanged what this node has seen.
+    pub(super) fn cut(&self, position: u64) -> Error {
+        self.stop(&format!(
+            "{} no longer has the event at {position} that was read here: the log was cut or \
+             exchanged, as by a restored backup or a failover to a standby that lagged; restore \
+             it, or delete the read model and restart to go on with what it has",
+            self.place
+        ))
+    }
+
+    pub(super) fn check_stopped(&self) -> Result<(), Error> {
+        self.stopped.get().map_or(Ok(()), |reason| Err(Error::Storage(reason.clone())))
+    }
+
+    pub(super) fn is_unwritable(&self) -> bool {
+        self.stopped.get().is_some() || guard(&self.away).is_some()
+    }
+
+    pub(super) fn unwritable(&self) -> Error {
+        if let Some(reason) = self.stopped.get() {
+            return Error::Unwritable(reason.clone());
+        }
+        let away = guard(&self.away).clone();
+        Error::Unwritable(away.unwrap_or_else(|| "it is closing".into()))
+    }
+
+    pub(super) fn set_away(&self, why: &str) {
+        if guard(&self.away).replace(why.to_owned()).is_none() {
+            tracing::error!(%why, "the log cannot be written at present, {}", self.place);
+        }
+    }
+
+    pub(super) fn set_back(&self) {
+        if guard(&self.away).take().is_some() {
+            tracing::info!("the log can be written again");
+        }
+    }
+}
