@@ -204,7 +204,9 @@ fn upcast_by(retired: &[(&str, Step)], kind: &str, data: Value) -> (String, Valu
 }
 
 fn decode_current<A: Aggregate>(kind: &str, data: &[u8]) -> Result<A::Event, Error> {
-    let mut json = serde_json::Deserializer::from_slice(data);
+    // Looked at once as a whole, not string by string.
+    let data = std::str::from_utf8(data).map_err(|error| bad(kind, error))?;
+    let mut json = serde_json::Deserializer::from_str(data);
     let mut fields = Tagged { kind, data: &mut json, next: Field::Type, type_is_known: false };
     let decoded = A::Event::deserialize(MapAccessDeserializer::new(&mut fields));
     let type_is_known = fields.type_is_known;
@@ -223,7 +225,7 @@ fn bad(kind: &str, what: impl std::fmt::Display) -> Error {
 /// is most of what a replay costs.
 struct Tagged<'a, 'de> {
     kind: &'a str,
-    data: &'a mut serde_json::Deserializer<serde_json::de::SliceRead<'de>>,
+    data: &'a mut serde_json::Deserializer<serde_json::de::StrRead<'de>>,
     next: Field,
     /// Serde asks for the data only after it has accepted the type.
     type_is_known: bool,

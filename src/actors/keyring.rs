@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use foldhash::fast::RandomState;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
@@ -70,7 +71,7 @@ pub struct Destroyed {
 
 /// Second chance: those not asked for since the last clearing go first.
 #[derive(Default)]
-struct Known(HashMap<UserId, (Holding, bool)>);
+struct Known(HashMap<UserId, (Holding, bool), RandomState>);
 
 impl Keyring {
     pub fn new(blobs: &Blobs, master: MasterKey) -> Self {

@@ -1,5 +1,6 @@
 //! What is sealed, what opens it and where, and what a destroyed or a lost key means.
 
+use bytes::Bytes;
 use std::path::Path;
 
 use super::*;
@@ -37,8 +38,8 @@ fn recorded(stream: &str, (kind, data): (String, Vec<u8>)) -> Recorded {
         position: 1,
         kind: kind.into(),
         time: DateTime::UNIX_EPOCH,
-        data,
-        metadata: vec![],
+        data: data.into(),
+        metadata: Bytes::new(),
         hash: [0; 32],
     }
 }

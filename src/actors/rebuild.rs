@@ -12,13 +12,13 @@ use tokio::sync::mpsc;
 use super::keyring::Keyring;
 use super::projector::{self, Error};
 use crate::clock::Clock;
-use crate::log::EventLog;
+use crate::log::{self, EventLog, Recorded};
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// Events that are handed on at once.
-const BATCH: usize = 2048;
+const BATCH: usize = 512;
 /// Batches that wait before each of the threads at the most.
-const AHEAD: usize = 4;
+const AHEAD: usize = 16;
 
 /// Takes in the log up to `until`; `seen` hears of each position reached. The building is given
 /// back at that position, or where the log ends if that is before.
@@ -67,19 +67,7 @@ async fn read(
     decoded: mpsc::Sender<Vec<Happened>>,
 ) -> Result<(), Error> {
     let (read, mut pages) = mpsc::channel(AHEAD);
-    // Ends when nobody takes its pages any more.
-    tokio::spawn(async move {
-        let mut after = from;
-        while after < until {
-            let page = log.read_all(after, BATCH).await;
-            let last = page.as_ref().ok().and_then(|page| page.last()).map(|last| last.position);
-            if read.send(page).await.is_err() {
-                break;
-            }
-            let Some(last) = last else { break };
-            after = last;
-        }
-    });
+    tokio::spawn(turn_pages(log, from, until, read));
     while let Some(page) = pages.recv().await {
         let batch = projector::understand(&keyring, page?, until).await?;
         if !batch.is_empty() && decoded.send(batch).await.is_err() {
@@ -87,6 +75,36 @@ async fn read(
         }
     }
     Ok(())
+}
+
+/// Reads one page after the other, and the one after that already where it can be foretold; until
+/// the end, an error, or nobody takes them any more.
+async fn turn_pages(
+    log: Arc<dyn EventLog>,
+    from: u64,
+    until: u64,
+    read: mpsc::Sender<Result<Vec<Recorded>, log::Error>>,
+) {
+    let page = |after| {
+        let log = Arc::clone(&log);
+        tokio::spawn(async move { log.read_all(after, BATCH).await })
+    };
+    let (mut after, mut this) = (from, page(from));
+    while after < until {
+        let foretold = after + BATCH as u64;
+        let next = (log.stride() == 1 && foretold < until).then(|| page(foretold));
+        let Ok(answer) = this.await else { break };
+        let last = answer.as_ref().ok().and_then(|page| page.last()).map(|last| last.position);
+        if read.send(answer).await.is_err() {
+            break;
+        }
+        let Some(last) = last else { break };
+        after = last;
+        this = match next {
+            Some(next) if after == foretold => next,
+            _ => page(after),
+        };
+    }
 }
 
 fn fold(

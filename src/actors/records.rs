@@ -1,8 +1,6 @@
 //! Events as the outside reads them (CONTRACT §5), for operators and administrators: their data as
 //! it is stored, sealed fields sealed.
 
-use std::sync::Arc;
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
@@ -19,11 +17,11 @@ const CHUNK: usize = 500;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Envelope {
     pub id: Uuid,
-    pub stream: Arc<str>,
+    pub stream: String,
     pub revision: u64,
     pub position: u64,
     #[serde(rename = "type")]
-    pub kind: Arc<str>,
+    pub kind: String,
     pub time: DateTime<Utc>,
     /// A text where it is not JSON.
     pub data: Value,
@@ -36,10 +34,10 @@ impl From<&Recorded> for Envelope {
     fn from(event: &Recorded) -> Self {
         Self {
             id: event.id,
-            stream: Arc::clone(&event.stream),
+            stream: event.stream.to_string(),
             revision: event.revision,
             position: event.position,
-            kind: Arc::clone(&event.kind),
+            kind: event.kind.to_string(),
             time: event.time,
             data: value(&event.data),
             metadata: value(&event.metadata),

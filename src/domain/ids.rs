@@ -56,12 +56,12 @@ pub fn derived_id(user_id: &UserId, kind: &str, idempotency_key: &str) -> Uuid {
     Uuid::new_v5(&IDEMPOTENCY, format!("{kind}\n{user_id}\n{idempotency_key}").as_bytes())
 }
 
-fn allowed(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "_-.:@|".contains(c)
+fn allowed(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':' | b'@' | b'|')
 }
 
 fn checked(text: String) -> Result<String, InvalidId> {
-    if (1..=128).contains(&text.len()) && text.chars().all(allowed) {
+    if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
         Ok(text)
     } else {
         Err(InvalidId)
@@ -97,7 +97,7 @@ impl From<SessionId> for String {
 impl UserId {
     /// Whether an id may hold this character.
     pub fn may_hold(c: char) -> bool {
-        allowed(c)
+        u8::try_from(c).is_ok_and(allowed)
     }
 
     pub fn as_str(&self) -> &str {

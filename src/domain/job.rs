@@ -4,10 +4,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Aggregate;
 use super::ids::{FileId, LeaseId, UserId};
 use super::text::{Personal, Prompt, Visit};
 use super::tier::{Class, Tier};
+use super::{Aggregate, moment};
 
 mod options;
 
@@ -42,6 +42,7 @@ pub enum Event {
         progress: u8,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<String>,
+        #[serde(deserialize_with = "moment::deserialize")]
         expires_at: DateTime<Utc>,
     },
     #[serde(rename = "job.lease_expired.v1")]

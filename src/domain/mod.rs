@@ -7,6 +7,7 @@
 pub mod file;
 pub mod ids;
 pub mod job;
+pub mod moment;
 pub mod schedule;
 pub mod session;
 pub mod text;

@@ -4,9 +4,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Aggregate;
 use super::ids::UserId;
 use super::text::{Personal, Visit};
+use super::{Aggregate, moment};
 
 /// How long a session lives from its start (seed `t2m-auth-and-sessions`, `SESSION_CONFIG`).
 pub const LIFETIME: TimeDelta = TimeDelta::days(7);
@@ -31,7 +31,11 @@ pub enum Event {
         user_agent: Option<Personal<String>>,
     },
     #[serde(rename = "session.active.v1")]
-    Active { user_id: UserId, at: DateTime<Utc> },
+    Active {
+        user_id: UserId,
+        #[serde(deserialize_with = "moment::deserialize")]
+        at: DateTime<Utc>,
+    },
     #[serde(rename = "session.remembered.v1")]
     Remembered { user_id: UserId, remember_me: bool, expires_at: DateTime<Utc> },
     #[serde(rename = "session.ended.v1")]

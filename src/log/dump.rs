@@ -210,8 +210,8 @@ fn parse(line: &[u8]) -> Result<Recorded, String> {
         position: line.position,
         kind: (&*line.kind.0).into(),
         time: whole_microseconds(time.to_utc())?,
-        data: bytes("data", line.data, line.data_base64)?,
-        metadata: bytes("metadata", line.metadata, line.metadata_base64)?,
+        data: bytes("data", line.data, line.data_base64)?.into(),
+        metadata: bytes("metadata", line.metadata, line.metadata_base64)?.into(),
         hash,
     })
 }
@@ -237,6 +237,7 @@ fn bytes(name: &str, text: Option<Text>, base64: Option<Text>) -> Result<Vec<u8>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     fn event() -> Recorded {
         Recorded {
@@ -246,8 +247,8 @@ mod tests {
             position: 1,
             kind: "job.requested.v1".into(),
             time: DateTime::from_timestamp_micros(1_700_000_000_000_001).unwrap(),
-            data: b"{ \"a\" : 1.0e1 }".to_vec(),
-            metadata: vec![0xff, 0, b'"'],
+            data: b"{ \"a\" : 1.0e1 }".to_vec().into(),
+            metadata: vec![0xff, 0, b'"'].into(),
             hash: [9; 32],
         }
     }
@@ -270,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_line_of_an_export_reads_like_this() {
-        let event = Recorded { metadata: b"{}".to_vec(), hash: [0xab; 32], ..event() };
+        let event = Recorded { metadata: Bytes::from_static(b"{}"), hash: [0xab; 32], ..event() };
         let text = text(&[event]);
         let line = std::str::from_utf8(&text).unwrap().lines().nth(1).unwrap();
         let hash = "ab".repeat(32);
@@ -308,7 +309,7 @@ mod tests {
     fn the_largest_event_is_read_and_a_longer_line_is_refused() {
         // Each of these bytes is six characters in JSON.
         let (data, metadata) = (vec![1; MAX_BYTES], vec![2; MAX_BYTES]);
-        let largest = Recorded { data, metadata, ..event() };
+        let largest = Recorded { data: data.into(), metadata: metadata.into(), ..event() };
         let mut lines = text(std::slice::from_ref(&largest));
         let mut read = Lines::new(&lines[..]);
         read.header().unwrap();

@@ -40,7 +40,7 @@ mod writer;
 
 /// Appends that may wait; one more waits for its turn in `append`.
 const QUEUE: usize = 4096;
-/// Streams whose end the writer, and whose name a reader, keeps in memory.
+/// Streams whose end, and types whose number, the writer keeps in memory.
 const KNOWN_STREAMS: usize = 65_536;
 /// Reads that run at the same time.
 const READERS: usize = 8;

@@ -24,6 +24,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bytestring::ByteString;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
@@ -297,7 +298,7 @@ impl EventLog for KurrentLog {
 struct Seen {
     position: u64,
     id: Uuid,
-    stream: Arc<str>,
+    stream: ByteString,
     revision: u64,
 }
 
@@ -511,7 +512,7 @@ impl Shared {
     /// Takes note of the newest event that was read, all before it included.
     fn read(&self, last: &Recorded) {
         let Recorded { position, id, revision, .. } = *last;
-        let seen = Seen { position, id, stream: Arc::clone(&last.stream), revision };
+        let seen = Seen { position, id, stream: last.stream.clone(), revision };
         *guard(&self.seen) = Some(seen);
         self.saw(position);
     }

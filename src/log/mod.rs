@@ -2,9 +2,12 @@
 //! events mean; the trait's comment is the contract, and `conformance` is the contract as code.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -277,20 +280,23 @@ pub struct NewEvent {
 }
 
 /// An event as the log holds it.
+///
+/// What varies in length may be a slice of the page that the event was read in: whoever keeps it for
+/// long keeps the whole page, and had better copy it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
     pub id: Uuid,
-    pub stream: Arc<str>,
+    pub stream: ByteString,
     /// In the stream, from 0, without gaps.
     pub revision: u64,
     /// In the log, from 1, growing strictly.
     pub position: u64,
     /// The event's type with its version; written `type` where it is serialised.
-    pub kind: Arc<str>,
+    pub kind: ByteString,
     /// To the microsecond.
     pub time: DateTime<Utc>,
-    pub data: Vec<u8>,
-    pub metadata: Vec<u8>,
+    pub data: Bytes,
+    pub metadata: Bytes,
     /// The chain's hash over this event and its predecessor.
     pub hash: [u8; 32],
 }
@@ -307,7 +313,7 @@ pub enum Expected {
 /// One append of several, as [`EventLog::append`] takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToAppend {
-    pub stream: Arc<str>,
+    pub stream: ByteString,
     pub expected: Expected,
     pub events: Vec<NewEvent>,
 }
@@ -439,22 +445,36 @@ impl<'a> Link<'a> {
         sha.finalize().into()
     }
 
-    /// Adds what [`Link::hash`] is taken over: for whoever hashes many events in one go.
-    pub(crate) fn encode(&self, previous: &[u8; 32], to: &mut Vec<u8>) {
+    /// Adds what [`Link::hash`] is taken over, for whoever hashes many events in one go; and says
+    /// where what varies in length came to lie.
+    pub(crate) fn encode(&self, previous: &[u8; 32], to: &mut Vec<u8>) -> Encoded {
         let with_length = |to: &mut Vec<u8>, bytes: &[u8]| {
             to.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
             to.extend_from_slice(bytes);
+            to.len() - bytes.len()..to.len()
         };
+        let numbers = 7 * 8 + self.id.as_bytes().len() + previous.len();
+        let texts = self.stream.len() + self.kind.len();
+        to.reserve(numbers + texts + self.data.len() + self.metadata.len());
         to.extend_from_slice(previous);
         to.extend_from_slice(&self.position.to_le_bytes());
-        with_length(to, self.stream.as_bytes());
+        let stream = with_length(to, self.stream.as_bytes());
         to.extend_from_slice(&self.revision.to_le_bytes());
-        with_length(to, self.kind.as_bytes());
+        let kind = with_length(to, self.kind.as_bytes());
         to.extend_from_slice(self.id.as_bytes());
         to.extend_from_slice(&self.time.timestamp_micros().to_le_bytes());
-        with_length(to, self.data);
-        with_length(to, self.metadata);
+        let data = with_length(to, self.data);
+        let metadata = with_length(to, self.metadata);
+        Encoded { stream, kind, data, metadata }
     }
+}
+
+/// Where [`Link::encode`] has put something.
+pub(crate) struct Encoded {
+    pub(crate) stream: Range<usize>,
+    pub(crate) kind: Range<usize>,
+    pub(crate) data: Range<usize>,
+    pub(crate) metadata: Range<usize>,
 }
 
 fn with_length(sha: &mut Sha256, bytes: &[u8]) {
@@ -636,8 +656,8 @@ mod tests {
             position: 7,
             kind: "thing.done.v1".into(),
             time: DateTime::UNIX_EPOCH,
-            data: b"{}".to_vec(),
-            metadata: b"[]".to_vec(),
+            data: Bytes::from_static(b"{}"),
+            metadata: Bytes::from_static(b"[]"),
             hash: [0; 32],
         };
         event.hash = Link::of(&event).hash(&GENESIS);
@@ -653,7 +673,7 @@ mod tests {
         }
         let altered = Err(bad(7, "the event and its hash do not belong together"));
         assert_eq!(check_next(&recorded(), 6, &[0; 32]), altered);
-        let other = Recorded { data: b"{ }".to_vec(), ..recorded() };
+        let other = Recorded { data: Bytes::from_static(b"{ }"), ..recorded() };
         assert_eq!(check_next(&other, 6, &GENESIS), altered);
     }
 
@@ -663,15 +683,15 @@ mod tests {
         let largest = Recorded {
             stream: longest.as_str().into(),
             kind: longest.as_str().into(),
-            data: large.clone(),
-            metadata: large.clone(),
+            data: large.clone().into(),
+            metadata: large.clone().into(),
             ..recorded()
         };
         assert_eq!(check_recorded(&largest), Ok(()));
         let (larger, longer) = ([large, vec![b' ']].concat(), format!("{longest}x"));
         for bad in [
-            Recorded { data: larger.clone(), ..recorded() },
-            Recorded { metadata: larger, ..recorded() },
+            Recorded { data: larger.clone().into(), ..recorded() },
+            Recorded { metadata: larger.into(), ..recorded() },
             Recorded { stream: longer.as_str().into(), ..recorded() },
             Recorded { kind: longer.as_str().into(), ..recorded() },
             Recorded { stream: "".into(), ..recorded() },

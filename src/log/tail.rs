@@ -81,6 +81,7 @@ fn size(event: &Recorded) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use chrono::DateTime;
     use uuid::Uuid;
 
@@ -94,8 +95,8 @@ mod tests {
             position,
             kind: "thing.happened.v1".into(),
             time: DateTime::UNIX_EPOCH,
-            data: vec![0; 100],
-            metadata: Vec::new(),
+            data: vec![0; 100].into(),
+            metadata: Bytes::new(),
             hash: [0; 32],
         }
     }
@@ -123,8 +124,8 @@ mod tests {
     #[test]
     fn as_many_bytes_are_kept_as_may_be_and_the_newest_of_them() {
         let large = |position| Recorded {
-            data: vec![0; BYTES / 8],
-            metadata: vec![0; BYTES / 8],
+            data: vec![0; BYTES / 8].into(),
+            metadata: vec![0; BYTES / 8].into(),
             ..event(position)
         };
         let kept = |tail: &Tail, first: u64| {

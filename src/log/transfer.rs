@@ -4,8 +4,6 @@
 //! What all engines agree on is the log as an export has it: positions 1, 2, 3 … and one chain of
 //! hashes over all of it. An engine without gaps has it so itself.
 
-use std::sync::Arc;
-
 use super::{
     Error, EventLog, Expected, GENESIS, Link, MAX_EVENTS, NewEvent, Recorded, ToAppend, Verified,
     check_next,
@@ -258,7 +256,9 @@ async fn append(target: &dyn EventLog, events: &[Recorded]) -> Result<(), Stoppe
             Some(last) => Expected::Revision(last),
         };
         let events = run.iter().map(new).collect();
-        appends.push(ToAppend { stream: Arc::clone(&first.stream), expected, events });
+        // Copied: the log that takes it remembers its name, not the page that it was read in.
+        let stream = (*first.stream).into();
+        appends.push(ToAppend { stream, expected, events });
         rest = others;
     }
     let appended = target.append_in_turn(appends).await;
@@ -284,13 +284,14 @@ fn new(event: &Recorded) -> NewEvent {
         id: event.id,
         kind: event.kind.to_string(),
         time: event.time,
-        data: event.data.clone(),
-        metadata: event.metadata.clone(),
+        data: event.data.to_vec(),
+        metadata: event.metadata.to_vec(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use chrono::DateTime;
     use uuid::Uuid;
 
@@ -321,8 +322,8 @@ mod tests {
             position: revision + 1,
             kind: "thing.happened.v1".into(),
             time: DateTime::UNIX_EPOCH,
-            data: vec![b' '; bytes / 2],
-            metadata: vec![b' '; bytes / 2],
+            data: vec![b' '; bytes / 2].into(),
+            metadata: vec![b' '; bytes / 2].into(),
             hash: [0; 32],
         }
     }
@@ -396,7 +397,7 @@ mod tests {
         let mut gap = events.clone();
         gap.remove(4);
         let mut altered = events.clone();
-        altered[4].data = b"{}".to_vec();
+        altered[4].data = Bytes::from_static(b"{}");
         for wrong in [gap, altered] {
             let stopped = Carrying::into(&target).take(&wrong).await.unwrap_err();
             assert!(matches!(

@@ -2,10 +2,11 @@
 //! changed in memory as often as they say, and written once: in a replay most events change a row
 //! that an event shortly before has changed too.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use rusqlite::{Connection, params};
 
 use super::column::int;
@@ -35,8 +36,11 @@ pub(super) trait Record: Sized {
 /// Rows of one table, in the order in which they were first asked for: new ones are written in the
 /// order of their keys then, which is the cheapest.
 pub(super) struct Rows<R: Record> {
-    slots: Vec<Slot<R>>,
-    places: HashMap<R::Key, usize>,
+    slots: VecDeque<Slot<R>>,
+    /// By the number of their slots, which are numbered through.
+    places: HashMap<R::Key, usize, RandomState>,
+    /// The number of the first slot.
+    first: usize,
 }
 
 struct Slot<R: Record> {
@@ -48,37 +52,33 @@ struct Slot<R: Record> {
 
 impl<R: Record> Default for Rows<R> {
     fn default() -> Self {
-        Self { slots: Vec::new(), places: HashMap::new() }
+        Self { slots: VecDeque::new(), places: HashMap::default(), first: 0 }
     }
 }
 
 impl<R: Record> Rows<R> {
     /// As it is after the events so far.
     pub fn get(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<Option<&R>> {
-        let at = self.place(sql, key)?;
-        Ok(self.slots[at].row.as_ref())
+        Ok(self.slot(sql, key)?.row.as_ref())
     }
 
     /// The same, to be changed.
     pub fn change(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<Option<&mut R>> {
-        let at = self.place(sql, key)?;
-        let slot = &mut self.slots[at];
+        let slot = self.slot(sql, key)?;
         slot.changed |= slot.row.is_some();
         Ok(slot.row.as_mut())
     }
 
     /// In the place of what was there.
     pub fn put(&mut self, sql: &Connection, key: &R::Key, row: R) -> rusqlite::Result<()> {
-        let at = self.place(sql, key)?;
-        let slot = &mut self.slots[at];
+        let slot = self.slot(sql, key)?;
         (slot.row, slot.changed) = (Some(row), true);
         Ok(())
     }
 
     /// The row that is no more.
     pub fn remove(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<Option<R>> {
-        let at = self.place(sql, key)?;
-        let slot = &mut self.slots[at];
+        let slot = self.slot(sql, key)?;
         slot.changed |= slot.row.is_some();
         Ok(slot.row.take())
     }
@@ -90,38 +90,57 @@ impl<R: Record> Rows<R> {
         mut shown: impl FnMut(&R::Key, Option<&R>) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
         for slot in self.slots.iter_mut().filter(|slot| slot.changed) {
-            match (&slot.row, slot.in_table) {
-                (Some(row), true) => row.update(sql, &slot.key)?,
-                (Some(row), false) => row.insert(sql, &slot.key)?,
-                (None, true) => R::delete(sql, &slot.key)?,
-                (None, false) => {}
-            }
-            slot.in_table = slot.row.is_some();
-            slot.changed = false;
+            slot.save(sql)?;
             shown(&slot.key, slot.row.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Holds no more than so many any longer: those that were asked for first are written and go.
+    fn let_go(&mut self, sql: &Connection, most: usize) -> rusqlite::Result<()> {
+        while self.slots.len() > most
+            && let Some(mut slot) = self.slots.pop_front()
+        {
+            self.first += 1;
+            self.places.remove(&slot.key);
+            if slot.changed {
+                slot.save(sql)?;
+            }
         }
         Ok(())
     }
 
     /// Asks the table again from here on.
     fn forget(&mut self) {
-        self.slots.clear();
-        self.places.clear();
+        *self = Self::default();
     }
 
-    fn len(&self) -> usize {
-        self.slots.len()
+    fn slot(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<&mut Slot<R>> {
+        let number = match self.places.get(key) {
+            Some(number) => *number,
+            None => {
+                let row = R::find(sql, key)?;
+                let (number, in_table) = (self.first + self.slots.len(), row.is_some());
+                self.slots.push_back(Slot { key: key.clone(), row, in_table, changed: false });
+                self.places.insert(key.clone(), number);
+                number
+            }
+        };
+        Ok(&mut self.slots[number - self.first])
     }
+}
 
-    fn place(&mut self, sql: &Connection, key: &R::Key) -> rusqlite::Result<usize> {
-        if let Some(at) = self.places.get(key) {
-            return Ok(*at);
+impl<R: Record> Slot<R> {
+    fn save(&mut self, sql: &Connection) -> rusqlite::Result<()> {
+        match (&self.row, self.in_table) {
+            (Some(row), true) => row.update(sql, &self.key)?,
+            (Some(row), false) => row.insert(sql, &self.key)?,
+            (None, true) => R::delete(sql, &self.key)?,
+            (None, false) => {}
         }
-        let row = R::find(sql, key)?;
-        let (at, in_table) = (self.slots.len(), row.is_some());
-        self.slots.push(Slot { key: key.clone(), row, in_table, changed: false });
-        self.places.insert(key.clone(), at);
-        Ok(at)
+        self.in_table = self.row.is_some();
+        self.changed = false;
+        Ok(())
     }
 }
 
@@ -162,25 +181,18 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Of rows, whether they have changed or not.
-    pub fn len(&self) -> usize {
-        let Self { users, sessions, files, jobs, turns, shares, tallies, feed: _ } = self;
-        let of_users = users.len() + sessions.len() + turns.len();
-        of_users + files.len() + jobs.len() + shares.len() + tallies.len()
-    }
-
-    /// Writes all of it, and holds nothing any more. Nobody reads the views yet, so that nothing
-    /// follows for the memory.
-    pub fn let_go(&mut self, sql: &Connection) -> rusqlite::Result<()> {
-        let mut held = std::mem::take(self);
-        held.users.save(sql, |_, _| Ok(()))?;
-        held.sessions.save(sql, |_, _| Ok(()))?;
-        held.files.save(sql, |_, _| Ok(()))?;
-        held.jobs.save(sql, |_, _| Ok(()))?;
-        held.turns.save(sql, |_, _| Ok(()))?;
-        held.shares.save(sql, |_, _| Ok(()))?;
-        held.tallies.save(sql, |_, _| Ok(()))?;
-        held.feed.save(sql)
+    /// Writes all of the feed, and of each table all but so many rows. Nobody reads the views yet, so
+    /// that nothing follows for the memory.
+    pub fn let_go(&mut self, sql: &Connection, most: usize) -> rusqlite::Result<()> {
+        let Self { users, sessions, files, jobs, turns, shares, tallies, feed } = self;
+        users.let_go(sql, most)?;
+        sessions.let_go(sql, most)?;
+        files.let_go(sql, most)?;
+        jobs.let_go(sql, most)?;
+        turns.let_go(sql, most)?;
+        shares.let_go(sql, most)?;
+        tallies.let_go(sql, most)?;
+        feed.save(sql)
     }
 }
 
@@ -231,7 +243,7 @@ pub(super) struct Batch<'a> {
     pub sql: &'a Connection,
     pub held: &'a mut Held,
     changes: Vec<Change>,
-    touched: HashSet<UserId>,
+    pub touched: HashSet<UserId>,
     /// Nobody reads these views yet: what concerns many rows is done at the end, and what the
     /// memory would hold is of no use.
     pub building: bool,
@@ -256,12 +268,7 @@ impl Batch<'_> {
                 self.touch(user_id);
                 self.file(*position, *time, *id, event)
             }
-            Entity::Job(id, event) => {
-                if let Some(user_id) = self.job(*position, *time, *id, event)? {
-                    self.touch(&user_id);
-                }
-                Ok(())
-            }
+            Entity::Job(id, event) => self.job(*position, *time, *id, event),
             Entity::Unreadable { .. } => Ok(()),
         }
     }

@@ -12,8 +12,9 @@ use super::batch::{self, Held, Rules, Taken};
 use super::parked::{self, Parked, View};
 use super::{Content, Difference, Error, Happened, Snapshot, Views, feed, file};
 
-/// Rows held in memory until they are written: some tens of megabytes.
-const HELD: usize = 20_000;
+/// Rows of each table held in memory until they are written: some tens of megabytes. What happens to
+/// a row happens mostly within as many others.
+const HELD: usize = 8192;
 
 /// A file of views on its way from position 0 to where they may be shown.
 pub struct Building {
@@ -87,7 +88,6 @@ impl Building {
     /// # Errors
     /// What the file itself does.
     pub fn apply(&mut self, events: &[Happened], towards: u64) -> Result<(), Error> {
-        let transaction = self.sql.unchecked_transaction()?;
         let rules = Rules {
             towards,
             parked: std::mem::take(&mut self.parked),
@@ -96,23 +96,18 @@ impl Building {
             building: true,
         };
         let parked = rules.parked.clone();
-        match batch::take_in(&transaction, events, rules, &mut self.held)? {
+        match batch::take_in(&self.sql, events, rules, &mut self.held)? {
             Some(Taken { position, parked, .. }) => {
                 (self.checkpoint, self.parked) = (position, parked);
             }
             None => self.parked = parked,
         }
-        self.held.feed.save(&transaction)?;
-        if self.held.len() >= HELD {
-            self.held.let_go(&transaction)?;
-        }
-        Ok(transaction.commit()?)
+        Ok(self.held.let_go(&self.sql, HELD)?)
     }
 
     fn write_held(&mut self) -> Result<(), Error> {
-        let transaction = self.sql.unchecked_transaction()?;
-        self.held.let_go(&transaction)?;
-        Ok(transaction.commit()?)
+        self.held.let_go(&self.sql, 0)?;
+        Ok(self.sql.execute_batch("COMMIT")?)
     }
 
     /// Makes it durable and ready to be read.

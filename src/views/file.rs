@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -48,25 +49,39 @@ pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
     Ok(connection)
 }
 
-/// A new file to be filled from the beginning. It has no journal: only [`finish`] makes it one that
-/// is recognised, and until then a crash leaves something that is thrown away.
+/// A new file to be filled from the beginning, in one transaction, which the caller commits. It has no
+/// journal: only [`finish`] makes it one that is recognised, and until then a crash leaves something
+/// that is thrown away.
 pub(super) fn builder(path: &Path) -> Result<Connection, Error> {
     create(path, UNFINISHED)?;
     let connection = Connection::open(path)?;
     tune(&connection)?;
     connection.execute_batch(
         "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-         PRAGMA cache_size = -65536; PRAGMA threads = 2;
-         PRAGMA secure_delete = ON;",
+         PRAGMA cache_size = -65536; PRAGMA mmap_size = 0;
+         PRAGMA secure_delete = ON; BEGIN;",
     )?;
     Ok(connection)
 }
 
 /// Closes a file that was built, durable and whole.
 pub(super) fn finish(built: Connection, path: &Path) -> Result<(), Error> {
-    built.execute_batch(&[users::SETTLE, &INDEXES.concat()].concat())?;
-    built.close().map_err(|(_, error)| error)?;
-    File::open(path)?.sync_all()?;
+    let file = File::open(path)?;
+    // What is there already is on its way to the disk while the indexes are made. The same handle
+    // throughout: a failed write is told to each handle once. It outlives the connection, whose locks
+    // would go with it.
+    let syncing = thread::Builder::new().name("views-sync".into()).spawn(move || {
+        file.sync_data()?;
+        io::Result::Ok(file)
+    })?;
+    let indexed = built.execute_batch(
+        &["PRAGMA mmap_size = 1073741824;", users::SETTLE, &INDEXES.concat()].concat(),
+    );
+    let closed = built.close();
+    let file = syncing.join().map_err(|_| io::Error::other("the sync panicked"))??;
+    indexed?;
+    closed.map_err(|(_, error)| error)?;
+    file.sync_all()?;
     let connection = Connection::open(path)?;
     connection.execute_batch(&format!(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;

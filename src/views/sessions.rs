@@ -168,11 +168,12 @@ pub(super) struct Session {
 
 impl Batch<'_> {
     pub fn session(&mut self, session_id: &SessionId, event: &Event) -> rusqlite::Result<()> {
-        let known = self.held.sessions.get(self.sql, session_id)?.is_some();
         match event {
-            // One that is known already, ended above all, is not started again.
-            Event::Started { .. } if known => {}
             Event::Started { user_id, started_at, expires_at, ip_address, user_agent } => {
+                // One that is known already, ended above all, is not started again.
+                if self.held.sessions.get(self.sql, session_id)?.is_some() {
+                    return Ok(());
+                }
                 let (deleted, banned) = match self.held.users.get(self.sql, user_id)? {
                     Some(user) => (user.row.deleted, user.row.banned),
                     None => (false, false),
@@ -206,7 +207,7 @@ impl Batch<'_> {
                 })?;
             }
             Event::Ended { user_id, reason, at } => {
-                if !known {
+                if self.held.sessions.get(self.sql, session_id)?.is_none() {
                     let row = SessionRow {
                         user_id: user_id.clone(),
                         ..SessionRow::bare(session_id, *at, *at)
@@ -233,11 +234,9 @@ impl Batch<'_> {
         session_id: &SessionId,
         change: impl FnOnce(&mut SessionRow),
     ) -> rusqlite::Result<()> {
-        let ended = |session: &Session| session.row.ended_at.is_some();
-        if self.held.sessions.get(self.sql, session_id)?.is_none_or(ended) {
-            return Ok(());
-        }
-        if let Some(session) = self.held.sessions.change(self.sql, session_id)? {
+        if let Some(session) = self.held.sessions.change(self.sql, session_id)?
+            && session.row.ended_at.is_none()
+        {
             change(&mut session.row);
             session.due_at = session.row.due_at();
             session.doomed = session.doomed.filter(|_| session.row.ended_at.is_none());

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -168,8 +169,8 @@ async fn no_personal_field_of_any_event_lies_in_the_log_in_clear() {
                 position: 1,
                 kind,
                 time: DateTime::UNIX_EPOCH,
-                data,
-                metadata: vec![],
+                data: data.into(),
+                metadata: Bytes::new(),
                 hash: [0; 32],
             };
             assert_eq!(keyring.decode_each(&[record]).await.unwrap(), [Ok(event)]);

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -19,7 +18,7 @@ use crate::media::blobs::Blobs;
 /// The files that are there after the events seen so far. What names them is not sealed.
 #[derive(Debug, Default)]
 pub struct Needed {
-    files: HashMap<Arc<str>, (String, u64)>,
+    files: HashMap<String, (String, u64)>,
 }
 
 #[derive(Deserialize)]
@@ -37,9 +36,9 @@ impl Needed {
         if event.kind.starts_with("file.stored.") {
             let Stored { sha256, size } = serde_json::from_slice(&event.data)
                 .with_context(|| format!("the event at position {}", event.position))?;
-            self.files.insert(Arc::clone(&event.stream), (sha256, size));
+            self.files.insert(event.stream.to_string(), (sha256, size));
         } else if event.kind.starts_with("file.deleted.") {
-            self.files.remove(&event.stream);
+            self.files.remove(&*event.stream);
         }
         Ok(())
     }

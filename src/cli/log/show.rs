@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufWriter, Write};
-use std::sync::Arc;
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
@@ -164,13 +163,15 @@ impl Count {
     async fn of_some(self) -> anyhow::Result<()> {
         let log = self.place.log.open_for_reading().await?;
         let head = *log.head().borrow();
-        let (mut events, mut streams) = (0_u64, HashSet::<Arc<str>>::new());
-        let mut types = BTreeMap::<Arc<str>, u64>::new();
+        let (mut events, mut streams) = (0_u64, HashSet::<String>::new());
+        let mut types = BTreeMap::<String, u64>::new();
         let (mut first, mut last) = (None, None);
         let count = |event: &Recorded| {
             events += 1;
-            streams.insert(Arc::clone(&event.stream));
-            *types.entry(Arc::clone(&event.kind)).or_default() += 1;
+            if !streams.contains(&*event.stream) {
+                streams.insert(event.stream.to_string());
+            }
+            *types.entry(event.kind.to_string()).or_default() += 1;
             first = first.or(Some(event.time));
             last = Some(event.time);
             Ok(Then::GoOn)

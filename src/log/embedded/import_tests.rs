@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use bytes::Bytes;
 use chrono::DateTime;
 use uuid::Uuid;
 
@@ -107,7 +108,7 @@ async fn what_is_not_sound_leaves_nothing() {
     rehashed[10].revision = 7;
     rehashed[10].hash = crate::log::Link::of(&rehashed[10]).hash(&events[9].hash);
     let mut altered = events.clone();
-    altered[10].data = b"{}".to_vec();
+    altered[10].data = Bytes::from_static(b"{}");
     let mut gap = events.clone();
     gap.remove(10);
     let mut swapped = events.clone();

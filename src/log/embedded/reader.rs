@@ -4,19 +4,24 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OpenFlags, Params, Row, params};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::Error;
 use super::file::{beside, connect};
 use super::writer::leave_wal_alone;
-use super::{Error, KNOWN_STREAMS};
-use crate::log::{GENESIS, Link, Recorded, Stats, bad, from_sql, guard, to_sql};
+use crate::log::{Encoded, GENESIS, Link, Recorded, Stats, bad, from_sql, guard, to_sql};
 
 pub(super) const COLUMNS: &str =
     "position, stream_id, revision, type_id, id, time, hash, data, metadata";
+
+/// Names of streams, and of types, that a reader keeps in memory.
+const KNOWN_NAMES: usize = 16_384;
 
 /// Connections for reading. Reads go to tokio's blocking threads, always: even a small one may
 /// have to wait for a disk, and an actor's runtime has only the one thread.
@@ -55,13 +60,24 @@ impl Readers {
 pub(super) struct Reader {
     pub(super) conn: Connection,
     pub(super) names: Names,
+    /// Bytes that the last page took.
+    page_size: usize,
 }
 
-/// Names by their numbers, as far as this connection has met them.
+/// Names by their numbers, as far as this connection has met them lately.
 #[derive(Default)]
 pub(super) struct Names {
-    streams: HashMap<i64, Arc<str>>,
-    types: HashMap<i64, Arc<str>>,
+    streams: Known,
+    types: Known,
+}
+
+/// A name for each remainder of its number: those in use are near each other in the log.
+struct Known(Vec<Option<(i64, Box<str>)>>);
+
+impl Default for Known {
+    fn default() -> Self {
+        Self((0..KNOWN_NAMES).map(|_| None).collect())
+    }
 }
 
 impl Reader {
@@ -71,7 +87,7 @@ impl Reader {
         // Virtual, not resident: as much as SQLite lets one map.
         conn.pragma_update(None, "mmap_size", 0x7fff_0000)?;
         leave_wal_alone(&conn);
-        Ok(Self { conn, names: Names::default() })
+        Ok(Self { conn, names: Names::default(), page_size: 0 })
     }
 
     pub(super) fn head(&self) -> Result<u64, Error> {
@@ -117,23 +133,33 @@ impl Reader {
         }
     }
 
-    /// Each event is held against its hash: nobody is given one that was altered.
+    /// Each event is held against its hash: nobody is given one that was altered. What is hashed of
+    /// it lies in one piece of memory for the whole page, and the event is made of slices of that.
     fn collect(&mut self, sql: &str, params: impl Params) -> Result<Vec<Recorded>, Error> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
-        let (mut events, mut hashed): (Vec<Recorded>, _) = (Vec::new(), Vec::new());
+        let mut page = Vec::with_capacity(self.page_size);
+        let (mut events, mut places): (Vec<Recorded>, Vec<Encoded>) = (Vec::new(), Vec::new());
         while let Some(row) = rows.next()? {
             let row = decode(row, &self.conn, &mut self.names)?;
             let previous = match events.last() {
                 Some(last) if last.position + 1 == row.position => last.hash,
                 _ => hash_at(&self.conn, row.position - 1)?,
             };
-            hashed.clear();
-            row.link().encode(&previous, &mut hashed);
-            if Sha256::digest(&hashed)[..] != row.hash {
+            let start = page.len();
+            places.push(row.link().encode(&previous, &mut page));
+            if Sha256::digest(&page[start..])[..] != row.hash {
                 return Err(bad(row.position, "the event and its hash do not belong together"));
             }
-            events.push(row.to_recorded());
+            events.push(row.without_bytes());
+        }
+        self.page_size = page.len();
+        let page = Bytes::from(page);
+        for (event, Encoded { stream, kind, data, metadata }) in events.iter_mut().zip(places) {
+            event.stream = text(page.slice(stream), event.position)?;
+            event.kind = text(page.slice(kind), event.position)?;
+            event.data = page.slice(data);
+            event.metadata = page.slice(metadata);
         }
         Ok(events)
     }
@@ -149,6 +175,10 @@ fn hash_at(conn: &Connection, position: u64) -> Result<[u8; 32], Error> {
     hash_of(row.get_ref(0)?.as_blob().unwrap_or_default(), position)
 }
 
+fn text(bytes: Bytes, position: u64) -> Result<ByteString, Error> {
+    bytes.try_into().map_err(|_| bad(position, "its name is not a text"))
+}
+
 fn hash_of(bytes: &[u8], position: u64) -> Result<[u8; 32], Error> {
     bytes.try_into().map_err(|_| bad(position, "its hash has not 32 bytes"))
 }
@@ -156,11 +186,11 @@ fn hash_of(bytes: &[u8], position: u64) -> Result<[u8; 32], Error> {
 /// A row of [`COLUMNS`], whose bytes are SQLite's until it moves on.
 pub(super) struct Decoded<'row> {
     pub(super) position: u64,
-    pub(super) stream: Arc<str>,
+    pub(super) stream: &'row str,
     /// The number of its name.
     pub(super) stream_id: i64,
     pub(super) revision: u64,
-    kind: Arc<str>,
+    kind: &'row str,
     id: Uuid,
     time: DateTime<Utc>,
     pub(super) hash: [u8; 32],
@@ -172,9 +202,9 @@ impl Decoded<'_> {
     pub(super) fn link(&self) -> Link<'_> {
         Link {
             position: self.position,
-            stream: &self.stream,
+            stream: self.stream,
             revision: self.revision,
-            kind: &self.kind,
+            kind: self.kind,
             id: self.id,
             time: self.time,
             data: self.data,
@@ -182,16 +212,16 @@ impl Decoded<'_> {
         }
     }
 
-    fn to_recorded(&self) -> Recorded {
+    fn without_bytes(&self) -> Recorded {
         Recorded {
             id: self.id,
-            stream: Arc::clone(&self.stream),
+            stream: ByteString::new(),
             revision: self.revision,
             position: self.position,
-            kind: Arc::clone(&self.kind),
+            kind: ByteString::new(),
             time: self.time,
-            data: self.data.to_vec(),
-            metadata: self.metadata.to_vec(),
+            data: Bytes::new(),
+            metadata: Bytes::new(),
             hash: self.hash,
         }
     }
@@ -201,7 +231,7 @@ impl Decoded<'_> {
 pub(super) fn decode<'row>(
     row: &'row Row,
     conn: &Connection,
-    names: &mut Names,
+    names: &'row mut Names,
 ) -> Result<Decoded<'row>, Error> {
     let position = match row.get_ref(0)?.as_i64() {
         Ok(position @ 1..) => from_sql(position),
@@ -214,12 +244,13 @@ pub(super) fn decode<'row>(
         row.get_ref(at)?.as_blob().map_err(|_| bad(position, "a field is not bytes"))
     };
     let (stream_id, revision) = (number(1)?, number(2)?);
+    let Names { streams, types } = names;
     Ok(Decoded {
         position,
-        stream: name(conn, "streams", &mut names.streams, stream_id, position)?,
+        stream: name(conn, "streams", streams, stream_id, position)?,
         stream_id,
         revision: u64::try_from(revision).map_err(|_| bad(position, "its revision is negative"))?,
-        kind: name(conn, "types", &mut names.types, number(3)?, position)?,
+        kind: name(conn, "types", types, number(3)?, position)?,
         id: Uuid::from_slice(blob(4)?).map_err(|_| bad(position, "its id has not 16 bytes"))?,
         time: DateTime::from_timestamp_micros(number(5)?)
             .ok_or_else(|| bad(position, "its time is out of range"))?,
@@ -229,27 +260,28 @@ pub(super) fn decode<'row>(
     })
 }
 
-fn name(
+fn name<'known>(
     conn: &Connection,
     table: &str,
-    known: &mut HashMap<i64, Arc<str>>,
+    known: &'known mut Known,
     id: i64,
     position: u64,
-) -> Result<Arc<str>, Error> {
-    if let Some(name) = known.get(&id) {
-        return Ok(name.clone());
+) -> Result<&'known str, Error> {
+    let slot = &mut known.0[id.cast_unsigned() as usize % KNOWN_NAMES];
+    match slot {
+        Some((known, _)) if *known == id => {}
+        _ => *slot = Some((id, read_name(conn, table, id, position)?)),
     }
+    Ok(slot.as_ref().map_or("", |(_, name)| name))
+}
+
+fn read_name(conn: &Connection, table: &str, id: i64, position: u64) -> Result<Box<str>, Error> {
     let mut statement = conn.prepare_cached(&format!("SELECT name FROM {table} WHERE id = ?1"))?;
     let mut rows = statement.query([id])?;
     let row = rows.next()?;
     let found = row.ok_or_else(|| bad(position, &format!("its name is not among the {table}")))?;
     let name = found.get_ref(0)?.as_str();
-    let name: Arc<str> = name.map_err(|_| bad(position, "its name is not a text"))?.into();
-    if known.len() >= KNOWN_STREAMS {
-        known.clear();
-    }
-    known.insert(id, name.clone());
-    Ok(name)
+    Ok(name.map_err(|_| bad(position, "its name is not a text"))?.into())
 }
 
 /// Events counted so far; each call for stats counts on from there.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
+use bytestring::ByteString;
 use chrono::SubsecRound;
 use metrics::histogram;
 use rusqlite::config::DbConfig;
@@ -36,7 +37,7 @@ const CHECKPOINT_PAGES: usize = 4000;
 const LONG_WAL_PAGES: i64 = 16_000;
 
 pub(super) struct Append {
-    pub(super) stream: Arc<str>,
+    pub(super) stream: ByteString,
     pub(super) expected: Expected,
     pub(super) events: Vec<NewEvent>,
     pub(super) reply: oneshot::Sender<Result<Appended, Error>>,
@@ -69,8 +70,8 @@ pub(super) struct Writer {
     hash: [u8; 32],
     /// What the present transaction has inserted.
     fresh: Vec<Recorded>,
-    pub(super) streams: HashMap<Arc<str>, StreamEnd>,
-    types: HashMap<Arc<str>, i64>,
+    pub(super) streams: HashMap<ByteString, StreamEnd>,
+    types: HashMap<ByteString, i64>,
     /// In the WAL after the last commit, and when the checkpointer was last woken.
     wal_pages: Arc<AtomicUsize>,
     woken_at: usize,
@@ -213,7 +214,7 @@ impl Writer {
         Ok(Some(self.remember(&name.into(), StreamEnd { id, last: from_sql(last) })))
     }
 
-    pub(super) fn remember(&mut self, name: &Arc<str>, end: StreamEnd) -> StreamEnd {
+    pub(super) fn remember(&mut self, name: &ByteString, end: StreamEnd) -> StreamEnd {
         if let Some(known) = self.streams.get_mut(name) {
             *known = end;
             return end;
@@ -221,7 +222,7 @@ impl Writer {
         if self.streams.len() >= KNOWN_STREAMS {
             self.streams.clear();
         }
-        self.streams.insert(Arc::clone(name), end);
+        self.streams.insert(name.clone(), end);
         end
     }
 
@@ -278,14 +279,14 @@ impl Writer {
             let (kind, kind_id) = self.find_type(&event.kind)?;
             let mut recorded = Recorded {
                 id: event.id,
-                stream: Arc::clone(&append.stream),
+                stream: append.stream.clone(),
                 revision,
                 position: self.position + 1,
                 kind,
                 // As a reader of the file sees it.
                 time: event.time.trunc_subsecs(6),
-                data: event.data,
-                metadata: event.metadata,
+                data: event.data.into(),
+                metadata: event.metadata.into(),
                 hash: [0; 32],
             };
             recorded.hash = Link::of(&recorded).hash(&self.hash);
@@ -308,8 +309,8 @@ impl Writer {
                 event.id.as_bytes(),
                 event.time.timestamp_micros(),
                 event.hash,
-                event.data,
-                event.metadata,
+                &*event.data,
+                &*event.metadata,
             ])?;
         (self.position, self.hash) = (event.position, event.hash);
         Ok(())
@@ -357,9 +358,9 @@ impl Writer {
         Ok(())
     }
 
-    fn find_type(&mut self, name: &str) -> rusqlite::Result<(Arc<str>, i64)> {
+    fn find_type(&mut self, name: &str) -> rusqlite::Result<(ByteString, i64)> {
         if let Some((name, id)) = self.types.get_key_value(name) {
-            return Ok((Arc::clone(name), *id));
+            return Ok((name.clone(), *id));
         }
         let id = match find_name(&self.conn, "types", name)? {
             Some(id) => id,
@@ -368,8 +369,8 @@ impl Writer {
         if self.types.len() >= KNOWN_STREAMS {
             self.types.clear();
         }
-        let name: Arc<str> = name.into();
-        self.types.insert(Arc::clone(&name), id);
+        let name: ByteString = name.into();
+        self.types.insert(name.clone(), id);
         Ok((name, id))
     }
 

@@ -165,8 +165,8 @@ pub(super) fn decode(raw: &RecordedEvent, position: u64) -> Result<Option<Found>
         kind: raw.event_type.as_str().into(),
         time: DateTime::from_timestamp_micros(envelope.time)
             .ok_or_else(|| broken("its time is out of range"))?,
-        data: raw.data.to_vec(),
-        metadata,
+        data: Bytes::copy_from_slice(&raw.data),
+        metadata: metadata.into(),
         hash,
     };
     Ok(Some(Found { event, after: envelope.after }))

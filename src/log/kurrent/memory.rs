@@ -2,8 +2,8 @@
 //! at which places the log can be entered.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 
+use bytestring::ByteString;
 use uuid::Uuid;
 
 use crate::log::Recorded;
@@ -22,7 +22,7 @@ pub(super) struct Memory {
     places: HashMap<Uuid, u64>,
     /// The same ids, oldest first.
     aged: VecDeque<Uuid>,
-    chains: HashMap<Arc<str>, (u64, [u8; 32])>,
+    chains: HashMap<ByteString, (u64, [u8; 32])>,
     entrances: BTreeSet<u64>,
 }
 
@@ -54,7 +54,7 @@ impl Memory {
             if self.chains.len() >= CHAINS && !self.chains.contains_key(&event.stream) {
                 self.chains.clear();
             }
-            let chain = self.chains.entry(Arc::clone(&event.stream)).or_default();
+            let chain = self.chains.entry(event.stream.clone()).or_default();
             if event.revision >= chain.0 {
                 *chain = (event.revision, event.hash);
             }
@@ -95,6 +95,7 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use chrono::DateTime;
 
     use super::*;
@@ -107,8 +108,8 @@ mod tests {
             position,
             kind: "thing.happened.v1".into(),
             time: DateTime::UNIX_EPOCH,
-            data: Vec::new(),
-            metadata: Vec::new(),
+            data: Bytes::new(),
+            metadata: Bytes::new(),
             hash: [u8::try_from(position % 256).unwrap(); 32],
         }
     }

@@ -1,8 +1,8 @@
 //! What is in the log as a whole, and whether it holds together.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 
+use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 
 use super::envelope::Found;
@@ -76,7 +76,7 @@ pub(super) struct Check {
     pub(super) position: u64,
     head_hash: [u8; 32],
     /// The last revision of each stream and its hash.
-    chains: HashMap<Arc<str>, (u64, [u8; 32])>,
+    chains: HashMap<ByteString, (u64, [u8; 32])>,
     recent: VecDeque<u64>,
 }
 
@@ -113,7 +113,7 @@ impl Check {
         self.events += 1;
         self.position = event.position;
         self.head_hash = Link::of(event).hash(&self.head_hash);
-        self.chains.insert(Arc::clone(&event.stream), (event.revision, event.hash));
+        self.chains.insert(event.stream.clone(), (event.revision, event.hash));
         self.recent.push_back(event.position);
         if self.recent.len() > REMEMBERED {
             self.recent.pop_front();
@@ -128,6 +128,7 @@ impl Check {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use uuid::Uuid;
 
     use super::*;
@@ -136,7 +137,7 @@ mod tests {
     fn log() -> Vec<Found> {
         let mut log: Vec<Found> = Vec::new();
         for number in 0..30_u64 {
-            let stream: Arc<str> = format!("thing-{}", number % 3).into();
+            let stream: ByteString = format!("thing-{}", number % 3).into();
             let before = log.iter().rev().find(|found| found.event.stream == stream);
             let previous = before.map_or(GENESIS, |found| found.event.hash);
             let after = log.last().map_or(0, |found| found.event.position);
@@ -147,8 +148,8 @@ mod tests {
                 position: 100 + 37 * number,
                 kind: "thing.happened.v1".into(),
                 time: DateTime::UNIX_EPOCH,
-                data: format!("{number}").into_bytes(),
-                metadata: Vec::new(),
+                data: format!("{number}").into_bytes().into(),
+                metadata: Bytes::new(),
                 hash: [0; 32],
             };
             event.hash = Link { position: after, ..Link::of(&event) }.hash(&previous);
@@ -180,8 +181,8 @@ mod tests {
         let position = |at: u64| 100 + 37 * at;
         type Change = fn(&mut Vec<Found>);
         let changes: [(&str, Change, u64); 9] = [
-            ("data", |log| log[7].event.data = b"x".to_vec(), position(7)),
-            ("metadata", |log| log[7].event.metadata = b"x".to_vec(), position(7)),
+            ("data", |log| log[7].event.data = Bytes::from_static(b"x"), position(7)),
+            ("metadata", |log| log[7].event.metadata = Bytes::from_static(b"x"), position(7)),
             ("time", |log| log[8].event.time += chrono::TimeDelta::microseconds(1), position(8)),
             ("type", |log| log[9].event.kind = "other".into(), position(9)),
             ("stream", |log| log[10].event.stream = "other".into(), position(10)),

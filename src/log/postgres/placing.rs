@@ -2,8 +2,8 @@
 //! streams and what is recorded where an append may be a repeat.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
+use bytestring::ByteString;
 use chrono::SubsecRound;
 use uuid::Uuid;
 
@@ -62,16 +62,16 @@ pub(super) struct Placed {
     /// Numbers of stream and type of each of `fresh`.
     pub(super) numbers: Vec<(i64, i64)>,
     /// The streams' new ends.
-    pub(super) ends: HashMap<Arc<str>, End>,
-    pub(super) new_streams: Vec<(i64, Arc<str>)>,
-    pub(super) new_types: Vec<(i64, Arc<str>)>,
+    pub(super) ends: HashMap<ByteString, End>,
+    pub(super) new_streams: Vec<(i64, ByteString)>,
+    pub(super) new_types: Vec<(i64, ByteString)>,
 }
 
 /// What was in the log before.
 pub(super) struct Before<'a> {
     pub(super) head: Seen,
-    pub(super) ends: &'a HashMap<Arc<str>, End>,
-    pub(super) types: &'a HashMap<Arc<str>, i64>,
+    pub(super) ends: &'a HashMap<ByteString, End>,
+    pub(super) types: &'a HashMap<ByteString, i64>,
 }
 
 /// Places a group; `known` has what was looked up for each of its appends.
@@ -96,7 +96,7 @@ struct Placing<'a> {
     head: Seen,
     placed: Placed,
     /// What the group itself has added.
-    of_stream: HashMap<Arc<str>, Vec<Known>>,
+    of_stream: HashMap<ByteString, Vec<Known>>,
 }
 
 impl Placing<'_> {
@@ -107,7 +107,7 @@ impl Placing<'_> {
                 Expected::Revision(_) => Err(append.conflict(None)),
                 Expected::Any | Expected::NoStream => {
                     let id = to_sql(self.head.position + 1);
-                    self.placed.new_streams.push((id, Arc::clone(&append.stream)));
+                    self.placed.new_streams.push((id, append.stream.clone()));
                     Ok(self.insert(id, 0, append))
                 }
             };
@@ -160,37 +160,37 @@ impl Placing<'_> {
             let (kind, kind_id) = self.find_type(&event.kind, position);
             let mut recorded = Recorded {
                 id: event.id,
-                stream: Arc::clone(&append.stream),
+                stream: append.stream.clone(),
                 revision,
                 position,
                 kind,
                 // As a reader of the database sees it.
                 time: event.time.trunc_subsecs(6),
-                data: event.data.clone(),
-                metadata: event.metadata.clone(),
+                data: event.data.clone().into(),
+                metadata: event.metadata.clone().into(),
                 hash: [0; 32],
             };
             recorded.hash = Link::of(&recorded).hash(&self.head.hash);
             self.head = Seen { position, hash: recorded.hash };
-            let added = self.of_stream.entry(Arc::clone(&append.stream)).or_default();
+            let added = self.of_stream.entry(append.stream.clone()).or_default();
             added.push(Known { revision, id: event.id, position });
             self.placed.numbers.push((stream, kind_id));
             self.placed.fresh.push(recorded);
         }
         let end = End { id: stream, last: revision };
-        self.placed.ends.insert(Arc::clone(&append.stream), end);
+        self.placed.ends.insert(append.stream.clone(), end);
         Appended { revision, position: self.head.position }
     }
 
-    fn find_type(&mut self, name: &str, position: u64) -> (Arc<str>, i64) {
+    fn find_type(&mut self, name: &str, position: u64) -> (ByteString, i64) {
         if let Some((name, id)) = self.before.types.get_key_value(name) {
-            return (Arc::clone(name), *id);
+            return (name.clone(), *id);
         }
         if let Some((id, name)) = self.placed.new_types.iter().find(|(_, it)| &**it == name) {
-            return (Arc::clone(name), *id);
+            return (name.clone(), *id);
         }
-        let name: Arc<str> = name.into();
-        self.placed.new_types.push((to_sql(position), Arc::clone(&name)));
+        let name: ByteString = name.into();
+        self.placed.new_types.push((to_sql(position), name.clone()));
         (name, to_sql(position))
     }
 }

@@ -1,8 +1,8 @@
 //! Placing without a server: what the database would answer is looked up in a list.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
+use bytestring::ByteString;
 use chrono::DateTime;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -33,8 +33,8 @@ fn append(stream: &str, expected: Expected, ids: &[u128]) -> Append {
 /// What a database holds.
 struct Held {
     head: Seen,
-    ends: HashMap<Arc<str>, End>,
-    types: HashMap<Arc<str>, i64>,
+    ends: HashMap<ByteString, End>,
+    types: HashMap<ByteString, i64>,
     events: HashMap<i64, Vec<Known>>,
 }
 
@@ -71,8 +71,8 @@ impl Held {
             self.head = Seen { position: event.position, hash: event.hash };
         }
         assert_eq!(placed.fresh.len(), placed.numbers.len());
-        self.ends.extend(placed.ends.iter().map(|(name, end)| (Arc::clone(name), *end)));
-        self.types.extend(placed.new_types.iter().map(|(id, name)| (Arc::clone(name), *id)));
+        self.ends.extend(placed.ends.iter().map(|(name, end)| (name.clone(), *end)));
+        self.types.extend(placed.new_types.iter().map(|(id, name)| (name.clone(), *id)));
         placed
     }
 
@@ -120,15 +120,15 @@ fn streams_and_types_are_numbered_once_by_where_they_first_stand() {
     let mut held = Held::new();
     let placed = held.commit(&[append("a", NoStream, &[2, 3]), append("b", Any, &[4])]);
     assert_eq!(placed.new_streams, [(1, "a".into()), (3, "b".into())]);
-    let (even, odd): (Arc<str>, Arc<str>) =
+    let (even, odd): (ByteString, ByteString) =
         ("thing.happened.v0".into(), "thing.happened.v1".into());
-    assert_eq!(placed.new_types, [(1, Arc::clone(&even)), (2, Arc::clone(&odd))]);
+    assert_eq!(placed.new_types, [(1, even.clone()), (2, odd.clone())]);
     assert_eq!(placed.numbers, [(1, 1), (1, 2), (3, 1)]);
     let placed = held.commit(&[append("b", Any, &[5]), append("a", Any, &[6])]);
     assert_eq!((placed.new_streams, placed.new_types), (vec![], vec![]));
     assert_eq!(placed.numbers, [(3, 2), (1, 1)]);
     assert_eq!(placed.fresh.iter().map(|it| &it.kind).collect::<Vec<_>>(), [&odd, &even]);
-    assert_eq!(placed.ends[&Arc::from("a")], End { id: 1, last: 2 });
+    assert_eq!(placed.ends["a"], End { id: 1, last: 2 });
 }
 
 #[test]

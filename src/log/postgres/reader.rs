@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use chrono::DateTime;
 use futures_util::TryStreamExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -167,7 +169,7 @@ impl Reader {
 }
 
 /// A row of [`SELECT`]; names that were met before are shared.
-fn decode(row: &Row, names: &mut HashSet<Arc<str>>) -> Result<Recorded, Error> {
+fn decode(row: &Row, names: &mut HashSet<ByteString>) -> Result<Recorded, Error> {
     let position = from_sql(row.try_get(0).map_err(failed)?);
     let stream = name(row, 1, names).ok_or_else(|| bad(position, "its stream has no name"))?;
     let kind = name(row, 3, names).ok_or_else(|| bad(position, "its type has no name"))?;
@@ -181,19 +183,19 @@ fn decode(row: &Row, names: &mut HashSet<Arc<str>>) -> Result<Recorded, Error> {
         kind,
         time: DateTime::from_timestamp_micros(row.try_get(5).map_err(failed)?)
             .ok_or_else(|| bad(position, "its time is out of range"))?,
-        data: bytes(7)?.to_vec(),
-        metadata: bytes(8)?.to_vec(),
+        data: Bytes::copy_from_slice(bytes(7)?),
+        metadata: Bytes::copy_from_slice(bytes(8)?),
         hash: bytes(6)?.try_into().map_err(|_| bad(position, "its hash has not 32 bytes"))?,
     })
 }
 
-fn name(row: &Row, at: usize, names: &mut HashSet<Arc<str>>) -> Option<Arc<str>> {
+fn name(row: &Row, at: usize, names: &mut HashSet<ByteString>) -> Option<ByteString> {
     let name: &str = row.try_get::<_, Option<&str>>(at).ok()??;
     if let Some(known) = names.get(name) {
-        return Some(Arc::clone(known));
+        return Some(known.clone());
     }
-    let name: Arc<str> = name.into();
-    names.insert(Arc::clone(&name));
+    let name: ByteString = name.into();
+    names.insert(name.clone());
     Some(name)
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytestring::ByteString;
 use futures_util::future::{OptionFuture, join_all, try_join4};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -31,7 +32,7 @@ const IDLE: Duration = Duration::from_secs(5);
 const WRITE_LOCK: i64 = 0x0054_324d_206c_6f67;
 
 pub(super) struct Append {
-    pub(super) stream: Arc<str>,
+    pub(super) stream: ByteString,
     pub(super) expected: Expected,
     pub(super) events: Vec<NewEvent>,
     pub(super) reply: oneshot::Sender<Result<Appended, Error>>,
@@ -70,8 +71,8 @@ pub(super) struct Writer {
     /// The log's end when `ends` was true.
     head: Seen,
     /// Where streams end, unless another node has appended since `head`.
-    ends: HashMap<Arc<str>, End>,
-    types: HashMap<Arc<str>, i64>,
+    ends: HashMap<ByteString, End>,
+    types: HashMap<ByteString, i64>,
     /// What was sent to be committed, and not answered.
     in_doubt: Option<Placed>,
 }
@@ -383,14 +384,14 @@ impl Link {
         &self,
         streams: &[&str],
         types: &[&str],
-    ) -> Result<(Seen, Vec<(Arc<str>, End)>, Vec<(Arc<str>, i64)>), Error> {
+    ) -> Result<(Seen, Vec<(ByteString, End)>, Vec<(ByteString, i64)>), Error> {
         let client = &self.session.client;
         let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({WRITE_LOCK})");
         let ends = (!streams.is_empty()).then_some(self.query_ends(streams));
         let types = (!types.is_empty()).then_some(async {
             let rows = client.query(&self.types, &[&types]).await?;
             rows.iter()
-                .map(|row| Ok((Arc::from(row.try_get::<_, &str>(0)?), row.try_get(1)?)))
+                .map(|row| Ok((row.try_get::<_, &str>(0)?.into(), row.try_get(1)?)))
                 .collect()
         });
         let answers = try_join4(
@@ -403,18 +404,18 @@ impl Link {
         Ok((seen(newest.as_ref())?, ends.unwrap_or_default(), types.unwrap_or_default()))
     }
 
-    async fn ends(&self, streams: &[&str]) -> Result<Vec<(Arc<str>, End)>, Error> {
+    async fn ends(&self, streams: &[&str]) -> Result<Vec<(ByteString, End)>, Error> {
         self.session.within(self.query_ends(streams)).await
     }
 
     async fn query_ends(
         &self,
         streams: &[&str],
-    ) -> Result<Vec<(Arc<str>, End)>, tokio_postgres::Error> {
+    ) -> Result<Vec<(ByteString, End)>, tokio_postgres::Error> {
         let rows = self.session.client.query(&self.ends, &[&streams]).await?;
         let end = |row: &tokio_postgres::Row| {
             let end = End { id: row.try_get(1)?, last: from_sql(row.try_get(2)?) };
-            Ok((Arc::from(row.try_get::<_, &str>(0)?), end))
+            Ok((row.try_get::<_, &str>(0)?.into(), end))
         };
         rows.iter().map(end).collect()
     }
@@ -509,7 +510,7 @@ impl Link {
     }
 }
 
-fn columns(names: &[(i64, Arc<str>)], wanted: bool) -> (Vec<i64>, Vec<&str>) {
+fn columns(names: &[(i64, ByteString)], wanted: bool) -> (Vec<i64>, Vec<&str>) {
     names.iter().filter(|_| wanted).map(|(id, name)| (*id, &**name)).unzip()
 }
 

@@ -11,7 +11,7 @@ use crate::domain::job::{Event, Kind, Options, Output, Request};
 use crate::domain::schedule::Share;
 use crate::domain::tier::Class;
 use crate::domain::translation::TranslationOptions;
-use crate::views::batch::{Batch, Record};
+use crate::views::batch::{Batch, Held, Record};
 use crate::views::column::{Id, Json, Text, Time, Word, int, unsigned};
 use crate::views::feed::JobItem;
 use crate::views::queue::{Place, Standing, TurnKey};
@@ -21,29 +21,35 @@ use crate::views::tallies;
 const LEASE_RAN_OUT: &str = "the worker's lease ran out";
 
 impl Batch<'_> {
-    /// Gives the job's user.
     pub fn job(
         &mut self,
         position: u64,
         time: DateTime<Utc>,
         job_id: JobId,
         event: &Event,
-    ) -> rusqlite::Result<Option<UserId>> {
-        let known = self.held.jobs.get(self.sql, &job_id)?.is_some();
-        match (known, event) {
-            (false, Event::Requested(request)) => {
+    ) -> rusqlite::Result<()> {
+        match event {
+            Event::Requested(request) => {
+                if self.held.jobs.get(self.sql, &job_id)?.is_some() {
+                    // Twice: no rule of the domain makes it.
+                    return Ok(());
+                }
                 let erased = self.is_erased(&request.user_id)?;
                 let job = Job::requested(position, time, request, erased);
                 self.held.jobs.put(self.sql, &job_id, job)?;
                 self.count_request(&request.user_id, time)?;
             }
-            // Requested twice, or never: no rule of the domain makes it, and nothing can be shown.
-            (true, Event::Requested(_)) | (false, _) => return Ok(None),
-            (true, event) => self.job_went_on(position, time, job_id, event)?,
+            Event::Progressed { .. } => {}
+            event => self.job_went_on(position, time, job_id, event)?,
         }
-        let Some(job) = self.held.jobs.get(self.sql, &job_id)? else { return Ok(None) };
+        let Held { jobs, feed, .. } = &mut *self.held;
+        // One that was never requested: no rule of the domain makes it, and nothing can be shown.
+        let Some(job) = jobs.change(self.sql, &job_id)? else { return Ok(()) };
+        if let Event::Progressed { .. } = event {
+            job.take_in(position, time, event);
+        }
         let (event, message) = shown(event);
-        if self.held.feed.keeps(position, event) {
+        if feed.keeps(position, event) {
             let item = JobItem {
                 job_id,
                 event,
@@ -55,9 +61,12 @@ impl Batch<'_> {
                 error: job.error.as_deref(),
                 time,
             };
-            self.held.feed.add(position, &job.user_id, Some(job_id), event, &item)?;
+            feed.add(position, &job.user_id, Some(job_id), event, &item)?;
         }
-        Ok(Some(job.user_id.clone()))
+        if !self.building && !self.touched.contains(&job.user_id) {
+            self.touched.insert(job.user_id.clone());
+        }
+        Ok(())
     }
 
     fn job_went_on(
@@ -71,9 +80,6 @@ impl Batch<'_> {
         let before = job.state;
         let lease_ran_out = job.error.as_deref() == Some(LEASE_RAN_OUT);
         job.take_in(position, time, event);
-        if let Event::Progressed { .. } = event {
-            return Ok(());
-        }
         let (user_id, after, turn) = (job.user_id.clone(), job.state, job.turn());
         if matches!(event, Event::Leased { .. }) {
             self.serve(position, turn)?;

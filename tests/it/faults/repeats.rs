@@ -111,10 +111,13 @@ async fn deliver<'a>(server: &Server, deliveries: Vec<&'a Sent>, enough: usize) 
     left.into_inner()
 }
 
-/// How many events of each type there are.
+/// How many events of each type there are, but for the one of which the clock decides: a start that is
+/// heard of after more than a minute is noted as activity too.
 fn types(server: &Server) -> Value {
     let printed = server.printed(&["log", "stats", "--json"]);
-    let stats: Value = serde_json::from_str(&printed).expect("JSON");
-    assert!(stats["types"].as_object().is_some_and(|types| !types.is_empty()), "{stats}");
-    stats["types"].clone()
+    let mut stats: Value = serde_json::from_str(&printed).expect("JSON");
+    let types = stats["types"].as_object_mut().expect("types");
+    types.remove("session.active.v1");
+    assert!(!types.is_empty(), "{printed}");
+    stats["types"].take()
 }

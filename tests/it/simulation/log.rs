@@ -187,8 +187,8 @@ impl Content {
                     position,
                     kind,
                     time,
-                    data,
-                    metadata,
+                    data: data.into(),
+                    metadata: metadata.into(),
                     hash: previous,
                 };
                 event.hash = Link::of(&event).hash(&previous);

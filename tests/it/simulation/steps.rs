@@ -296,7 +296,7 @@ fn lease(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
         };
         world_.trace(format!("  {tag} {shown}"));
         let right = match &answer {
-            Ok(Some(leased)) => *leases == [format!("job-{}", leased.job_id).into()],
+            Ok(Some(leased)) => *leases == [format!("job-{}", leased.job_id)],
             Ok(None) => leases.is_empty(),
             Err(error) => is_unknown(error) || leases.is_empty(),
         };
