@@ -1,6 +1,6 @@
 //! A rebuild: the whole log once more, into views that nobody reads yet. Reading, decoding and folding
 //! are on a thread each, since each costs about as much, with some batches between them, so that
-//! none waits for the others' hands.
+//! none waits for the others' hands; two pages are read at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

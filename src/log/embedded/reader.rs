@@ -20,8 +20,9 @@ use crate::log::{Encoded, GENESIS, Link, Recorded, Stats, bad, from_sql, guard, 
 pub(super) const COLUMNS: &str =
     "position, stream_id, revision, type_id, id, time, hash, data, metadata";
 
-/// Names of streams, and of types, that a reader keeps in memory.
-const KNOWN_NAMES: usize = 16_384;
+/// Names of streams that a reader keeps in memory, and of types.
+const KNOWN_STREAMS: usize = 16_384;
+const KNOWN_TYPES: usize = 256;
 
 /// Connections for reading. Reads go to tokio's blocking threads, always: even a small one may
 /// have to wait for a disk, and an actor's runtime has only the one thread.
@@ -65,18 +66,19 @@ pub(super) struct Reader {
 }
 
 /// Names by their numbers, as far as this connection has met them lately.
-#[derive(Default)]
+///
+/// Each has one for each remainder of a name's number, for names in use at the same time have numbers
+/// near each other. This is asked twice for every event.
 pub(super) struct Names {
-    streams: Known,
-    types: Known,
+    streams: Vec<Known>,
+    types: Vec<Known>,
 }
 
-/// A name for each remainder of its number: those in use are near each other in the log.
-struct Known(Vec<Option<(i64, Box<str>)>>);
+type Known = Option<(i64, Box<str>)>;
 
-impl Default for Known {
+impl Default for Names {
     fn default() -> Self {
-        Self((0..KNOWN_NAMES).map(|_| None).collect())
+        Self { streams: vec![None; KNOWN_STREAMS], types: vec![None; KNOWN_TYPES] }
     }
 }
 
@@ -154,6 +156,9 @@ impl Reader {
             events.push(row.without_bytes());
         }
         self.page_size = page.len();
+        if page.capacity() / 2 > page.len() {
+            page.shrink_to_fit();
+        }
         let page = Bytes::from(page);
         for (event, Encoded { stream, kind, data, metadata }) in events.iter_mut().zip(places) {
             event.stream = text(page.slice(stream), event.position)?;
@@ -263,11 +268,12 @@ pub(super) fn decode<'row>(
 fn name<'known>(
     conn: &Connection,
     table: &str,
-    known: &'known mut Known,
+    known: &'known mut [Known],
     id: i64,
     position: u64,
 ) -> Result<&'known str, Error> {
-    let slot = &mut known.0[id.cast_unsigned() as usize % KNOWN_NAMES];
+    let remainder = id.cast_unsigned() as usize % known.len();
+    let slot = &mut known[remainder];
     match slot {
         Some((known, _)) if *known == id => {}
         _ => *slot = Some((id, read_name(conn, table, id, position)?)),
