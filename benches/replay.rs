@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use t2m::actors::keyring::Keyring;
@@ -22,6 +22,8 @@ mod lives;
 use lives::{active, at, recorded, user_id};
 
 const EVENTS: usize = 1_000_000;
+/// How often the memory is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 
 fn main() {
     // `cargo test --benches` only wants to know that it starts.
@@ -67,23 +69,32 @@ async fn appends(what: &str, path: &Path, keyring: &Keyring) {
 async fn replay(log: &Path, views: &Path, keyring: Keyring) {
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open_read_only(log).expect("the log"));
     let head = *log.head().borrow();
-    let most = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&most);
-    let note = move |_| {
-        seen.fetch_max(own_memory(), Ordering::Relaxed);
-    };
-    let (before, began) = (own_memory(), Instant::now());
+    let before = own_memory();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        let mut most = 0;
+        while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            most = most.max(own_memory());
+        }
+        most
+    });
+    let began = Instant::now();
     let building = Building::at(views).expect("a read model");
-    let built = rebuild(log, keyring, building, head, note).await.expect("rebuilt");
-    let folded = began.elapsed();
+    let built = rebuild(log, keyring, building, head, |_| ()).await.expect("rebuilt");
+    let (folded, in_fold) = (began.elapsed(), own_memory());
     let fresh = built.finish().expect("finished");
     let (took, after) = (began.elapsed(), own_memory());
+    drop(stop);
+    let most = watch.join().expect("looked");
     assert_eq!((fresh.checkpoint(), fresh.parked()), (head, vec![]));
-    let (rate, most) = (head as f64 / took.as_secs_f64(), most.load(Ordering::Relaxed));
+    let rate = head as f64 / took.as_secs_f64();
     println!(
         "{head} events replayed in {took:.1?} ({folded:.1?} without the indexes): {rate:.0}/s"
     );
-    println!("memory: {before} MB before, {most} MB at the most, {after} MB after");
+    println!(
+        "memory: {before} MB before, {in_fold} MB without the indexes, {most} MB at the most, \
+         {after} MB after"
+    );
     let size = std::fs::metadata(views).map_or(0, |file| file.len()) / 1_000_000;
     println!("read model of {size} MB");
 }

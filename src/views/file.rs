@@ -74,9 +74,7 @@ pub(super) fn finish(built: Connection, path: &Path) -> Result<(), Error> {
         file.sync_data()?;
         io::Result::Ok(file)
     })?;
-    let indexed = built.execute_batch(
-        &["PRAGMA mmap_size = 1073741824;", users::SETTLE, &INDEXES.concat()].concat(),
-    );
+    let indexed = built.execute_batch(&[INDEXING, users::SETTLE, &INDEXES.concat()].concat());
     let closed = built.close();
     let file = syncing.join().map_err(|_| io::Error::other("the sync panicked"))??;
     indexed?;
@@ -243,6 +241,12 @@ const TABLES: [&str; 9] = [
     feed::SCHEMA,
     tallies::SCHEMA,
 ];
+
+/// Reads the tables where they lie; and of what is sorted for an index, which is more the longer the
+/// log, no more than the cache's size is in memory: the rest waits in temporary files.
+const INDEXING: &str = "
+PRAGMA mmap_size = 1073741824; PRAGMA temp_store = FILE; PRAGMA cache_size = -16384; PRAGMA threads = 2;
+";
 
 /// Made at once over a table that is full they cost a third of what they cost row by row.
 const INDEXES: [&str; 5] =
