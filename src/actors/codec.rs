@@ -204,9 +204,18 @@ fn upcast_by(retired: &[(&str, Step)], kind: &str, data: Value) -> (String, Valu
 }
 
 fn decode_current<A: Aggregate>(kind: &str, data: &[u8]) -> Result<A::Event, Error> {
-    // Looked at once as a whole, not string by string.
-    let data = std::str::from_utf8(data).map_err(|error| bad(kind, error))?;
-    let mut json = serde_json::Deserializer::from_str(data);
+    // Looked at once as a whole, not string by string; what is no text may still be of a type that
+    // is not known, and is told so.
+    match std::str::from_utf8(data) {
+        Ok(text) => decode_json::<A, _>(kind, serde_json::Deserializer::from_str(text)),
+        Err(_) => decode_json::<A, _>(kind, serde_json::Deserializer::from_slice(data)),
+    }
+}
+
+fn decode_json<'de, A: Aggregate, R: serde_json::de::Read<'de>>(
+    kind: &str,
+    mut json: serde_json::Deserializer<R>,
+) -> Result<A::Event, Error> {
     let mut fields = Tagged { kind, data: &mut json, next: Field::Type, type_is_known: false };
     let decoded = A::Event::deserialize(MapAccessDeserializer::new(&mut fields));
     let type_is_known = fields.type_is_known;
@@ -223,9 +232,9 @@ fn bad(kind: &str, what: impl std::fmt::Display) -> Error {
 
 /// Reads as `{"type": kind, "data": …}` without building that text, nor a [`Value`] of it: decoding
 /// is most of what a replay costs.
-struct Tagged<'a, 'de> {
+struct Tagged<'a, R> {
     kind: &'a str,
-    data: &'a mut serde_json::Deserializer<serde_json::de::StrRead<'de>>,
+    data: &'a mut serde_json::Deserializer<R>,
     next: Field,
     /// Serde asks for the data only after it has accepted the type.
     type_is_known: bool,
@@ -238,7 +247,7 @@ enum Field {
     End,
 }
 
-impl<'de> MapAccess<'de> for &mut Tagged<'_, 'de> {
+impl<'de, R: serde_json::de::Read<'de>> MapAccess<'de> for &mut Tagged<'_, R> {
     type Error = serde_json::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(

@@ -89,21 +89,20 @@ async fn turn_pages(
         let log = Arc::clone(&log);
         tokio::spawn(async move { log.read_all(after, BATCH).await })
     };
-    let (mut after, mut this) = (from, page(from));
+    let (mut after, mut next) = (from, None);
     while after < until {
+        let this = next.take().unwrap_or_else(|| page(after));
         let foretold = after + BATCH as u64;
-        let next = (log.stride() == 1 && foretold < until).then(|| page(foretold));
-        let Ok(answer) = this.await else { break };
+        next = (log.stride() == 1 && foretold < until).then(|| page(foretold));
+        let broken = |error| Err(log::Error::Storage(format!("a read did not end: {error}")));
+        let answer = this.await.unwrap_or_else(broken);
         let last = answer.as_ref().ok().and_then(|page| page.last()).map(|last| last.position);
         if read.send(answer).await.is_err() {
             break;
         }
         let Some(last) = last else { break };
         after = last;
-        this = match next {
-            Some(next) if after == foretold => next,
-            _ => page(after),
-        };
+        next.take_if(|_| after != foretold);
     }
 }
 

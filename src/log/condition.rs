@@ -51,7 +51,7 @@ impl Condition {
             return Error::Unwritable(reason.clone());
         }
         let away = guard(&self.away).clone();
-        Error::Unwritable(away.unwrap_or_else(|| "it is closing".into()))
+        Error::Unwritable(away.unwrap_or_else(|| "it is closed".into()))
     }
 
     pub(super) fn set_away(&self, why: &str) {

@@ -14,7 +14,7 @@ use super::{Content, Difference, Error, Happened, Snapshot, Views, feed, file};
 
 /// Rows of each table held in memory until they are written: some tens of megabytes. What happens to
 /// a row happens mostly within as many others.
-const HELD: usize = 8192;
+const HELD: usize = if cfg!(test) { 4 } else { 8192 };
 
 /// A file of views on its way from position 0 to where they may be shown.
 pub struct Building {

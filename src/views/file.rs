@@ -70,13 +70,13 @@ pub(super) fn finish(built: Connection, path: &Path) -> Result<(), Error> {
     // What is there already is on its way to the disk while the indexes are made. The same handle
     // throughout: a failed write is told to each handle once. It outlives the connection, whose locks
     // would go with it.
-    let syncing = thread::Builder::new().name("views-sync".into()).spawn(move || {
-        file.sync_data()?;
-        io::Result::Ok(file)
-    })?;
-    let indexed = built.execute_batch(&[INDEXING, users::SETTLE, &INDEXES.concat()].concat());
+    let syncing =
+        thread::Builder::new().name("views-sync".into()).spawn(move || (file.sync_data(), file))?;
+    let indexing = [&indexing(path), users::SETTLE, &INDEXES.concat()].concat();
+    let indexed = built.execute_batch(&indexing);
     let closed = built.close();
-    let file = syncing.join().map_err(|_| io::Error::other("the sync panicked"))??;
+    let (synced, file) = syncing.join().map_err(|_| io::Error::other("the sync panicked"))?;
+    synced?;
     indexed?;
     closed.map_err(|(_, error)| error)?;
     file.sync_all()?;
@@ -243,10 +243,18 @@ const TABLES: [&str; 9] = [
 ];
 
 /// Reads the tables where they lie; and of what is sorted for an index, which is more the longer the
-/// log, no more than the cache's size is in memory: the rest waits in temporary files.
-const INDEXING: &str = "
-PRAGMA mmap_size = 1073741824; PRAGMA temp_store = FILE; PRAGMA cache_size = -16384; PRAGMA threads = 2;
-";
+/// log, no more than the cache's size is in memory: the rest waits in files without a name, beside
+/// the views, where there is room and nobody else may look.
+fn indexing(path: &Path) -> String {
+    let beside = directory(path)
+        .to_str()
+        .map(|place| format!("PRAGMA temp_store_directory = '{}';", place.replace('\'', "''")));
+    format!(
+        "{} PRAGMA mmap_size = 1073741824; PRAGMA temp_store = FILE; PRAGMA cache_size = -16384;
+         PRAGMA threads = 2;",
+        beside.unwrap_or_default()
+    )
+}
 
 /// Made at once over a table that is full they cost a third of what they cost row by row.
 const INDEXES: [&str; 5] =

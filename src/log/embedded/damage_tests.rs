@@ -130,7 +130,9 @@ async fn every_flipped_bit_of_the_file_is_found_or_harmless() {
     assert_eq!(sound.judge(&path, "the sound one"), None);
     let (mut judged, mut harmless) = (0, 0);
     for (at, byte) in sound.bytes.iter().enumerate() {
-        let bits = if every_bit() { 0..8 } else { at % 8..at % 8 + 1 };
+        // At the end of a page is where the first of its cells ends.
+        let all = every_bit() || at % 8192 == 8191;
+        let bits = if all { 0..8 } else { at % 8..at % 8 + 1 };
         // Filling, whether or not it belongs to an event.
         let is_dull = |byte: u8| byte == 0 || byte == b' ';
         if !every_bit() && is_dull(*byte) && !at.is_multiple_of(41) {

@@ -112,7 +112,7 @@ impl Walk {
             let before = end.0;
             self.page(reader, &mut end).map_err(|error| match error {
                 // Whatever a row says of its own place: right after the last one that was good.
-                Error::Corrupt { what, .. } => bad(end.0 + 1, &what),
+                Error::Corrupt { position: 1.., what } => bad(end.0 + 1, &what),
                 other => other,
             })?;
             progress(end.0);
@@ -134,6 +134,10 @@ impl Walk {
         let mut rows = statement.query(params![to_sql(end.0), PAGE])?;
         while let Some(row) = rows.next()? {
             let event = decode(row, &reader.conn, &mut reader.names)?;
+            if event.position <= end.0 && end.0 >= self.indexed {
+                // Nothing is missing beyond the end: it is the tree that leads back.
+                return Err(bad(0, "its tree of events is out of order"));
+            }
             if event.position != end.0 + 1 {
                 return Err(bad(end.0 + 1, "the event is missing"));
             }

@@ -354,7 +354,9 @@ impl Writer {
         };
         let (_, kind) = self.find_type(&event.kind)?;
         self.write(event, stream, kind)?;
-        self.remember(&event.stream, StreamEnd { id: stream, last: event.revision });
+        // Copied: else the page that the event was read in would stay for its name.
+        let name = ByteString::from(&*event.stream);
+        self.remember(&name, StreamEnd { id: stream, last: event.revision });
         Ok(())
     }
 
