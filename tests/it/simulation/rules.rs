@@ -39,6 +39,8 @@ pub struct File {
     pub sha256: String,
     pub size: u64,
     pub deleted: bool,
+    /// Its user has not asked for its deletion.
+    pub wanted: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -212,6 +214,7 @@ impl Told {
                     sha256: text(data, "sha256"),
                     size: data["size"].as_u64().ok_or("no size")?,
                     deleted: false,
+                    wanted: true,
                 };
                 self.files.insert(id, file);
                 Ok(())
@@ -220,20 +223,22 @@ impl Told {
                 must(!file.deleted, "a file was deleted twice")?;
                 must(data["sha256"] == file.sha256.as_str(), "other bytes than were stored")?;
                 file.deleted = true;
+                file.wanted = data["reason"] != "requested";
                 Ok(())
             }
             _ => Err("no event of this file"),
         }
     }
 
-    /// A completed job's output is stored first, and stays unless its user is gone.
+    /// A completed job's output is stored first, and stays unless its user is gone, or has deleted it
+    /// between the two.
     fn output_is_there(&self, job: &str) -> Result<(), Wrong> {
         let Some(Job { phase: Phase::Completed { file, .. }, user, .. }) = self.jobs.get(job)
         else {
             return Ok(());
         };
         let gone = self.users.get(user).is_some_and(|user| user.deleted);
-        let there = self.files.get(file).is_some_and(|file| !file.deleted);
+        let there = self.files.get(file).is_some_and(|file| !(file.deleted && file.wanted));
         must(there || gone, "completed without its output")
     }
 }
