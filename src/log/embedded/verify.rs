@@ -111,6 +111,10 @@ impl Walk {
         loop {
             let before = end.0;
             self.page(reader, &mut end).map_err(|error| match error {
+                // Nothing is missing after the end: it is the tree that leads astray.
+                Error::Corrupt { position: 1.., what } if end.0 >= self.indexed => {
+                    bad(0, &format!("after its last event, {}: {what}", end.0))
+                }
                 // Whatever a row says of its own place: right after the last one that was good.
                 Error::Corrupt { position: 1.., what } => bad(end.0 + 1, &what),
                 other => other,
@@ -134,11 +138,10 @@ impl Walk {
         let mut rows = statement.query(params![to_sql(end.0), PAGE])?;
         while let Some(row) = rows.next()? {
             let event = decode(row, &reader.conn, &mut reader.names)?;
-            if event.position <= end.0 && end.0 >= self.indexed {
-                // Nothing is missing beyond the end: it is the tree that leads back.
-                return Err(bad(0, "its tree of events is out of order"));
+            if event.position <= end.0 {
+                return Err(bad(end.0 + 1, "an earlier event stands in its place"));
             }
-            if event.position != end.0 + 1 {
+            if event.position > end.0 + 1 {
                 return Err(bad(end.0 + 1, "the event is missing"));
             }
             event.link().encode(&end.1, &mut self.block.bytes);
