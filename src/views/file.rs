@@ -134,16 +134,22 @@ pub(super) fn make_current(base: &Path, file: &Path) -> Result<(), Error> {
 }
 
 /// Deletes what a crash left: files older than `present`, which it replaced, and newer ones, which
-/// nobody is building any more. They may show what was erased since.
+/// nobody is building any more. They may show what was erased since. The one that `base` names stays:
+/// it is newer when it was built beside `present` and is not taken over yet.
 ///
 /// Best effort; a file that stays costs its room until the next start.
 pub(super) fn remove_leftovers(base: &Path, present: &Path) {
-    let Some(present) = number(base, present) else { return };
-    let Ok(entries) = fs::read_dir(directory(base)) else { return };
+    // First: whoever builds holds it until `base` names what was built.
     let lock = lock(base);
     let nobody_builds = matches!(&lock, Ok(Some(_)));
+    let Ok(named) = current(base) else { return };
+    let [Some(present), Some(named)] = [present, &named].map(|path| number(base, path)) else {
+        return;
+    };
+    let Ok(entries) = fs::read_dir(directory(base)) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
-        let left = |number| number < present || (number > present && nobody_builds);
+        let left =
+            |number| number != named && (number < present || (number > present && nobody_builds));
         let left = number(base, &path).is_some_and(left);
         if left && matches!(recognise(&path), Ok(Found::Ours | Found::Outdated)) {
             let _ = remove(&path);

@@ -767,6 +767,20 @@ fn a_rebuild_that_broke_off_leaves_nothing_behind_the_next_start() {
 }
 
 #[test]
+fn what_was_built_beside_outlives_a_scrubbing_before_it_is_taken_over() {
+    let Fixture { directory, views } = after(history());
+    let mut building = Building::beside(&views.path()).unwrap();
+    building.apply(&log(history()), 0).unwrap();
+    drop(building.finish_as_current().unwrap());
+    views.scrub().unwrap();
+    let fresh = views.successor().unwrap().expect("it was built");
+    assert_eq!(fresh.content_hash().unwrap(), views.content_hash().unwrap());
+    views.replace_with(fresh).unwrap();
+    views.scrub().unwrap();
+    assert!(!directory.path().join("views.sqlite").exists(), "the one before is not needed");
+}
+
+#[test]
 fn views_from_elsewhere_do_not_replace() {
     let (here, there) = (after(history()), after(history()));
     assert!(matches!(here.replace_with(there.views.clone()), Err(Error::Elsewhere)));
