@@ -106,11 +106,15 @@ fn account(number: u64, now: DateTime<Utc>) -> [user::Event; 2] {
     };
     [
         user::Event::Registered {
-            profile: Profile { first_name: None, last_name: None, ..profile.clone() },
+            profile: Box::new(Profile { first_name: None, last_name: None, ..profile.clone() }),
             provisional: true,
             told: Told::default(),
         },
-        user::Event::ProfileChanged { profile, source_updated_at: now, told: Told::default() },
+        user::Event::ProfileChanged {
+            profile: Box::new(profile),
+            source_updated_at: now,
+            told: Told::default(),
+        },
     ]
 }
 
@@ -125,7 +129,7 @@ async fn video(life: &mut Life<'_>, second: i64) {
     let lease_id = LeaseId(Uuid::from_u128(u128::from(number)));
     let stream = domain::stream::<Job>(job_id);
     let prompt = "A lighthouse above a quiet sea at dusk. Stars come out one by one.";
-    let requested = job::Event::Requested(job::Request {
+    let request = job::Request {
         user_id: user_id.clone(),
         kind: Kind::Video,
         prompt: Personal::Known(Prompt::parse(prompt).expect("a prompt")),
@@ -143,8 +147,8 @@ async fn video(life: &mut Life<'_>, second: i64) {
         fingerprint: None,
         callback_url: None,
         deadline: None,
-    });
-    life.say::<Job>(&stream, requested).await;
+    };
+    life.say::<Job>(&stream, job::Event::Requested(Box::new(request))).await;
     let worker_id = "storyboard".to_owned();
     let expires_at = at(second + 60);
     let leased = job::Event::Leased { lease_id, worker_id, attempt: 1, expires_at };
@@ -167,7 +171,7 @@ async fn video(life: &mut Life<'_>, second: i64) {
             job_id: Some(job_id),
             fingerprint: None,
         };
-        life.say::<File>(&domain::stream::<File>(id), file::Event::Stored(stored)).await;
+        life.say::<File>(&domain::stream::<File>(id), file::Event::Stored(Box::new(stored))).await;
     }
     let output = Output {
         file_id: film,

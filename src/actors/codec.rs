@@ -147,11 +147,11 @@ pub fn decode_any(stream: &str, kind: &str, data: &[u8]) -> Result<AnyEvent, Err
     let uuid = || id.parse::<uuid::Uuid>().map_err(|_| unknown());
     match category {
         User::CATEGORY => {
-            let id = UserId::try_from(id.to_owned()).map_err(|_| unknown())?;
+            let id = UserId::try_from(id).map_err(|_| unknown())?;
             Ok(AnyEvent::User(id, decode::<User>(kind, data)?))
         }
         Session::CATEGORY => {
-            let id = SessionId::try_from(id.to_owned()).map_err(|_| unknown())?;
+            let id = SessionId::try_from(id).map_err(|_| unknown())?;
             Ok(AnyEvent::Session(id, decode::<Session>(kind, data)?))
         }
         File::CATEGORY => Ok(AnyEvent::File(FileId(uuid()?), decode::<File>(kind, data)?)),

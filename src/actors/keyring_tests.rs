@@ -23,7 +23,11 @@ fn id(name: &str) -> UserId {
 
 fn registered(email: Personal<String>) -> user::Event {
     let profile = Profile { email: Some(email), ..Profile::default() };
-    user::Event::Registered { profile, provisional: false, told: Told::default() }
+    user::Event::Registered {
+        profile: Box::new(profile),
+        provisional: false,
+        told: Told::default(),
+    }
 }
 
 fn known() -> user::Event {

@@ -375,7 +375,9 @@ impl Leasing {
         let file_id = output_id(&request.user_id, lease_id, slot);
         match self.system.files.execute(file_id, file::Command::Store(file), by(worker_id)).await {
             Ok(_) => Ok(()),
-            // A later attempt has cleared it away, so that this one has lost its lease.
+            // A later attempt has cleared it away; or a completion of this one broke off after the
+            // file, and its user has deleted that since, or other bytes were handed in. Nothing can
+            // be completed under this lease any more: the next one makes another file.
             Err(Failure::Refused(_)) => Err(Error::lost()),
             Err(error) => Err(error.into()),
         }

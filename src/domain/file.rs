@@ -13,7 +13,7 @@ use super::text::{Personal, Visit};
 #[serde(tag = "type", content = "data")]
 pub enum Event {
     #[serde(rename = "file.stored.v1")]
-    Stored(Stored),
+    Stored(Box<Stored>),
     #[serde(rename = "file.deleted.v2")]
     Deleted {
         user_id: UserId,
@@ -93,7 +93,7 @@ impl Aggregate for File {
 
     fn decide(&self, command: &Command, _now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
         match (command, self) {
-            (Command::Store(file), Self::Absent) => Ok(vec![Event::Stored(file.clone())]),
+            (Command::Store(file), Self::Absent) => Ok(vec![Event::Stored(Box::new(file.clone()))]),
             (Command::Store(file), Self::Present(stored))
                 if file.fingerprint == stored.fingerprint =>
             {
@@ -113,7 +113,7 @@ impl Aggregate for File {
 
     fn evolve(&mut self, event: &Event) {
         *self = match event {
-            Event::Stored(stored) => Self::Present(stored.clone()),
+            Event::Stored(stored) => Self::Present(Stored::clone(stored)),
             Event::Deleted { .. } => Self::Deleted,
         };
     }
@@ -130,9 +130,8 @@ impl Aggregate for File {
 
     fn owner(_id: &str, event: &Event) -> Option<UserId> {
         match event {
-            Event::Stored(Stored { user_id, .. }) | Event::Deleted { user_id, .. } => {
-                Some(user_id.clone())
-            }
+            Event::Stored(stored) => Some(stored.user_id.clone()),
+            Event::Deleted { user_id, .. } => Some(user_id.clone()),
         }
     }
 }
@@ -169,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_file_is_stored_once_and_deleted_by_its_owner_alone() {
-        let stored = Event::Stored(photo());
+        let stored = Event::Stored(Box::new(photo()));
         let deleted = deleted(&photo(), Reason::Requested);
         let other = Stored { fingerprint: Some("g".to_owned()), ..photo() };
         check(&[], Command::Store(photo()), Ok(1));

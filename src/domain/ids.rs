@@ -1,9 +1,11 @@
 //! Identifiers, parsed once at the edge and valid for ever after.
 
 use std::fmt;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 /// Why a text is no identifier.
@@ -11,21 +13,16 @@ use uuid::Uuid;
 #[error("an id is 1 to 128 letters, digits, or one of _ - . : @ |")]
 pub struct InvalidId;
 
-/// A user, by Clerk's id (`user_…`).
-#[derive(
-    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
+/// A user, by Clerk's id (`user_…`). Clones share the text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
 #[schemars(with = "String")]
-pub struct UserId(String);
+pub struct UserId(Arc<str>);
 
-/// A session, by Clerk's id (`sess_…`), or derived from the token when it names none.
-#[derive(
-    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
+/// A session, by Clerk's id (`sess_…`), or derived from the token when it names none. Clones share
+/// the text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
 #[schemars(with = "String")]
-pub struct SessionId(String);
+pub struct SessionId(Arc<str>);
 
 /// A job: version 7 when fresh, version 5 of user and `Idempotency-Key` when one was given.
 #[derive(
@@ -60,75 +57,93 @@ fn allowed(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':' | b'@' | b'|')
 }
 
-fn checked(text: String) -> Result<String, InvalidId> {
+fn checked(text: &str) -> Result<Arc<str>, InvalidId> {
     if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
-        Ok(text)
+        Ok(text.into())
     } else {
         Err(InvalidId)
     }
 }
 
-impl TryFrom<String> for UserId {
-    type Error = InvalidId;
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        checked(text).map(Self)
+/// Checks a text where it lies in what is read.
+struct Checking;
+
+impl Visitor<'_> for Checking {
+    type Value = Arc<str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an id")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Arc<str>, E> {
+        checked(text).map_err(E::custom)
     }
 }
 
-impl TryFrom<String> for SessionId {
-    type Error = InvalidId;
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        checked(text).map(Self)
-    }
+macro_rules! is_a_text {
+    ($id:ident) => {
+        impl $id {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<&str> for $id {
+            type Error = InvalidId;
+            fn try_from(text: &str) -> Result<Self, InvalidId> {
+                checked(text).map(Self)
+            }
+        }
+
+        impl TryFrom<String> for $id {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                checked(&text).map(Self)
+            }
+        }
+
+        impl From<$id> for String {
+            fn from(id: $id) -> Self {
+                id.as_str().to_owned()
+            }
+        }
+
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl Serialize for $id {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $id {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Checking).map(Self)
+            }
+        }
+    };
 }
 
-impl From<UserId> for String {
-    fn from(id: UserId) -> Self {
-        id.0
-    }
-}
-
-impl From<SessionId> for String {
-    fn from(id: SessionId) -> Self {
-        id.0
-    }
-}
+is_a_text!(UserId);
+is_a_text!(SessionId);
 
 impl UserId {
     /// Whether an id may hold this character.
     pub fn may_hold(c: char) -> bool {
         u8::try_from(c).is_ok_and(allowed)
     }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl SessionId {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// The session of a token that names none: by its subject and time of issue (CONTRACT §4).
     pub fn of_token(user_id: &UserId, issued_at: i64) -> Self {
-        Self(format!(
-            "tok_{}",
-            Uuid::new_v5(&IDEMPOTENCY, format!("session\n{user_id}\n{issued_at}").as_bytes())
-                .simple()
-        ))
-    }
-}
-
-impl fmt::Display for UserId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let told = format!("session\n{user_id}\n{issued_at}");
+        let id = Uuid::new_v5(&IDEMPOTENCY, told.as_bytes());
+        Self(format!("tok_{}", id.simple()).into())
     }
 }
 

@@ -26,7 +26,7 @@ pub const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
 #[serde(tag = "type", content = "data")]
 pub enum Event {
     #[serde(rename = "job.requested.v1")]
-    Requested(Request),
+    Requested(Box<Request>),
     #[serde(rename = "job.leased.v1")]
     Leased {
         lease_id: LeaseId,
@@ -303,7 +303,7 @@ impl Aggregate for Job {
     fn decide(&self, command: &Command, now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
         match (self, command) {
             (Self::Absent, Command::Request(request)) => {
-                Ok(vec![Event::Requested(request.clone())])
+                Ok(vec![Event::Requested(Box::new(request.clone()))])
             }
             (Self::Absent, _) => Err(Refusal::NotFound),
             (Self::Requested(job), Command::Request(request)) => {
@@ -334,7 +334,7 @@ impl Aggregate for Job {
     fn evolve(&mut self, event: &Event) {
         if let Event::Requested(request) = event {
             *self = Self::Requested(Box::new(Progressing {
-                request: request.clone(),
+                request: Request::clone(request),
                 attempts: 0,
                 phase: Phase::Queued,
                 cut_off: None,

@@ -22,7 +22,7 @@ use super::text::{Personal, Visit};
 pub enum Event {
     #[serde(rename = "user.registered.v1")]
     Registered {
-        profile: Profile,
+        profile: Box<Profile>,
         /// True when the claims of a token came before Clerk's webhook.
         provisional: bool,
         /// What those claims said of the user's rights.
@@ -31,7 +31,7 @@ pub enum Event {
     },
     #[serde(rename = "user.profile_changed.v1")]
     ProfileChanged {
-        profile: Profile,
+        profile: Box<Profile>,
         /// When it changed at Clerk.
         source_updated_at: DateTime<Utc>,
         /// What Clerk's metadata said of the user's rights at that time.
@@ -335,12 +335,12 @@ impl Aggregate for User {
             Event::Registered { profile, provisional, told } => {
                 self.standing =
                     if *provisional { Standing::Provisional } else { Standing::Registered };
-                self.profile = profile.clone();
+                self.profile = Profile::clone(profile);
                 self.told = told.clone();
             }
             Event::ProfileChanged { profile, source_updated_at, told } => {
                 self.standing = Standing::Registered;
-                self.profile = profile.clone();
+                self.profile = Profile::clone(profile);
                 self.told = told.clone();
                 self.synced_at = Some(*source_updated_at);
             }
@@ -469,7 +469,7 @@ impl User {
             return vec![];
         }
         let mut events = vec![Event::Registered {
-            profile: snapshot.profile.clone(),
+            profile: Box::new(snapshot.profile.clone()),
             provisional: true,
             told: snapshot.told.clone(),
         }];
@@ -484,7 +484,7 @@ impl User {
             let ban = tie && snapshot.banned && !self.banned;
             return if ban { vec![Event::Banned {}] } else { vec![] };
         }
-        let profile = snapshot.profile.clone();
+        let profile = Box::new(snapshot.profile.clone());
         let mut events = vec![];
         if self.standing == Standing::Unknown {
             let (profile, told) = (profile.clone(), Told::default());

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::ErrorCode;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::tail::Tail;
 use super::{
@@ -19,7 +19,8 @@ use super::{
     check_limits, guard,
 };
 use file::{Found, create, inspect, lock};
-use reader::{Reader, Readers, Tally, stats};
+use reader::{Reader, Tally, stats};
+use readers::Readers;
 use verify::verify;
 use writer::{Append, Checkpointer, Writer};
 
@@ -32,6 +33,7 @@ mod import;
 #[cfg(test)]
 mod import_tests;
 mod reader;
+mod readers;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -42,10 +44,9 @@ mod writer;
 const QUEUE: usize = 4096;
 /// Streams whose end, and types whose number, the writer keeps in memory.
 const KNOWN_STREAMS: usize = 65_536;
-/// Reads that run at the same time.
-const READERS: usize = 8;
 /// How often a log opened for reading looks whether another process has appended.
 const POLL: Duration = Duration::from_millis(200);
+
 /// The log in one SQLite file.
 ///
 /// A failed write stops the writer until the log is opened anew; only a full disk stops it no longer
@@ -126,20 +127,15 @@ impl EmbeddedLog {
     ) -> Result<Verified, Error> {
         let head = *self.shared.head.borrow();
         // Its own connection: names remembered from before must not vouch for the file.
-        let path = self.readers.path.clone();
+        let path = self.readers.path().to_owned();
         let work = move |_: &mut Reader| verify(&path, after, head, &mut progress);
         self.readers.run(work).await
     }
 
     fn around(path: &Path, shared: Arc<Shared>, lock: Option<File>) -> Result<Self, Error> {
-        let readers = Readers {
-            path: path.to_owned(),
-            idle: Mutex::new(vec![Reader::open(path)?]),
-            permits: Arc::new(Semaphore::new(READERS)),
-        };
         Ok(Self {
             shared,
-            readers: Arc::new(readers),
+            readers: Arc::new(Readers::open(path)?),
             tally: Arc::default(),
             queue: None,
             poll: None,
@@ -152,9 +148,10 @@ impl EmbeddedLog {
 impl Drop for EmbeddedLog {
     /// Waits until what is queued is written and the threads have let go of the file.
     fn drop(&mut self) {
+        // First: whoever closes the file last writes the WAL back, and readers do not.
+        self.readers.close();
         self.queue = None;
         self.poll = None;
-        guard(&self.readers.idle).clear();
         for thread in self.threads.drain(..).rev() {
             if thread.join().is_err() {
                 tracing::error!("a thread of the log panicked");
@@ -220,7 +217,7 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn stats(&self) -> Result<Stats, Error> {
-        let (tally, path) = (self.tally.clone(), self.readers.path.clone());
+        let (tally, path) = (self.tally.clone(), self.readers.path().to_owned());
         self.readers.run(move |reader| stats(reader, &tally, &path)).await
     }
 

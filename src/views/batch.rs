@@ -263,8 +263,10 @@ impl Batch<'_> {
             }
             Entity::Session(id, event) => self.session(id, event),
             Entity::File(id, event) => {
-                let (file_domain::Event::Stored(file_domain::Stored { user_id, .. })
-                | file_domain::Event::Deleted { user_id, .. }) = event;
+                let user_id = match event {
+                    file_domain::Event::Stored(stored) => &stored.user_id,
+                    file_domain::Event::Deleted { user_id, .. } => user_id,
+                };
                 self.touch(user_id);
                 self.file(*position, *time, *id, event)
             }

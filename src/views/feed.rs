@@ -1,5 +1,7 @@
 //! What event streams read: one row for each event of a job or a file, with the state after it.
 
+use std::ops::Range;
+
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
@@ -105,6 +107,8 @@ pub(super) struct FileItem {
 #[derive(Default)]
 pub(super) struct Feed {
     items: Vec<NewItem>,
+    /// The data of all of them, one behind the other.
+    data: Vec<u8>,
     stale: u64,
 }
 
@@ -113,7 +117,7 @@ struct NewItem {
     user_id: UserId,
     job_id: Option<JobId>,
     event: &'static str,
-    data: String,
+    data: Range<usize>,
 }
 
 impl Feed {
@@ -135,8 +139,10 @@ impl Feed {
         event: &'static str,
         data: &impl Serialize,
     ) -> rusqlite::Result<()> {
-        let data = serde_json::to_string(data)
+        let start = self.data.len();
+        serde_json::to_writer(&mut self.data, data)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        let data = start..self.data.len();
         self.items.push(NewItem { position, user_id: user_id.clone(), job_id, event, data });
         Ok(())
     }
@@ -145,8 +151,10 @@ impl Feed {
         let mut insert = sql.prepare_cached("INSERT INTO feed VALUES (?1, ?2, ?3, ?4, ?5)")?;
         for NewItem { position, user_id, job_id, event, data } in self.items.drain(..) {
             let job_id = job_id.map(|id| Id(id.0));
+            let data = std::str::from_utf8(&self.data[data])?;
             insert.execute(params![int(position), user_id.as_str(), job_id, event, data])?;
         }
+        self.data.clear();
         Ok(())
     }
 }

@@ -162,7 +162,7 @@ pub(super) struct FileEntry {
 struct New {
     position: u64,
     time: DateTime<Utc>,
-    stored: Stored,
+    stored: Box<Stored>,
     /// Its owner's; of outputs alone.
     tier: Option<Tier>,
     /// Its owner has been forgotten by now.

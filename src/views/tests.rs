@@ -53,7 +53,7 @@ fn session(name: &str, event: SessionEvent) -> Entity {
 
 fn registered(email: &str) -> UserEvent {
     let profile = Profile { email: Some(Personal::Known(email.to_owned())), ..Profile::default() };
-    UserEvent::Registered { profile, provisional: true, told: Told::default() }
+    UserEvent::Registered { profile: Box::new(profile), provisional: true, told: Told::default() }
 }
 
 fn membership(role: &str) -> Membership {
@@ -101,7 +101,7 @@ fn stored(n: u128, owner: &str, blob: &str) -> Entity {
         job_id: None,
         fingerprint: None,
     };
-    Entity::File(file_id(n), FileEvent::Stored(file))
+    Entity::File(file_id(n), FileEvent::Stored(Box::new(file)))
 }
 
 fn deleted_file(n: u128, owner: &str) -> Entity {
@@ -118,7 +118,7 @@ fn job(n: u128, event: JobEvent) -> Entity {
 }
 
 fn requested(owner: &str) -> JobEvent {
-    JobEvent::Requested(Request {
+    let request = Request {
         user_id: user_id(owner),
         kind: Kind::Video,
         prompt: Personal::Known(Prompt::parse("a lighthouse").unwrap()),
@@ -136,7 +136,8 @@ fn requested(owner: &str) -> JobEvent {
         fingerprint: Some("f".to_owned()),
         callback_url: None,
         deadline: None,
-    })
+    };
+    JobEvent::Requested(Box::new(request))
 }
 
 fn seed_of(job: &JobRow) -> u64 {
@@ -275,7 +276,7 @@ fn history() -> Vec<Entity> {
         user(
             "ada",
             UserEvent::ProfileChanged {
-                profile: Profile::default(),
+                profile: Box::default(),
                 source_updated_at: at(3),
                 told: Told::default(),
             },

@@ -123,7 +123,7 @@ fn progress_renews_the_lease_and_never_falls() {
     let steps = [(0, ask()), (1, take(1)), (50, progress(40)), (61, Command::Lapse)];
     check(&steps, Ok(0), "running");
     let job = Job::fold(&[
-        Event::Requested(request()),
+        Event::Requested(Box::new(request())),
         Event::Leased {
             lease_id: lease(1),
             worker_id: "w".to_owned(),

@@ -296,7 +296,7 @@ fn onboarding_is_recorded_when_it_changes() {
 #[test]
 fn what_clerk_does_not_say_of_rights_is_not_stored() {
     let stored = |told| {
-        let event = Event::Registered { profile: Profile::default(), provisional: true, told };
+        let event = Event::Registered { profile: Box::default(), provisional: true, told };
         serde_json::to_value(event).unwrap()["data"]["told"].take()
     };
     assert_eq!(stored(Told::default()), serde_json::Value::Null);

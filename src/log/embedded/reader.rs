@@ -1,15 +1,14 @@
 //! Reading: pages of events, what is in the log as a whole, and whether the chain holds.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OpenFlags, Params, Row, params};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Error;
@@ -23,40 +22,6 @@ pub(super) const COLUMNS: &str =
 /// Names of streams that a reader keeps in memory, and of types.
 const KNOWN_STREAMS: usize = 16_384;
 const KNOWN_TYPES: usize = 256;
-
-/// Connections for reading. Reads go to tokio's blocking threads, always: even a small one may
-/// have to wait for a disk, and an actor's runtime has only the one thread.
-pub(super) struct Readers {
-    pub(super) path: PathBuf,
-    pub(super) idle: Mutex<Vec<Reader>>,
-    pub(super) permits: Arc<Semaphore>,
-}
-
-impl Readers {
-    pub(super) async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&mut Reader) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let readers = self.clone();
-        let permit = self.permits.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| Error::Storage("the log is closed".into()))?;
-        let task = tokio::task::spawn_blocking(move || {
-            // Moved in: it is held until the work is done, also when nobody waits for it any more.
-            let _permit = permit;
-            let idle = guard(&readers.idle).pop();
-            let mut reader = match idle {
-                Some(reader) => reader,
-                None => Reader::open(&readers.path)?,
-            };
-            let answer = work(&mut reader);
-            if answer.is_ok() {
-                guard(&readers.idle).push(reader);
-            }
-            answer
-        });
-        task.await.map_err(|error| Error::Storage(format!("a read did not end: {error}")))?
-    }
-}
 
 pub(super) struct Reader {
     pub(super) conn: Connection,

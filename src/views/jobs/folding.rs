@@ -117,7 +117,7 @@ pub(in crate::views) struct Job {
 struct New {
     position: u64,
     time: DateTime<Utc>,
-    request: Request,
+    request: Box<Request>,
     /// Its user has been forgotten by now.
     erased: bool,
 }
@@ -125,7 +125,7 @@ struct New {
 impl Job {
     fn requested(position: u64, time: DateTime<Utc>, request: &Request, erased: bool) -> Self {
         Self {
-            new: Some(New { position, time, request: request.clone(), erased }),
+            new: Some(New { position, time, request: Box::new(request.clone()), erased }),
             leased: false,
             moved: true,
             user_id: request.user_id.clone(),

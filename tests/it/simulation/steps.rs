@@ -381,7 +381,10 @@ fn work(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
             (Ok(_), _) => {
                 wrote("job.attempt_failed.v1") || wrote("job.cancelled.v1") || own.is_empty()
             }
-            (Err(error), _) if is_lost(error) => own.is_empty() && !is_held(&world_, &leased),
+            (Err(error), what) if is_lost(error) => {
+                let spoilt = (6..=8).contains(&what) && output_is_known(&world_, &leased);
+                own.is_empty() && (spoilt || !is_held(&world_, &leased))
+            }
             (Err(error), _) => is_unknown(error) || own.is_empty(),
         };
         if matches!(&answer, Err(error) if is_lost(error)) {
@@ -420,6 +423,15 @@ fn is_held(world: &World, leased: &Leased) -> bool {
     let told = &world.seen.lock().unwrap().told;
     let job = told.jobs.get(&leased.job_id.to_string());
     job.and_then(|job| job.held_by()) == Some(&*leased.lease_id.0.to_string())
+}
+
+/// A completion under this lease broke off between the file and the job. What was stored then can
+/// have been deleted by its user since, or another video handed in: then the lease is of no use.
+fn output_is_known(world: &World, leased: &Leased) -> bool {
+    let request = &leased.request;
+    let main = slots(request.kind)[0].name;
+    let file = derived_id(&request.user_id, main, &leased.lease_id.0.to_string());
+    world.seen.lock().unwrap().told.files.contains_key(&file.to_string())
 }
 
 fn completed_by(world: &World, leased: &Leased) -> bool {
