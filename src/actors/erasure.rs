@@ -3,6 +3,7 @@
 //! where a crash broke it off, and follows `t2m erase` beside a running server.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ struct Seen {
     letters: Option<usize>,
     /// The files of the read model may still hold what its tables do not.
     unscrubbed: bool,
+    /// The one of them that was scrubbed last.
+    scrubbed: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -103,8 +106,14 @@ impl Eraser {
             }
         }
         self.forget_letters().await?;
+        // Views that were built beside and have taken over took in the deletion late: what was written
+        // before it lies in their pages.
+        let file = self.system.views.present_file();
+        let is_another = self.progress.scrubbed.as_ref() != Some(&file);
+        self.progress.unscrubbed |= is_another && !self.progress.erased.is_empty();
         if self.progress.unscrubbed {
             self.progress.unscrubbed = !self.system.views.scrub()?;
+            self.progress.scrubbed = Some(file);
         }
         Ok(self.progress.pending.len() + usize::from(self.progress.unscrubbed))
     }

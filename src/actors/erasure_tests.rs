@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::actors::dead_letters::{Heading, Letter};
 use crate::actors::keyring::Keyring;
+use crate::actors::rebuild::rebuild;
 use crate::clock::Clock;
 use crate::config::BlobStore;
 use crate::domain::text::Personal;
@@ -15,7 +16,7 @@ use crate::log;
 use crate::media::blobs::Blobs;
 use crate::media::reservations::Reservations;
 use crate::media::vault::MasterKey;
-use crate::views::Views;
+use crate::views::{Building, Views};
 
 const MARKER: &str = "marker-of-ada";
 
@@ -106,6 +107,25 @@ async fn a_deleted_user_leaves_nothing_in_any_file() {
     assert_eq!(house.found(), [""; 0]);
     // What is kept of the user later goes too.
     house.write_letter().await;
+    house.eraser.look().await.unwrap();
+    assert_eq!(house.found(), [""; 0]);
+}
+
+#[actix::test]
+async fn views_that_were_built_before_a_deletion_show_nothing_once_they_have_taken_over() {
+    let mut house = House::new().await;
+    let views = house.system.views.clone();
+    let (log, keyring) = (Arc::clone(&house.system.log), house.system.keyring.clone());
+    let building = Building::beside(&views.path()).unwrap();
+    let built = rebuild(log, keyring, building, views.checkpoint(), |_| ()).await.unwrap();
+    house.tell(Command::Delete).await;
+    house.eraser.look().await.unwrap();
+    let before = views.present_file();
+    drop(built.finish_as_current().unwrap());
+    while views.present_file() == before {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(house.found(), ["views-1.sqlite"]);
     house.eraser.look().await.unwrap();
     assert_eq!(house.found(), [""; 0]);
 }

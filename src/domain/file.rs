@@ -94,11 +94,7 @@ impl Aggregate for File {
     fn decide(&self, command: &Command, _now: DateTime<Utc>) -> Result<Vec<Event>, Refusal> {
         match (command, self) {
             (Command::Store(file), Self::Absent) => Ok(vec![Event::Stored(Box::new(file.clone()))]),
-            (Command::Store(file), Self::Present(stored))
-                if file.fingerprint == stored.fingerprint =>
-            {
-                Ok(vec![])
-            }
+            (Command::Store(file), Self::Present(stored)) if file.is_again(stored) => Ok(vec![]),
             (Command::Store(_), Self::Present(_) | Self::Deleted) => Err(Refusal::KeyReused),
             (Command::Delete { by }, Self::Present(stored)) if *by == stored.user_id => {
                 Ok(vec![deleted(stored, Reason::Requested)])
@@ -133,6 +129,14 @@ impl Aggregate for File {
             Event::Stored(stored) => Some(stored.user_id.clone()),
             Event::Deleted { user_id, .. } => Some(user_id.clone()),
         }
+    }
+}
+
+impl Stored {
+    /// Whether it is the same request once more; without a fingerprint the bytes tell.
+    fn is_again(&self, stored: &Self) -> bool {
+        let same = self.fingerprint.is_some() || self.sha256 == stored.sha256;
+        same && self.fingerprint == stored.fingerprint
     }
 }
 
@@ -174,6 +178,12 @@ mod tests {
         check(&[], Command::Store(photo()), Ok(1));
         check(std::slice::from_ref(&stored), Command::Store(photo()), Ok(0));
         check(std::slice::from_ref(&stored), Command::Store(other), Err(Refusal::KeyReused));
+        let output =
+            Stored { job_id: Some(JobId(uuid::Uuid::nil())), fingerprint: None, ..photo() };
+        let rendered_anew = Stored { sha256: "cd".repeat(32), ..output.clone() };
+        let handed_in = [Event::Stored(Box::new(output.clone()))];
+        check(&handed_in, Command::Store(output), Ok(0));
+        check(&handed_in, Command::Store(rendered_anew), Err(Refusal::KeyReused));
         check(std::slice::from_ref(&stored), Command::Delete { by: user("ada") }, Ok(1));
         check(
             std::slice::from_ref(&stored),

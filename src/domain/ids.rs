@@ -13,13 +13,14 @@ use uuid::Uuid;
 #[error("an id is 1 to 128 letters, digits, or one of _ - . : @ |")]
 pub struct InvalidId;
 
-/// A user, by Clerk's id (`user_…`). Clones share the text.
+// The descriptions of these two stand in the events' schemas too.
+
+/// A user, by Clerk's id (`user_…`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
 #[schemars(with = "String")]
 pub struct UserId(Arc<str>);
 
-/// A session, by Clerk's id (`sess_…`), or derived from the token when it names none. Clones share
-/// the text.
+/// A session, by Clerk's id (`sess_…`), or derived from the token when it names none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
 #[schemars(with = "String")]
 pub struct SessionId(Arc<str>);

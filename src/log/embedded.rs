@@ -146,7 +146,8 @@ impl EmbeddedLog {
 }
 
 impl Drop for EmbeddedLog {
-    /// Waits until what is queued is written and the threads have let go of the file.
+    /// Waits until what is queued is written and the threads have let go of the file; but for those
+    /// that still read for somebody who does not wait for it any more.
     fn drop(&mut self) {
         // First: whoever closes the file last writes the WAL back, and readers do not.
         self.readers.close();

@@ -120,9 +120,13 @@ pub(super) fn next(base: &Path, present: &Path) -> PathBuf {
     numbered(base, number(base, present).map_or(1, |number| number + 1))
 }
 
-/// From now on `base` stands for `file`, even after a crash.
+/// From now on `base` stands for `file`, even after a crash; unless it stands for a newer one already.
 pub(super) fn make_current(base: &Path, file: &Path) -> Result<(), Error> {
+    let named = number(base, &current(base)?);
     let number = number(base, file).ok_or(Error::Elsewhere)?;
+    if named >= Some(number) {
+        return Ok(());
+    }
     let (pointer, mut draft) = (pointer(base), base.as_os_str().to_owned());
     draft.push(".current.draft");
     let mut written = File::create(&draft)?;
@@ -134,23 +138,25 @@ pub(super) fn make_current(base: &Path, file: &Path) -> Result<(), Error> {
 }
 
 /// Deletes what a crash left: files older than `present`, which it replaced, and newer ones, which
-/// nobody is building any more. They may show what was erased since. The one that `base` names stays:
-/// it is newer when it was built beside `present` and is not taken over yet.
+/// nobody is building any more. They may show what was erased since. Another one that `base` names
+/// was built beside `present` and is not taken over yet: it stays, and so does what lies between the
+/// two, which may be on its way.
 ///
 /// Best effort; a file that stays costs its room until the next start.
 pub(super) fn remove_leftovers(base: &Path, present: &Path) {
-    // First: whoever builds holds it until `base` names what was built.
-    let lock = lock(base);
-    let nobody_builds = matches!(&lock, Ok(Some(_)));
-    let Ok(named) = current(base) else { return };
-    let [Some(present), Some(named)] = [present, &named].map(|path| number(base, path)) else {
-        return;
+    let files = || {
+        let entries = fs::read_dir(directory(base)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter_map(|path| Some((number(base, &path)?, path)))
     };
-    let Ok(entries) = fs::read_dir(directory(base)) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let left =
-            |number| number != named && (number < present || (number > present && nobody_builds));
-        let left = number(base, &path).is_some_and(left);
+    let Some(present) = number(base, present) else { return };
+    // Before the name is looked at: whoever builds holds it until `base` names what was built. And
+    // only where it is needed, since nobody can begin to build meanwhile.
+    let lock = files().any(|(number, _)| number > present).then(|| lock(base));
+    let nobody_builds = matches!(&lock, Some(Ok(Some(_))));
+    let Ok(Some(named)) = current(base).map(|named| number(base, &named)) else { return };
+    let (oldest, newest) = (present.min(named), present.max(named));
+    for (number, path) in files() {
+        let left = number < oldest || (number > newest && nobody_builds);
         if left && matches!(recognise(&path), Ok(Found::Ours | Found::Outdated)) {
             let _ = remove(&path);
         }

@@ -209,6 +209,11 @@ impl Views {
         content.apply(batch, towards)
     }
 
+    /// The file that is read at present.
+    pub fn present_file(&self) -> PathBuf {
+        self.current().file.clone()
+    }
+
     /// What is called so to the outside: where [`Building::beside`] builds another one.
     pub fn path(&self) -> PathBuf {
         self.current().base.clone()

@@ -782,6 +782,29 @@ fn what_was_built_beside_outlives_a_scrubbing_before_it_is_taken_over() {
 }
 
 #[test]
+fn views_that_are_taken_over_while_others_are_built_give_way_to_those() {
+    let Fixture { directory, views } = after(history());
+    let build = || {
+        let mut building = Building::beside(&views.path()).unwrap();
+        building.apply(&log(history()), 0).unwrap();
+        drop(building.finish_as_current().unwrap());
+    };
+    build();
+    let first = views.successor().unwrap().expect("it was built");
+    build();
+    views.scrub().unwrap();
+    views.replace_with(first).unwrap();
+    assert_eq!(views.present_file(), directory.path().join("views-1.sqlite"));
+    assert!(views.present_file().exists());
+    let second = views.successor().unwrap().expect("it was built after the first");
+    views.replace_with(second).unwrap();
+    views.scrub().unwrap();
+    assert_eq!(views.present_file(), directory.path().join("views-2.sqlite"));
+    assert!(!directory.path().join("views-1.sqlite").exists());
+    assert_eq!(views.successor().unwrap().map(|next| next.present_file()), None);
+}
+
+#[test]
 fn views_from_elsewhere_do_not_replace() {
     let (here, there) = (after(history()), after(history()));
     assert!(matches!(here.replace_with(there.views.clone()), Err(Error::Elsewhere)));

@@ -112,7 +112,9 @@ impl Walk {
             let before = end.0;
             self.page(reader, &mut end).map_err(|error| match error {
                 // Nothing is missing after the end: it is the tree that leads astray.
-                Error::Corrupt { position: 1.., what } if end.0 >= self.indexed => {
+                Error::Corrupt { position: 1.., what }
+                    if end.0 >= self.indexed.max(reader.head().unwrap_or(0)) =>
+                {
                     bad(0, &format!("after its last event, {}: {what}", end.0))
                 }
                 // Whatever a row says of its own place: right after the last one that was good.

@@ -72,6 +72,7 @@ pub enum Phase {
     Completed {
         lease: String,
         file: String,
+        size: u64,
     },
     Failed,
     Cancelled,
@@ -233,12 +234,13 @@ impl Told {
     /// A completed job's output is stored first, and stays unless its user is gone, or has deleted it
     /// between the two.
     fn output_is_there(&self, job: &str) -> Result<(), Wrong> {
-        let Some(Job { phase: Phase::Completed { file, .. }, user, .. }) = self.jobs.get(job)
+        let Some(Job { phase: Phase::Completed { file, size, .. }, user, .. }) = self.jobs.get(job)
         else {
             return Ok(());
         };
         let gone = self.users.get(user).is_some_and(|user| user.deleted);
-        let there = self.files.get(file).is_some_and(|file| !(file.deleted && file.wanted));
+        let there = |file: &File| file.size == *size && !(file.deleted && file.wanted);
+        let there = self.files.get(file).is_some_and(there);
         must(there || gone, "completed without its output")
     }
 }
@@ -328,7 +330,8 @@ impl Job {
             }
             "job.completed.v1" => {
                 must(running && fenced, "completed under a lost lease")?;
-                Phase::Completed { lease, file: text(&data["output"], "file_id") }
+                let size = data["output"]["size"].as_u64().ok_or("no size")?;
+                Phase::Completed { lease, file: text(&data["output"], "file_id"), size }
             }
             "job.failed.v1" => {
                 let overdue = self.deadline.is_some_and(|deadline| deadline <= now);

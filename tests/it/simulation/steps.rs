@@ -382,7 +382,7 @@ fn work(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
                 wrote("job.attempt_failed.v1") || wrote("job.cancelled.v1") || own.is_empty()
             }
             (Err(error), what) if is_lost(error) => {
-                let spoilt = (6..=8).contains(&what) && output_is_known(&world_, &leased);
+                let spoilt = (6..=8).contains(&what) && output_is_spoilt(&world_, &leased);
                 own.is_empty() && (spoilt || !is_held(&world_, &leased))
             }
             (Err(error), _) => is_unknown(error) || own.is_empty(),
@@ -415,6 +415,7 @@ async fn hand_in(
         Kind::Translation => "text/plain",
     };
     let handed = Handed { content_type: content_type.to_owned(), size: content + 1, sha256 };
+    world.handed.borrow_mut().insert((leased.lease_id, handed.sha256.clone()));
     node.leasing.hand_in(leased.job_id, leased.lease_id, slot, &handed).await?;
     Ok("handed in")
 }
@@ -425,13 +426,18 @@ fn is_held(world: &World, leased: &Leased) -> bool {
     job.and_then(|job| job.held_by()) == Some(&*leased.lease_id.0.to_string())
 }
 
-/// A completion under this lease broke off between the file and the job. What was stored then can
-/// have been deleted by its user since, or another video handed in: then the lease is of no use.
-fn output_is_known(world: &World, leased: &Leased) -> bool {
-    let request = &leased.request;
+/// A completion under this lease broke off between the file and the job. What was stored then was
+/// deleted by its user since, or other bytes were handed in: then the lease is of no use.
+fn output_is_spoilt(world: &World, leased: &Leased) -> bool {
+    let (request, lease_id) = (&leased.request, leased.lease_id);
     let main = slots(request.kind)[0].name;
-    let file = derived_id(&request.user_id, main, &leased.lease_id.0.to_string());
-    world.seen.lock().unwrap().told.files.contains_key(&file.to_string())
+    let file = derived_id(&request.user_id, main, &lease_id.0.to_string());
+    let told = &world.seen.lock().unwrap().told;
+    let Some(file) = told.files.get(&file.to_string()) else { return false };
+    let handed = world.handed.borrow();
+    let others =
+        || handed.iter().any(|(lease, sha256)| *lease == lease_id && *sha256 != file.sha256);
+    file.deleted || others()
 }
 
 fn completed_by(world: &World, leased: &Leased) -> bool {

@@ -13,6 +13,7 @@ use t2m::actors::codec::{Metadata, Source};
 use t2m::actors::entity::{Executed, Failure};
 use t2m::actors::leasing::Leased;
 use t2m::actors::timekeeper;
+use t2m::domain::ids::LeaseId;
 use t2m::log::Recorded;
 use tokio::task::JoinHandle;
 
@@ -41,6 +42,8 @@ pub struct World {
     /// For the end: whether what a command has left is right.
     verdicts: RefCell<Vec<(String, Verdict)>>,
     pub attempts: RefCell<Vec<Leased>>,
+    /// What was handed in under which lease.
+    pub handed: RefCell<BTreeSet<(LeaseId, String)>>,
     /// Sealed and acknowledged, by their jobs.
     pub secrets: RefCell<BTreeSet<String>>,
     /// What Clerk has said of whom: when, banned or not, and whether that was acknowledged.
@@ -123,6 +126,7 @@ impl World {
             asked: Cell::default(),
             verdicts: RefCell::default(),
             attempts: RefCell::default(),
+            handed: RefCell::default(),
             secrets: RefCell::default(),
             words: RefCell::default(),
             deleted: RefCell::default(),
