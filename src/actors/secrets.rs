@@ -23,8 +23,8 @@ const AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// The longest that it waits for the read model before it spares those whose jobs it does not find.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
 /// A secret is sealed before its job is in the log. One whose job has not come by then was left by
-/// a request that failed in between.
-const WAIT_FOR_JOB: TimeDelta = TimeDelta::minutes(10);
+/// a request that failed in between. Longer than clocks of two nodes may differ.
+const WAIT_FOR_JOB: TimeDelta = TimeDelta::hours(24);
 
 /// The jobs' part of the vault. Cheap to clone.
 #[derive(Clone)]

@@ -73,7 +73,7 @@ fn a_node_answers_by_what_another_one_has_written() {
 fn no_secret_is_lost_while_views_are_begun_anew() {
     quietly(async |world| {
         requested(&world, 0).await;
-        world.pass(TimeDelta::hours(1));
+        world.pass(TimeDelta::days(2));
         world.restart(0, || lose_views(world.dir.path(), 0));
         let node = world.node(0);
         assert_eq!(node.system.views.checkpoint(), 0);
