@@ -401,7 +401,7 @@ async fn the_wal_is_written_back_while_the_log_is_open() {
 }
 
 #[tokio::test]
-async fn of_a_log_of_many_blocks_the_first_fault_is_named_or_the_first_after_what_is_believed() {
+async fn of_a_log_of_many_segments_the_first_fault_is_named_or_the_first_after_what_is_believed() {
     let (_dir, path) = place();
     let log = EmbeddedLog::open(&path).unwrap();
     for number in 1..=30_u128 {

@@ -1,12 +1,11 @@
 //! Whether the log is what was written: the chain, event by event, then what the chain says nothing
 //! of: the tables' form and the indices that streams and names are found by.
 //!
-//! Walking the events, hashing them and checking the structure are on a thread each. A link is
-//! judged by the hash that its predecessor claims, which is judged itself one link before, so none
-//! waits for another.
+//! The chain is walked in segments, on several threads, and the structure is checked beside them. A link is judged by the hash that its predecessor claims, which is judged
+//! itself one link before, so no segment waits for another.
 
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Mutex;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use rusqlite::{Connection, params};
@@ -15,105 +14,177 @@ use sha2::{Digest, Sha256};
 use super::Error;
 use super::file::statements;
 use super::reader::{COLUMNS, Reader, decode};
-use crate::log::{Verified, bad, from_sql, to_sql};
+use crate::log::{GENESIS, Verified, bad, from_sql, guard, to_sql};
 
+/// Events that a thread takes at once; of those that came since the beginning all.
+const SEGMENT: u64 = if cfg!(test) { 7 } else { 16_384 };
 /// Events read in one transaction, so that a verification holds up no checkpoint for long.
-const PAGE: i64 = 2000;
-/// Bytes that are handed over at once.
-const BLOCK: usize = 256 * 1024;
-/// Blocks under way between the two threads.
-const UNDER_WAY: usize = 3;
-
-/// What is hashed of some events, one behind the other.
-#[derive(Default)]
-struct Block {
-    bytes: Vec<u8>,
-    links: Vec<Expected>,
-}
-
-struct Expected {
-    position: u64,
-    /// Where its bytes end.
-    end: usize,
-    hash: [u8; 32],
-}
+const PAGE: u64 = if cfg!(test) { 3 } else { 2048 };
+/// Threads that walk at the most.
+const WALKERS: usize = 8;
 
 /// Walk the chain after `after` to its end, which must not be before `head`. This engine leaves no
-/// gaps, so that a missing position is damage.
+/// gaps, so that a missing position is damage. `progress` is told how far one alone would have come.
 pub(super) fn verify(
     path: &Path,
     after: u64,
     head: u64,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Verified, Error> {
-    let (blocks, received) = sync_channel(UNDER_WAY);
-    let (used, spare) = sync_channel(UNDER_WAY + 2);
-    let (mut reader, beside) = (Reader::open(path)?, Reader::open(path)?);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let readers: Vec<_> =
+        (0..processors.min(WALKERS)).map(|_| Reader::open(path)).collect::<Result<_, Error>>()?;
+    let beside = Reader::open(path)?;
+    check_schema(&beside.conn)?;
+    let segments = Segments {
+        after,
+        head,
+        ahead: Mutex::new(Ahead { next: Some(after), walked: after, progress }),
+    };
     std::thread::scope(|scope| {
-        let hashing = spawn(scope, move || hash(&received, &used))?;
+        let walkers: Vec<_> = readers
+            .into_iter()
+            .map(|reader| spawn(scope, || Walker::new(reader, &segments).run()))
+            .collect::<Result<_, Error>>()
+            .inspect_err(|_| segments.stop())?;
         let structure = match after {
             0 => Some(spawn(scope, move || check_structure(&beside.conn, head))?),
             _ => None,
         };
-        let rows = Rows::default();
-        let mut walk = Walk { blocks, spare, block: Block::default(), rows, indexed: head };
-        let walked = walk.run(&mut reader, after, head, progress);
-        // What was read before a fault is judged too: the first fault is the one that counts.
-        walk.hand_over();
-        let rows = std::mem::take(&mut walk.rows);
-        // Else the hashing thread would wait for more.
-        drop(walk);
-        outcome(hashing)?;
-        let verified = walked?;
-        match structure.map(outcome).transpose()? {
+        let lost = |error| Err(Fault { after, error });
+        let walked = walkers.into_iter().map(|walker| outcome(walker).unwrap_or_else(lost));
+        let walked = walked.reduce(Walked::both).unwrap_or_else(|| Ok(Walked::default()));
+        let Walked { rows, end } = walked.map_err(|fault| fault.error)?;
+        match structure.map(|structure| outcome(structure)?).transpose()? {
             Some(found) if found != rows => {
                 Err(bad(0, "the index of streams does not have the log's events"))
             }
-            _ => Ok(verified),
+            _ => Ok(Verified { events: end.0 - after, head_hash: end.1 }),
         }
     })
 }
 
 fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, Result<T, Error>>, Error> {
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, Error> {
     std::thread::Builder::new()
         .name("log-verify".into())
         .spawn_scoped(scope, work)
         .map_err(super::io)
 }
 
-fn outcome<T>(thread: ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {
-    thread.join().unwrap_or_else(|_| Err(Error::Storage("a verifying thread panicked".into())))
+fn outcome<T>(thread: ScopedJoinHandle<'_, T>) -> Result<T, Error> {
+    thread.join().map_err(|_| Error::Storage("a verifying thread panicked".into()))
 }
 
-struct Walk {
-    blocks: SyncSender<Block>,
-    /// Blocks to be filled again.
-    spare: Receiver<Block>,
-    block: Block,
-    /// Up to the position `indexed`, where the index is compared.
+/// What is left to walk, from the front.
+struct Segments<'a> {
+    /// Where the first one begins.
+    after: u64,
+    /// Where the log ended at the beginning; the last segment is what has come since.
+    head: u64,
+    ahead: Mutex<Ahead<'a>>,
+}
+
+struct Ahead<'a> {
+    /// Where the next segment begins; none after the last one, or after a fault.
+    next: Option<u64>,
+    walked: u64,
+    progress: &'a mut (dyn FnMut(u64) + Send),
+}
+
+impl Segments<'_> {
+    /// Follows its first position, up to its second; to the log's end if it has none.
+    fn next(&self) -> Option<(u64, Option<u64>)> {
+        let mut ahead = guard(&self.ahead);
+        let from = ahead.next?;
+        let to = (from < self.head).then(|| self.head.min(from.saturating_add(SEGMENT)));
+        ahead.next = to;
+        Some((from, to))
+    }
+
+    fn add(&self, events: u64) {
+        let mut ahead = guard(&self.ahead);
+        ahead.walked += events;
+        let walked = ahead.walked;
+        (ahead.progress)(walked);
+    }
+
+    /// What lies before a fault is with somebody already.
+    fn stop(&self) {
+        guard(&self.ahead).next = None;
+    }
+}
+
+/// What some of the segments came to.
+#[derive(Default)]
+struct Walked {
+    /// Up to the head at the beginning, where the index is compared.
     rows: Rows,
-    indexed: u64,
+    /// The furthest position, with its hash.
+    end: (u64, [u8; 32]),
 }
 
-impl Walk {
-    fn run(
-        &mut self,
-        reader: &mut Reader,
-        after: u64,
-        head: u64,
-        progress: &mut (dyn FnMut(u64) + Send),
-    ) -> Result<Verified, Error> {
-        check_schema(&reader.conn)?;
-        let mut end = (after, reader.hash_at(after)?);
-        loop {
-            let before = end.0;
-            self.page(reader, &mut end).map_err(|error| match error {
+/// Why a walk ended, and the last event that was good before.
+struct Fault {
+    after: u64,
+    error: Error,
+}
+
+impl Walked {
+    /// Of two faults the one that stands before the other is the one that counts.
+    fn both(one: Result<Self, Fault>, other: Result<Self, Fault>) -> Result<Self, Fault> {
+        match (one, other) {
+            (Ok(one), Ok(other)) => {
+                Ok(Self { rows: one.rows.and(&other.rows), end: one.end.max(other.end) })
+            }
+            (Err(one), Err(other)) if other.after < one.after => Err(other),
+            (Err(fault), _) | (_, Err(fault)) => Err(fault),
+        }
+    }
+}
+
+struct Walker<'a> {
+    reader: Reader,
+    segments: &'a Segments<'a>,
+    walked: Walked,
+    /// What is hashed of an event.
+    encoded: Vec<u8>,
+}
+
+impl<'a> Walker<'a> {
+    fn new(reader: Reader, segments: &'a Segments<'a>) -> Self {
+        Self { reader, segments, walked: Walked::default(), encoded: Vec::new() }
+    }
+
+    fn run(mut self) -> Result<Walked, Fault> {
+        while let Some((from, to)) = self.segments.next() {
+            let mut end = (from, GENESIS);
+            if let Err(error) = self.segment(&mut end, to) {
+                self.segments.stop();
+                return Err(Fault { after: end.0, error });
+            }
+            self.walked.end = self.walked.end.max(end);
+        }
+        Ok(self.walked)
+    }
+
+    /// From `end`, which becomes the last good one.
+    fn segment(&mut self, end: &mut (u64, [u8; 32]), to: Option<u64>) -> Result<(), Error> {
+        end.1 = self.reader.hash_at(end.0).map_err(|error| match error {
+            // Whoever walks up to it judges the event itself.
+            Error::Corrupt { what, .. } if end.0 != self.segments.after => {
+                bad(0, &format!("the way to event {}: {what}", end.0))
+            }
+            other => other,
+        })?;
+        while to.is_none_or(|to| end.0 < to) {
+            let (before, most) = (end.0, to.map_or(PAGE, |to| PAGE.min(to - end.0)));
+            self.page(end, most).map_err(|error| match error {
                 // Nothing is missing after the end: it is the tree that leads astray.
                 Error::Corrupt { position: 1.., what }
-                    if end.0 >= self.indexed.max(reader.head().unwrap_or(0)) =>
+                    if end.0 >= self.segments.head.max(self.reader.head().unwrap_or(0)) =>
                 {
                     bad(0, &format!("after its last event, {}: {what}", end.0))
                 }
@@ -121,23 +192,23 @@ impl Walk {
                 Error::Corrupt { position: 1.., what } => bad(end.0 + 1, &what),
                 other => other,
             })?;
-            progress(end.0);
-            if end.0 == before {
-                break;
+            self.segments.add(end.0 - before);
+            match to {
+                _ if end.0 > before => {}
+                Some(_) => return Err(bad(end.0 + 1, "the event is missing")),
+                None => break,
             }
         }
-        let (position, head_hash) = end;
-        match position < head {
-            true => Err(bad(position + 1, "the event is missing")),
-            false => Ok(Verified { events: position - after, head_hash }),
-        }
+        Ok(())
     }
 
-    fn page(&mut self, reader: &mut Reader, end: &mut (u64, [u8; 32])) -> Result<(), Error> {
+    /// The `most` events that follow `end`, which becomes the last good one.
+    fn page(&mut self, end: &mut (u64, [u8; 32]), most: u64) -> Result<(), Error> {
+        let Self { reader, segments, walked, encoded } = self;
         let mut statement = reader.conn.prepare_cached(&format!(
             "SELECT {COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
         ))?;
-        let mut rows = statement.query(params![to_sql(end.0), PAGE])?;
+        let mut rows = statement.query(params![to_sql(end.0), to_sql(most)])?;
         while let Some(row) = rows.next()? {
             let event = decode(row, &reader.conn, &mut reader.names)?;
             if event.position <= end.0 {
@@ -146,44 +217,18 @@ impl Walk {
             if event.position > end.0 + 1 {
                 return Err(bad(end.0 + 1, "the event is missing"));
             }
-            event.link().encode(&end.1, &mut self.block.bytes);
-            if event.position <= self.indexed {
-                self.rows.add(event.stream_id, event.revision, event.position);
+            encoded.clear();
+            event.link().encode(&end.1, encoded);
+            if Sha256::digest(&*encoded)[..] != event.hash {
+                return Err(bad(event.position, "the event and its hash do not belong together"));
+            }
+            if event.position <= segments.head {
+                walked.rows.add(event.stream_id, event.revision, event.position);
             }
             *end = (event.position, event.hash);
-            let (position, hash) = *end;
-            self.block.links.push(Expected { position, end: self.block.bytes.len(), hash });
-            if self.block.bytes.len() >= BLOCK && !self.hand_over() {
-                // The other thread has found something, which lies before this.
-                return Err(bad(position, "it was not looked at"));
-            }
         }
         Ok(())
     }
-
-    /// Whether somebody took it.
-    fn hand_over(&mut self) -> bool {
-        let next = self.spare.try_recv().unwrap_or_default();
-        self.blocks.send(std::mem::replace(&mut self.block, next)).is_ok()
-    }
-}
-
-/// Ends at the first event that does not belong to its hash.
-fn hash(blocks: &Receiver<Block>, used: &SyncSender<Block>) -> Result<(), Error> {
-    while let Ok(mut block) = blocks.recv() {
-        let mut start = 0;
-        for Expected { position, end, hash } in &block.links {
-            if Sha256::digest(&block.bytes[start..*end])[..] != hash[..] {
-                return Err(bad(*position, "the event and its hash do not belong together"));
-            }
-            start = *end;
-        }
-        block.bytes.clear();
-        block.links.clear();
-        // Nobody needs it any more: it goes.
-        let _ = used.try_send(block);
-    }
-    Ok(())
 }
 
 /// The rows that an index must have, as a sum in which their order plays no part: two that agree
@@ -198,6 +243,11 @@ impl Rows {
     fn add(&mut self, stream_id: i64, revision: u64, position: u64) {
         self.count += 1;
         self.sum = self.sum.wrapping_add(mixed(stream_id.cast_unsigned(), revision, position));
+    }
+
+    /// Those of both.
+    fn and(&self, other: &Self) -> Self {
+        Self { count: self.count + other.count, sum: self.sum.wrapping_add(other.sum) }
     }
 }
 
@@ -261,6 +311,18 @@ fn check_structure(conn: &Connection, head: u64) -> Result<Rows, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fault_that_stands_first_counts_whatever_it_is() {
+        let unread = || Err(Fault { after: 3, error: Error::Storage("cut off".into()) });
+        let altered = || Err(Fault { after: 9, error: bad(10, "altered") });
+        let sound = || Ok(Walked::default());
+        for (one, other) in [(unread(), altered()), (altered(), unread()), (sound(), unread())] {
+            let found = Walked::both(one, other).map_err(|fault| fault.error).err();
+            assert_eq!(found, Some(Error::Storage("cut off".into())));
+        }
+        assert_eq!(Walked::both(altered(), sound()).map_err(|fault| fault.after).err(), Some(9));
+    }
 
     #[test]
     fn each_bit_of_a_row_changes_about_half_of_what_is_summed() {
