@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::batch::{self, Held, Rules, Taken};
 use super::parked::{self, Parked, View};
-use super::{Content, Difference, Error, Happened, Snapshot, Views, feed, file};
+use super::{Content, Difference, Error, Happened, Snapshot, Views, file};
 
 /// Rows of each table held in memory until they are written: some tens of megabytes. What happens to
 /// a row happens mostly within as many others.
@@ -116,7 +116,6 @@ impl Building {
     /// What the file itself does.
     pub fn finish(mut self) -> Result<Views, Error> {
         self.write_held()?;
-        feed::trim(&self.sql, self.checkpoint)?;
         file::finish(self.sql, &self.file)?;
         Ok(Views::of(Content::open(self.base, self.file)?))
     }

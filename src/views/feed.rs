@@ -171,6 +171,14 @@ pub(super) fn trim(sql: &Connection, checkpoint: u64) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// The same for views that were built, once their checkpoint and indexes stand.
+pub(super) fn settle() -> String {
+    format!(
+        "DELETE FROM feed WHERE type = 'job.progressed'
+             AND position <= (SELECT position FROM checkpoint) - {TICKS_KEPT};"
+    )
+}
+
 fn item(row: &Row<'_>) -> rusqlite::Result<FeedItem> {
     Ok(FeedItem { position: unsigned(row.get(0)?), event: row.get(1)?, data: row.get(2)? })
 }

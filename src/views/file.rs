@@ -72,7 +72,7 @@ pub(super) fn finish(built: Connection, path: &Path) -> Result<(), Error> {
     // would go with it.
     let syncing =
         thread::Builder::new().name("views-sync".into()).spawn(move || (file.sync_data(), file))?;
-    let indexing = [&indexing(path), users::SETTLE, &INDEXES.concat()].concat();
+    let indexing = [&indexing(path), &INDEXES.concat(), &feed::settle(), users::SETTLE].concat();
     let indexed = built.execute_batch(&indexing);
     let closed = built.close();
     let (synced, file) = syncing.join().map_err(|_| io::Error::other("the sync panicked"))?;
