@@ -107,12 +107,12 @@ impl Storekeeper {
             return Ok(done);
         }
         for found in aside {
-            if system.views.blob_referrers(&found.sha256)? > 0 {
-                self.blobs.bring_back(&found.sha256).await?;
+            let needed = system.views.blob_referrers(&found.sha256)? > 0;
+            if needed && self.blobs.bring_back(&found.sha256).await? {
                 done.brought_back += 1;
             } else if now - found.since >= GRACE {
                 self.blobs.destroy(&found).await?;
-                done.destroyed += 1;
+                done.destroyed += usize::from(!needed);
             }
         }
         for sha256 in old {

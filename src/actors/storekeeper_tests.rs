@@ -216,8 +216,12 @@ async fn an_upload_keeps_its_bytes_whenever_the_storekeeper_comes_between() {
     assert_eq!(house.reconciled().await, [1, 0, 0]);
     house.blob("same").await;
     house.file("ada", &sha256, None).await;
+    assert_eq!(house.keeper.blobs.all_aside().await.unwrap().len(), 1);
+    assert_eq!(house.reconciled().await, [0, 0, 0]);
+    assert_eq!(house.keeper.blobs.all_aside().await.unwrap().len(), 1);
     house.clock.advance(GRACE + TimeDelta::minutes(1));
-    house.reconciled().await;
+    assert_eq!(house.reconciled().await, [0, 0, 0]);
+    assert_eq!(house.keeper.blobs.all_aside().await.unwrap(), []);
     assert!(house.reads(&sha256).await);
 }
 

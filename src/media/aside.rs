@@ -8,6 +8,11 @@
 //! ones that were put aside: then its event follows within minutes, readers find the bytes aside
 //! in the meantime, and the second look, a whole [grace time](GRACE) later, sees the event and
 //! brings them back. No lock is needed, hence it holds for several servers on one bucket too.
+//!
+//! A bucket moves nothing in one step: it copies and then deletes, and another server may come in
+//! between. So what is brought back from aside there is copied and left: whoever was still putting
+//! it aside deletes the copy in the blob's place without harm. It goes at a look a whole grace time
+//! after it was put aside that finds the blob in its place.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt, TryStreamExt};
@@ -67,16 +72,25 @@ impl Blobs {
         self.list_aside("aside".to_owned()).await
     }
 
-    /// Gives a blob back its place if it was put aside.
+    /// Gives a blob its place back, and says whether it was not in it.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is neither here nor there.
-    pub async fn bring_back(&self, sha256: &str) -> Result<(), Error> {
-        if let Some(aside) = self.aside(sha256).await? {
-            absent_is_fine(self.store.rename(&aside.location, &location(sha256)?).await)?;
+    pub async fn bring_back(&self, sha256: &str) -> Result<bool, Error> {
+        let place = location(sha256)?;
+        match self.store.head(&place).await {
+            Ok(_) => return Ok(false),
+            Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
-        self.store.head(&location(sha256)?).await?;
-        Ok(())
+        if let Some(aside) = self.aside(sha256).await? {
+            absent_is_fine(match self.is_local {
+                true => self.store.rename(&aside.location, &place).await,
+                false => self.store.copy(&aside.location, &place).await,
+            })?;
+        }
+        self.store.head(&place).await?;
+        Ok(true)
     }
 
     /// Ends what was put aside, and nothing else: the same bytes in their own place stay.

@@ -185,7 +185,7 @@ impl Blobs {
     pub async fn adopt(&self, name: &str, known: &Stored) -> Result<(), Error> {
         let path = self.spool().join(name);
         if !tokio::fs::try_exists(&path).await? {
-            return self.bring_back(&known.sha256).await;
+            return self.bring_back(&known.sha256).await.map(drop);
         }
         if self.is_local {
             let from = Path::from(format!("uploads/{name}"));

@@ -1,5 +1,7 @@
 //! What is kept under which name, and what is left behind.
 
+use object_store::memory::InMemory;
+
 use super::*;
 
 const HELLO: &str = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
@@ -104,5 +106,22 @@ async fn only_hashes_are_names() {
     let (_dir, blobs) = blobs();
     for name in ["", "../../etc/passwd", &HELLO.to_uppercase(), &HELLO[1..]] {
         assert!(matches!(blobs.size(name).await, Err(Error::NotFound)), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_brought_back_in_a_bucket_outlives_who_was_still_putting_it_aside() {
+    let (dir, bucket) = (tempfile::tempdir().unwrap(), Arc::new(InMemory::new()));
+    let blobs = Blobs::over(bucket.clone(), dir.path()).unwrap();
+    let sha256 = put(&blobs, &[b"hello"]).await.sha256;
+    let place = location(&sha256).unwrap();
+    // A bucket moves in two steps: this is the first one.
+    bucket.copy(&place, &Path::from(format!("aside/{sha256}/7"))).await.unwrap();
+    for was_away in [false, true] {
+        assert_eq!(blobs.bring_back(&sha256).await.unwrap(), was_away);
+        assert!(bucket.head(&place).await.is_ok());
+        // The second.
+        bucket.delete(&place).await.unwrap();
+        assert_eq!(read(&blobs, &sha256, 0..5).await.unwrap(), b"hello");
     }
 }
