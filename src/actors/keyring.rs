@@ -243,12 +243,15 @@ impl Keyring {
         if let Some(known) = self.known().get(user) {
             return Ok(Some(known));
         }
-        let holding = match self.vault.open(&name_of(user)).await? {
+        let key = self.vault.open(&name_of(user)).await?;
+        let holding = match key {
+            // Asked after the key: one beside a tombstone may have been made too late, by somebody
+            // who did not know yet, and is about to go. Nothing was sealed with it.
+            _ if self.is_erased(user).await? => Holding::Erased,
             Some(key) => {
                 let key = key.try_into().map_err(|_| vault::Error::BadKey)?;
                 Holding::Key(SealingKey::new(&key)?)
             }
-            None if self.is_erased(user).await? => Holding::Erased,
             None => return Ok(None),
         };
         self.known().keep(user, &holding);

@@ -130,6 +130,9 @@ async fn a_key_made_while_it_was_destroyed_does_not_stay() {
     // The tombstone is there, and the other node has found no key before it was.
     here.destroy(&id("ada"), DateTime::UNIX_EPOCH).await.unwrap();
     there.vault.create("ada", &[7; KEY_BYTES]).await.unwrap();
+    let who_looks_just_then = keyring(dir.path());
+    let found = who_looks_just_then.find(&id("ada")).await.unwrap();
+    assert!(matches!(found, Some(Holding::Erased)));
     assert!(here.bury(&id("ada")).await.unwrap());
     assert!(matches!(there.of(&id("ada")).await.unwrap(), Holding::Erased));
     assert!(!key_file(dir.path(), "ada").exists());
