@@ -66,3 +66,30 @@ impl Condition {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_away_may_come_back_and_what_has_stopped_does_not() {
+        let condition = Condition::new("the database".into());
+        assert!(!condition.is_unwritable());
+        condition.set_away("nobody answers");
+        assert!(condition.is_unwritable());
+        assert_eq!(condition.unwritable(), Error::Unwritable("nobody answers".into()));
+        condition.set_back();
+        assert!(!condition.is_unwritable());
+        assert_eq!(condition.check_stopped(), Ok(()));
+        let told = condition.cut(7).to_string();
+        assert!(told.contains("T2M_LOG: the database no longer has the event at 7"), "{told}");
+        // The first reason is the one.
+        condition.stop("T2M_LOG: it was closed");
+        condition.set_back();
+        assert!(condition.is_unwritable());
+        for said in [condition.check_stopped().unwrap_err(), condition.unwritable()] {
+            let said = said.to_string();
+            assert!(said.contains("no longer has") && !said.contains("T2M_LOG"), "{said}");
+        }
+    }
+}

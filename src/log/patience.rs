@@ -51,3 +51,17 @@ impl Backoff {
         pause
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_two_seconds_and_half_of_each_is_chance() {
+        let mut backoff = Backoff::default();
+        for longest in [50, 100, 200, 400, 800, 1600, 2000, 2000, 2000].map(Duration::from_millis) {
+            let pause = backoff.next();
+            assert!(pause >= longest / 2 && pause <= longest, "{pause:?} of {longest:?}");
+        }
+    }
+}

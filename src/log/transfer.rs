@@ -362,6 +362,38 @@ mod tests {
         assert_eq!(target.read_all(0, 10).await.unwrap().len(), 2);
     }
 
+    #[test]
+    fn an_event_is_the_same_in_another_log_at_whatever_position() {
+        let event = recorded("a", 1, 2);
+        let elsewhere = Recorded { position: 9, hash: [9; 32], ..event.clone() };
+        assert!(is_same(&event, &elsewhere));
+        let id = Uuid::from_u128(99);
+        for other in [
+            Recorded { stream: "b".into(), ..event.clone() },
+            Recorded { revision: 2, ..event.clone() },
+            Recorded { id, ..event.clone() },
+        ] {
+            assert!(!is_same(&event, &other), "{other:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_somebody_else_has_come_before_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = filled(&dir.path().join("a.sqlite")).await.read_all(0, 1000).await.unwrap();
+        let target = EmbeddedLog::open(&dir.path().join("b.sqlite")).unwrap();
+        let mut carrying = Carrying::into(&target);
+        let (first, rest) = events.split_at(20);
+        carrying.take(first).await.unwrap();
+        assert!(carrying.has_begun());
+        let at = rest.iter().position(|event| event.stream != rest[0].stream).unwrap();
+        let other = NewEvent { id: Uuid::from_u128(9999), ..new(&rest[at]) };
+        target.append(&rest[at].stream, Expected::Any, vec![other]).await.unwrap();
+        let stopped = carrying.take(rest).await.unwrap_err();
+        assert!(matches!(stopped.error, Error::Conflict { .. }), "{stopped:?}");
+        assert_eq!(stopped.at, at);
+    }
+
     async fn carry(target: &dyn EventLog, events: &[Recorded]) -> Result<Verified, Stopped> {
         let mut carrying = Carrying::into(target);
         for page in events.chunks(7) {
@@ -427,9 +459,12 @@ mod tests {
             let sparse = Sparse(dense);
             assert_eq!(content_of(&sparse, |_| {}).await.unwrap(), whole);
             let target = EmbeddedLog::open(&dir.path().join("b.sqlite")).unwrap();
+            assert_eq!(extent(&sparse).await.unwrap(), whole);
             let mut reading = Reading::of(&sparse);
+            assert!(reading.keeps_positions(), "nothing is known yet");
             let mut carrying = Carrying::into(&target);
             carrying.take(&reading.page().await.unwrap()).await.unwrap();
+            assert!(!reading.keeps_positions());
             assert_eq!(carrying.finish(|_| {}).await.unwrap(), whole);
             // And back: what it holds is compared by what is the same in both.
             let mut carrying = Carrying::into(&sparse);
@@ -478,7 +513,8 @@ mod tests {
         }
 
         async fn stats(&self) -> Result<crate::log::Stats, Error> {
-            self.0.stats().await
+            let stats = self.0.stats().await?;
+            Ok(crate::log::Stats { position: stats.position * 100, ..stats })
         }
 
         async fn verify(&self) -> Result<Verified, Error> {

@@ -433,6 +433,27 @@ async fn of_a_log_of_many_segments_the_first_fault_is_named_or_the_first_after_w
     assert!(guard(&told).last() == Some(&30), "{told:?}");
 }
 
+#[tokio::test]
+async fn an_index_that_says_otherwise_than_the_events_is_found() {
+    let (_dir, path) = place();
+    let log = EmbeddedLog::open(&path).unwrap();
+    fill(&log, 20).await;
+    let stranger = raw(&path);
+    // Another index passes itself off as the one of the streams.
+    stranger
+        .execute_batch(
+            "CREATE UNIQUE INDEX other ON events (stream_id, revision + 100 * (position = 13));
+             PRAGMA writable_schema = ON;
+             UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM sqlite_schema
+                 WHERE name = 'other') WHERE name = 'events_by_stream';
+             DELETE FROM sqlite_schema WHERE name = 'other';",
+        )
+        .unwrap();
+    drop(stranger);
+    let found = log.verify().await.unwrap_err();
+    assert!(matches!(found, Error::Corrupt { position: 0, .. }), "{found}");
+}
+
 #[test]
 fn the_head_wakes_who_waits_only_when_it_moves() {
     let shared = Shared::new(3);
