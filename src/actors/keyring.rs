@@ -245,8 +245,8 @@ impl Keyring {
         }
         let key = self.vault.open(&name_of(user)).await?;
         let holding = match key {
-            // Asked after the key: one beside a tombstone may have been made too late, by somebody
-            // who did not know yet, and is about to go. Nothing was sealed with it.
+            // Asked after the key. One beside a tombstone is about to go; and it may be another than
+            // the events were sealed with, made too late by somebody who did not know yet.
             _ if self.is_erased(user).await? => Holding::Erased,
             Some(key) => {
                 let key = key.try_into().map_err(|_| vault::Error::BadKey)?;

@@ -171,7 +171,7 @@ pub(super) fn trim(sql: &Connection, checkpoint: u64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The same for views that were built, once their checkpoint and indexes stand.
+/// The same as a statement, for views that were built: their checkpoint and indexes stand by then.
 pub(super) fn settle() -> String {
     format!(
         "DELETE FROM feed WHERE type = 'job.progressed'

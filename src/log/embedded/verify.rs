@@ -1,8 +1,9 @@
 //! Whether the log is what was written: the chain, event by event, then what the chain says nothing
 //! of: the tables' form and the indices that streams and names are found by.
 //!
-//! The chain is walked in segments, on several threads, and the structure is checked beside them. A link is judged by the hash that its predecessor claims, which is judged
-//! itself one link before, so no segment waits for another.
+//! The chain is walked in segments, on several threads, and the structure is checked beside them. A
+//! link is judged by the hash that its predecessor claims, which is judged itself one link before, so
+//! that no segment waits for another.
 
 use std::path::Path;
 use std::sync::Mutex;
