@@ -394,6 +394,20 @@ mod tests {
         assert_eq!(stopped.at, at);
     }
 
+    #[tokio::test]
+    async fn what_precedes_an_event_that_does_not_follow_is_there_and_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut events =
+            filled(&dir.path().join("a.sqlite")).await.read_all(0, 1000).await.unwrap();
+        let target = EmbeddedLog::open(&dir.path().join("b.sqlite")).unwrap();
+        append(&target, &events[..5]).await.unwrap();
+        events[8].hash = [0; 32];
+        let stopped = Carrying::into(&target).take(&events).await.unwrap_err();
+        assert!(matches!(stopped.error, Error::Corrupt { position: 9, .. }), "{stopped:?}");
+        assert_eq!(stopped.at, 8);
+        assert_eq!(target.read_all(0, 1000).await.unwrap(), events[..8]);
+    }
+
     async fn carry(target: &dyn EventLog, events: &[Recorded]) -> Result<Verified, Stopped> {
         let mut carrying = Carrying::into(target);
         for page in events.chunks(7) {

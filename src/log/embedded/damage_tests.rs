@@ -186,3 +186,77 @@ async fn an_altered_event_is_given_to_no_reader() {
     damaged(log.read_all(10, 100).await, 20);
     damaged(log.read_all(20, 100).await, 20);
 }
+
+/// The tree of the events of a log whose pages have seven each, up to 49 and the last one.
+struct Tree {
+    dir: TempDir,
+    bytes: Vec<u8>,
+    /// Where its root begins: a page of the kind that leads to others.
+    root: usize,
+}
+
+impl Tree {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.sqlite");
+        let log = EmbeddedLog::open(&path).unwrap();
+        for number in 0..EVENTS {
+            let event = NewEvent {
+                id: Uuid::from_u128(u128::from(number) + 1),
+                kind: "thing.happened.v1".to_owned(),
+                time: DateTime::UNIX_EPOCH,
+                data: vec![b'.'; 1000],
+                metadata: b"{}".to_vec(),
+            };
+            log.append("thing-1", Expected::Any, vec![event]).await.unwrap();
+        }
+        drop(log);
+        let of_events = "SELECT rootpage FROM sqlite_schema WHERE name = 'events'";
+        let page: u32 = rusqlite::Connection::open(&path)
+            .unwrap()
+            .query_row(of_events, [], |row| row.get(0))
+            .unwrap();
+        let tree =
+            Self { bytes: std::fs::read(&path).unwrap(), dir, root: (page as usize - 1) * 8192 };
+        assert_eq!(tree.bytes[tree.root], 5, "an interior page of a table");
+        let keys: Vec<u8> = (0..7).map(|nth| tree.bytes[tree.cell(nth) + 4]).collect();
+        assert_eq!(keys, [7, 14, 21, 28, 35, 42, 49], "the last event of each page but the last");
+        tree
+    }
+
+    /// Of a page that lies before the last: its number in four bytes and its last event's position.
+    /// https://www.sqlite.org/fileformat.html#b_tree_pages
+    fn cell(&self, nth: usize) -> usize {
+        let pointer = self.root + 12 + 2 * nth;
+        self.root + usize::from(u16::from_be_bytes([self.bytes[pointer], self.bytes[pointer + 1]]))
+    }
+
+    fn found(&self, head: u64) -> Result<Verified, Error> {
+        let path = self.dir.path().join("altered.sqlite");
+        std::fs::write(&path, &self.bytes).unwrap();
+        verify(&path, 0, head, &mut |_| {})
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_only_the_way_to_it_misses_is_not_called_missing() {
+    let mut tree = Tree::new().await;
+    assert_eq!(tree.found(EVENTS).map(|verified| verified.events), Ok(EVENTS));
+    // Who looks for event 14, where a segment ends, is led past the page that holds it.
+    let cell = tree.cell(1);
+    tree.bytes[cell + 4] = 13;
+    let said = tree.found(EVENTS).unwrap_err();
+    let Error::Corrupt { position: 0, what } = &said else { panic!("{said}") };
+    assert!(what.starts_with("the way to event 14: "), "{what}");
+}
+
+#[tokio::test]
+async fn what_leads_back_from_the_end_is_no_event_missing_there() {
+    let mut tree = Tree::new().await;
+    // The last page is the first one once more: the log seems to end with event 7.
+    let (first, last) = (tree.cell(0), tree.root + 8);
+    tree.bytes.copy_within(first..first + 4, last);
+    let said = tree.found(7).unwrap_err();
+    let Error::Corrupt { position: 0, what } = &said else { panic!("{said}") };
+    assert!(what.starts_with("after its last event, 49: "), "{what}");
+}

@@ -22,6 +22,8 @@ pub(super) const COLUMNS: &str =
 /// Names of streams that a reader keeps in memory, and of types.
 const KNOWN_STREAMS: usize = 16_384;
 const KNOWN_TYPES: usize = 256;
+/// Names that are read at a time at the most.
+const AHEAD: i64 = 64;
 
 pub(super) struct Reader {
     pub(super) conn: Connection,
@@ -30,20 +32,27 @@ pub(super) struct Reader {
     page_size: usize,
 }
 
-/// Names by their numbers, as far as this connection has met them lately.
-///
-/// Each has one for each remainder of a name's number, for names in use at the same time have numbers
-/// near each other. This is asked twice for every event.
+/// What streams and types are called, as far as this connection has met them lately.
+#[derive(Default)]
 pub(super) struct Names {
-    streams: Vec<Known>,
-    types: Vec<Known>,
+    streams: Known<KNOWN_STREAMS>,
+    types: Known<KNOWN_TYPES>,
 }
 
-type Known = Option<(i64, Box<str>)>;
+/// Names by their numbers: one for each remainder of a number, for names in use at the same time have
+/// numbers near each other. This is asked twice for every event.
+struct Known<const MOST: usize> {
+    names: Vec<Option<(i64, Box<str>)>>,
+    /// How many were read the last time, and the number after them. Whoever walks the log meets most
+    /// names for the first time in the order of their numbers, so that the more are read the longer
+    /// that has been so.
+    read: i64,
+    next: i64,
+}
 
-impl Default for Names {
+impl<const MOST: usize> Default for Known<MOST> {
     fn default() -> Self {
-        Self { streams: vec![None; KNOWN_STREAMS], types: vec![None; KNOWN_TYPES] }
+        Self { names: vec![None; MOST], read: 1, next: 0 }
     }
 }
 
@@ -217,10 +226,10 @@ pub(super) fn decode<'row>(
     let Names { streams, types } = names;
     Ok(Decoded {
         position,
-        stream: name(conn, "streams", streams, stream_id, position)?,
+        stream: streams.name(conn, "streams", stream_id, position)?,
         stream_id,
         revision: u64::try_from(revision).map_err(|_| bad(position, "its revision is negative"))?,
-        kind: name(conn, "types", types, number(3)?, position)?,
+        kind: types.name(conn, "types", number(3)?, position)?,
         id: Uuid::from_slice(blob(4)?).map_err(|_| bad(position, "its id has not 16 bytes"))?,
         time: DateTime::from_timestamp_micros(number(5)?)
             .ok_or_else(|| bad(position, "its time is out of range"))?,
@@ -230,29 +239,68 @@ pub(super) fn decode<'row>(
     })
 }
 
-fn name<'known>(
-    conn: &Connection,
-    table: &str,
-    known: &'known mut [Known],
-    id: i64,
-    position: u64,
-) -> Result<&'known str, Error> {
-    let remainder = id.cast_unsigned() as usize % known.len();
-    let slot = &mut known[remainder];
-    match slot {
-        Some((known, _)) if *known == id => {}
-        _ => *slot = Some((id, read_name(conn, table, id, position)?)),
+impl<const MOST: usize> Known<MOST> {
+    /// What number `id` of a table is called, which the event at `position` asks.
+    fn name(
+        &mut self,
+        conn: &Connection,
+        table: &str,
+        id: i64,
+        position: u64,
+    ) -> Result<&str, Error> {
+        if !matches!(self.place(id), Some((known, _)) if *known == id) {
+            self.read(conn, table, id, position)?;
+        }
+        Ok(self.place(id).as_ref().map_or("", |(_, name)| name))
     }
-    Ok(slot.as_ref().map_or("", |(_, name)| name))
+
+    fn read(
+        &mut self,
+        conn: &Connection,
+        table: &str,
+        id: i64,
+        position: u64,
+    ) -> Result<(), Error> {
+        let limit = match id.checked_sub(self.next) {
+            Some(0..AHEAD) => AHEAD.min(self.read * 2),
+            _ => 1,
+        };
+        let mut statement = conn.prepare_cached(&format!(
+            "SELECT id, name FROM {table} WHERE id >= ?1 ORDER BY id LIMIT ?2"
+        ))?;
+        let mut rows = statement.query([id, limit])?;
+        let row = rows.next()?.filter(|row| is_number(row, id));
+        let row =
+            row.ok_or_else(|| bad(position, &format!("its name is not among the {table}")))?;
+        let name = row.get_ref(1)?.as_str();
+        self.keep(id, name.map_err(|_| bad(position, "its name is not a text"))?);
+        // One from before does not break the order.
+        if id < self.next {
+            return Ok(());
+        }
+        (self.read, self.next) = (limit, id.saturating_add(1));
+        // Nobody has asked for these yet: what is wrong with one is told to whoever does.
+        while let Ok(Some(row)) = rows.next()
+            && is_number(row, self.next)
+            && let Ok(name) = row.get_ref(1)?.as_str()
+        {
+            self.keep(self.next, name);
+            self.next = self.next.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, id: i64, name: &str) {
+        *self.place(id) = Some((id, name.into()));
+    }
+
+    fn place(&mut self, id: i64) -> &mut Option<(i64, Box<str>)> {
+        &mut self.names[id.cast_unsigned() as usize % MOST]
+    }
 }
 
-fn read_name(conn: &Connection, table: &str, id: i64, position: u64) -> Result<Box<str>, Error> {
-    let mut statement = conn.prepare_cached(&format!("SELECT name FROM {table} WHERE id = ?1"))?;
-    let mut rows = statement.query([id])?;
-    let row = rows.next()?;
-    let found = row.ok_or_else(|| bad(position, &format!("its name is not among the {table}")))?;
-    let name = found.get_ref(0)?.as_str();
-    Ok(name.map_err(|_| bad(position, "its name is not a text"))?.into())
+fn is_number(row: &Row, id: i64) -> bool {
+    row.get_ref(0).is_ok_and(|number| number.as_i64() == Ok(id))
 }
 
 /// Events counted so far; each call for stats counts on from there.
@@ -292,7 +340,7 @@ pub(super) fn stats(
     let position = from_sql(tally.upto);
     let mut types = BTreeMap::new();
     for (id, count) in &tally.types {
-        let name = name(&reader.conn, "types", &mut reader.names.types, *id, position)?;
+        let name = reader.names.types.name(&reader.conn, "types", *id, position)?;
         types.insert(name.to_string(), *count);
     }
     let mut statement = reader.conn.prepare_cached("SELECT count(*) FROM streams")?;
