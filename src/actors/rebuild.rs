@@ -1,11 +1,14 @@
-//! A rebuild: the whole log once more, into views that nobody reads yet. Reading, decoding and folding
-//! are on a thread each, since each costs about as much, with some batches between them, so that
-//! none waits for the others' hands; two pages are read at a time.
+//! A rebuild: the whole log once more, into views that nobody reads yet. Folding must be one after the
+//! other, on a thread of its own; meanwhile pages are read and decoded two at a time, with some batches
+//! between, so that none waits for the others' hands.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::ready;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -17,7 +20,9 @@ use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// Events that are handed on at once.
 const BATCH: usize = 512;
-/// Batches that wait before each of the threads at the most.
+/// Pages that are read at a time, and pages that are decoded.
+const AT_ONCE: usize = 2;
+/// Batches that wait to be folded at the most.
 const AHEAD: usize = 16;
 
 /// Takes in the log up to `until`; `seen` hears of each position reached. The building is given
@@ -66,44 +71,58 @@ async fn read(
     until: u64,
     decoded: mpsc::Sender<Vec<Happened>>,
 ) -> Result<(), Error> {
-    let (read, mut pages) = mpsc::channel(AHEAD);
-    tokio::spawn(turn_pages(log, from, until, read));
-    while let Some(page) = pages.recv().await {
-        let batch = projector::understand(&keyring, page?, until).await?;
-        if !batch.is_empty() && decoded.send(batch).await.is_err() {
+    let mut batches = pages(log, from, until)
+        .map(move |page| {
+            let keyring = keyring.clone();
+            apart(async move { projector::understand(&keyring, page?, until).await })
+        })
+        .buffered(AT_ONCE);
+    while let Some(batch) = batches.next().await {
+        if decoded.send(batch?).await.is_err() {
             break;
         }
     }
     Ok(())
 }
 
-/// Reads one page after the other, and the one after that already where it can be foretold; until
-/// the end, an error, or nobody takes them any more.
-async fn turn_pages(
+/// One page after the other, up to `until` or to where the log ends. Where a page begins is only known
+/// before the one before it is read if positions leave no gaps.
+fn pages(
     log: Arc<dyn EventLog>,
     from: u64,
     until: u64,
-    read: mpsc::Sender<Result<Vec<Recorded>, log::Error>>,
-) {
-    let page = |after| {
+) -> BoxStream<'static, Result<Vec<Recorded>, Error>> {
+    let gapless = log.stride() == 1;
+    let page = move |after| {
         let log = Arc::clone(&log);
-        tokio::spawn(async move { log.read_all(after, BATCH).await })
+        apart(async move { Ok(log.read_all(after, BATCH).await?) })
     };
-    let (mut after, mut next) = (from, None);
-    while after < until {
-        let this = next.take().unwrap_or_else(|| page(after));
-        let foretold = after + BATCH as u64;
-        next = (log.stride() == 1 && foretold < until).then(|| page(foretold));
-        let broken = |error| Err(log::Error::Storage(format!("a read did not end: {error}")));
-        let answer = this.await.unwrap_or_else(broken);
-        let last = answer.as_ref().ok().and_then(|page| page.last()).map(|last| last.position);
-        if read.send(answer).await.is_err() {
-            break;
-        }
-        let Some(last) = last else { break };
-        after = last;
-        next.take_if(|_| after != foretold);
+    if gapless {
+        let mut whole = true;
+        // What follows a page that is cut short came after the log had ended there.
+        let was_whole = move |page: &Vec<Recorded>| {
+            ready(Ok(std::mem::replace(&mut whole, page.len() == BATCH) && !page.is_empty()))
+        };
+        let pages = stream::iter((from..until).step_by(BATCH)).map(page).buffered(AT_ONCE);
+        return pages.try_take_while(was_whole).boxed();
     }
+    let next = move |after| {
+        let page = (after < until).then(|| page(after));
+        async move {
+            let Some(page) = page else { return Ok(None) };
+            let page = page.await?;
+            Ok(page.last().map(|last| last.position).map(|last| (page, last)))
+        }
+    };
+    stream::try_unfold(from, next).boxed()
+}
+
+/// On the runtime's threads, also while nobody asks for its outcome.
+async fn apart<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    let broken = |error| log::Error::Storage(format!("a read did not end: {error}"));
+    tokio::spawn(work).await.map_err(broken)?
 }
 
 fn fold(

@@ -18,13 +18,13 @@ CREATE TABLE feed (
     type TEXT NOT NULL,
     data TEXT NOT NULL
 );
+CREATE INDEX feed_ticks ON feed (position) WHERE type = 'job.progressed';
 ";
 
 pub(super) const INDEXES: &str = "
 -- An index of SQLite ends with the row's id, here the position.
 CREATE INDEX feed_of_user ON feed (user_id);
 CREATE INDEX feed_of_job ON feed (job_id) WHERE job_id IS NOT NULL;
-CREATE INDEX feed_ticks ON feed (position) WHERE type = 'job.progressed';
 ";
 
 /// How many positions back ticks of progress are kept; all else is kept for ever. Whoever comes

@@ -50,16 +50,16 @@ CREATE TABLE jobs (
     -- When it fails unless it has ended before.
     deadline_at INTEGER
 );
+CREATE INDEX jobs_waiting ON jobs (available_at) WHERE available_at IS NOT NULL;
+CREATE INDEX jobs_retrying ON jobs (available_at) WHERE state = 'retry_wait';
+CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
+CREATE INDEX jobs_due ON jobs (deadline_at) WHERE deadline_at IS NOT NULL AND finished_at IS NULL;
 ";
 
 pub(super) const INDEXES: &str = "
 CREATE INDEX jobs_of_user ON jobs (user_id);
 -- With the seconds, so that usage is summed without touching the rows.
 CREATE INDEX jobs_of_user_in_state ON jobs (user_id, state, position, seconds);
-CREATE INDEX jobs_waiting ON jobs (available_at) WHERE available_at IS NOT NULL;
-CREATE INDEX jobs_retrying ON jobs (available_at) WHERE state = 'retry_wait';
-CREATE INDEX jobs_leased ON jobs (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
-CREATE INDEX jobs_due ON jobs (deadline_at) WHERE deadline_at IS NOT NULL AND finished_at IS NULL;
 ";
 
 const COLUMNS: &str = "position, job_id, user_id, kind, state, prompt, options, fingerprint, \
