@@ -453,9 +453,6 @@ impl<'a> Link<'a> {
             to.extend_from_slice(bytes);
             to.len() - bytes.len()..to.len()
         };
-        let numbers = 7 * 8 + self.id.as_bytes().len() + previous.len();
-        let texts = self.stream.len() + self.kind.len();
-        to.reserve(numbers + texts + self.data.len() + self.metadata.len());
         to.extend_from_slice(previous);
         to.extend_from_slice(&self.position.to_le_bytes());
         let stream = with_length(to, self.stream.as_bytes());
