@@ -1,16 +1,17 @@
-//! A rebuild: the whole log once more, into views that nobody reads yet. Folding must be one after the
-//! other, on a thread of its own; meanwhile pages are read and decoded two at a time, with some batches
-//! between, so that none waits for the others' hands.
+//! A rebuild: the whole log once more, into views that nobody reads yet. Events are folded one after
+//! the other, on a thread of its own; meanwhile pages are read and decoded two at a time, on threads
+//! beside the runtime's, which may be a single one and a server's.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures_util::future::ready;
 use futures_util::stream::{self, BoxStream};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::keyring::Keyring;
 use super::projector::{self, Error};
@@ -19,7 +20,7 @@ use crate::log::{self, EventLog, Recorded};
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// Events that are handed on at once.
-const BATCH: usize = 512;
+const BATCH: usize = if cfg!(test) { 4 } else { 512 };
 /// Pages that are read at a time, and pages that are decoded.
 const AT_ONCE: usize = 2;
 /// Batches that wait to be folded at the most.
@@ -73,8 +74,9 @@ async fn read(
 ) -> Result<(), Error> {
     let mut batches = pages(log, from, until)
         .map(move |page| {
-            let keyring = keyring.clone();
-            apart(async move { projector::understand(&keyring, page?, until).await })
+            let (keyring, runtime) = (keyring.clone(), Handle::current());
+            let decode = async move { projector::understand(&keyring, page?, until).await };
+            outcome(tokio::task::spawn_blocking(move || runtime.block_on(decode)))
         })
         .buffered(AT_ONCE);
     while let Some(batch) = batches.next().await {
@@ -85,8 +87,8 @@ async fn read(
     Ok(())
 }
 
-/// One page after the other, up to `until` or to where the log ends. Where a page begins is only known
-/// before the one before it is read if positions leave no gaps.
+/// One page after the other, up to `until` or to where the log ends. Where the next page begins is
+/// known beforehand only if positions leave no gaps.
 fn pages(
     log: Arc<dyn EventLog>,
     from: u64,
@@ -95,16 +97,11 @@ fn pages(
     let gapless = log.stride() == 1;
     let page = move |after| {
         let log = Arc::clone(&log);
-        apart(async move { Ok(log.read_all(after, BATCH).await?) })
+        outcome(tokio::spawn(async move { Ok(log.read_all(after, BATCH).await?) }))
     };
     if gapless {
-        let mut whole = true;
-        // What follows a page that is cut short came after the log had ended there.
-        let was_whole = move |page: &Vec<Recorded>| {
-            ready(Ok(std::mem::replace(&mut whole, page.len() == BATCH) && !page.is_empty()))
-        };
         let pages = stream::iter((from..until).step_by(BATCH)).map(page).buffered(AT_ONCE);
-        return pages.try_take_while(was_whole).boxed();
+        return until_cut_short(pages).boxed();
     }
     let next = move |after| {
         let page = (after < until).then(|| page(after));
@@ -117,12 +114,23 @@ fn pages(
     stream::try_unfold(from, next).boxed()
 }
 
-/// On the runtime's threads, also while nobody asks for its outcome.
-async fn apart<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    let broken = |error| log::Error::Storage(format!("a read did not end: {error}"));
-    tokio::spawn(work).await.map_err(broken)?
+/// Up to the first page that is not a whole one: there the log ended, and whatever the next ones show
+/// came later, perhaps behind a gap.
+fn until_cut_short(
+    pages: impl Stream<Item = Result<Vec<Recorded>, Error>> + Unpin + Send,
+) -> impl Stream<Item = Result<Vec<Recorded>, Error>> + Send {
+    stream::unfold(Some(pages), async |pages| {
+        let mut pages = pages?;
+        let page = pages.next().await?;
+        let is_whole = page.as_ref().is_ok_and(|page| page.len() == BATCH);
+        Some((page, is_whole.then_some(pages)))
+    })
+}
+
+/// Of a task, which has begun by then.
+async fn outcome<T>(task: JoinHandle<Result<T, Error>>) -> Result<T, Error> {
+    let broken = |error| log::Error::Storage(format!("a page was not read to its end: {error}"));
+    task.await.map_err(broken)?
 }
 
 fn fold(
@@ -269,3 +277,7 @@ async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| views::Error::Io(std::io::Error::other(error)))?
 }
+
+#[cfg(test)]
+#[path = "rebuild_tests.rs"]
+mod tests;

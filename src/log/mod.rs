@@ -154,7 +154,8 @@ pub trait EventLog: Send + Sync + 'static {
         false
     }
 
-    /// About how far apart the positions of neighbouring events are; 1 where there are no gaps.
+    /// About how far apart the positions of neighbouring events are; 1 promises that there are no
+    /// gaps.
     fn stride(&self) -> u64 {
         1
     }

@@ -233,7 +233,7 @@ fn event(number: u128) -> NewEvent {
 }
 
 #[tokio::test]
-async fn what_an_engine_leaves_at_its_default_is_the_cautious_answer() {
+async fn what_an_engine_leaves_at_its_default_is_answered_from_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let log = Bare(EmbeddedLog::open(&dir.path().join("log.sqlite")).unwrap());
     assert!(!log.is_exclusive(), "others may write");

@@ -28,7 +28,6 @@ CREATE TABLE sessions (
     -- Why it must end although its time is not over: its user is gone.
     doomed TEXT
 ) WITHOUT ROWID;
-CREATE INDEX sessions_due ON sessions (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX sessions_doomed ON sessions (doomed) WHERE doomed IS NOT NULL;
 ";
 
@@ -36,6 +35,7 @@ pub(super) const INDEXES: &str = "
 CREATE INDEX sessions_of_user ON sessions (user_id, ended_at, started_at);
 -- With the user, so that the active ones are counted without touching the rows.
 CREATE INDEX sessions_active ON sessions (last_active_at, user_id);
+CREATE INDEX sessions_due ON sessions (due_at) WHERE due_at IS NOT NULL;
 ";
 
 const COLUMNS: &str = "session_id, user_id, started_at, expires_at, last_active_at, remembered, \

@@ -42,8 +42,6 @@ CREATE TABLE users (
     access_changed_at INTEGER,
     decided_here INTEGER NOT NULL
 ) WITHOUT ROWID;
--- Of a deleted user it is where the deletion lies.
-CREATE INDEX users_deleted ON users (access_position) WHERE deleted;
 ";
 
 /// What the deletions and bans of a whole history come to for the rows of those users. What follows
@@ -63,6 +61,8 @@ UPDATE jobs SET prompt = '', options = json_remove(options, '$.style_data')
 
 pub(super) const INDEXES: &str = "
 CREATE INDEX users_by_age ON users (position) WHERE position IS NOT NULL;
+-- Of a deleted user it is where the deletion lies.
+CREATE INDEX users_deleted ON users (access_position) WHERE deleted;
 ";
 
 const COLUMNS: &str = "user_id, position, email, first_name, last_name, username, image_url, role, \

@@ -187,7 +187,7 @@ async fn an_altered_event_is_given_to_no_reader() {
     damaged(log.read_all(20, 100).await, 20);
 }
 
-/// The tree of the events of a log whose pages have seven each, up to 49 and the last one.
+/// The tree of a log's events: seven to a page, and one page with the last.
 struct Tree {
     dir: TempDir,
     bytes: Vec<u8>,

@@ -22,7 +22,7 @@ pub(super) const COLUMNS: &str =
 /// Names of streams that a reader keeps in memory, and of types.
 const KNOWN_STREAMS: usize = 16_384;
 const KNOWN_TYPES: usize = 256;
-/// Names that are read at a time at the most.
+/// The most names that are read at a time.
 const AHEAD: i64 = 64;
 
 pub(super) struct Reader {
@@ -43,16 +43,18 @@ pub(super) struct Names {
 /// numbers near each other. This is asked twice for every event.
 struct Known<const MOST: usize> {
     names: Vec<Option<(i64, Box<str>)>>,
-    /// How many were read the last time, and the number after them. Whoever walks the log meets most
-    /// names for the first time in the order of their numbers, so that the more are read the longer
-    /// that has been so.
-    read: i64,
+    /// How many were asked for the last time, and the number after them. Whoever walks the log meets
+    /// most names for the first time in the order of their numbers, so that the more are read the
+    /// longer that has been so.
+    ahead: i64,
     next: i64,
+    /// The number after the last one from before those.
+    behind: i64,
 }
 
 impl<const MOST: usize> Default for Known<MOST> {
     fn default() -> Self {
-        Self { names: vec![None; MOST], read: 1, next: 0 }
+        Self { names: vec![None; MOST], ahead: 1, next: 0, behind: 0 }
     }
 }
 
@@ -240,7 +242,7 @@ pub(super) fn decode<'row>(
 }
 
 impl<const MOST: usize> Known<MOST> {
-    /// What number `id` of a table is called, which the event at `position` asks.
+    /// What number `id` of a table is called, which the event at `position` asks for.
     fn name(
         &mut self,
         conn: &Connection,
@@ -262,7 +264,7 @@ impl<const MOST: usize> Known<MOST> {
         position: u64,
     ) -> Result<(), Error> {
         let limit = match id.checked_sub(self.next) {
-            Some(0..AHEAD) => AHEAD.min(self.read * 2),
+            Some(0..AHEAD) => AHEAD.min(self.ahead * 2),
             _ => 1,
         };
         let mut statement = conn.prepare_cached(&format!(
@@ -274,11 +276,15 @@ impl<const MOST: usize> Known<MOST> {
             row.ok_or_else(|| bad(position, &format!("its name is not among the {table}")))?;
         let name = row.get_ref(1)?.as_str();
         self.keep(id, name.map_err(|_| bad(position, "its name is not a text"))?);
-        // One from before does not break the order.
         if id < self.next {
-            return Ok(());
+            // One from before does not break the order; a second one near it begins another walk.
+            let walks = id.checked_sub(self.behind).is_some_and(|step| (0..AHEAD).contains(&step));
+            self.behind = id.saturating_add(1);
+            if !walks {
+                return Ok(());
+            }
         }
-        (self.read, self.next) = (limit, id.saturating_add(1));
+        (self.ahead, self.next) = (limit, id.saturating_add(1));
         // Nobody has asked for these yet: what is wrong with one is told to whoever does.
         while let Ok(Some(row)) = rows.next()
             && is_number(row, self.next)

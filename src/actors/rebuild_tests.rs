@@ -1,0 +1,147 @@
+//! Which pages a rebuild reads of logs that end anywhere, grow meanwhile or fail.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::*;
+use crate::log::{Appended, Expected, NewEvent, Stats, Verified};
+
+/// A log that shows its first events to the first reads and all of them from then on.
+struct Scripted {
+    stride: u64,
+    events: u64,
+    at_first: (usize, u64),
+    /// The read of what follows this position fails.
+    broken_after: Option<u64>,
+    reads: AtomicUsize,
+}
+
+impl Scripted {
+    fn of(stride: u64, events: u64) -> Self {
+        let reads = AtomicUsize::new(0);
+        Self { stride, events, at_first: (0, 0), broken_after: None, reads }
+    }
+
+    fn recorded(&self, number: u64) -> Recorded {
+        Recorded {
+            id: Uuid::from_u128(number.into()),
+            stream: "job-1".into(),
+            revision: number - 1,
+            position: number * self.stride,
+            kind: "job.requested.v1".into(),
+            time: DateTime::UNIX_EPOCH,
+            data: Bytes::new(),
+            metadata: Bytes::new(),
+            hash: [0; 32],
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl EventLog for Scripted {
+    async fn append(&self, _: &str, _: Expected, _: Vec<NewEvent>) -> Result<Appended, log::Error> {
+        unreachable!("it is only read")
+    }
+
+    async fn read_stream(&self, _: &str, _: u64, _: usize) -> Result<Vec<Recorded>, log::Error> {
+        unreachable!("it is read as a whole")
+    }
+
+    async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, log::Error> {
+        let (reads, events) = self.at_first;
+        let has_grown = self.reads.fetch_add(1, Ordering::Relaxed) >= reads;
+        if self.broken_after == Some(after) {
+            return Err(log::Error::Storage("cut off".to_owned()));
+        }
+        let numbers = 1..=if has_grown { self.events } else { events };
+        let events = numbers.map(|number| self.recorded(number));
+        Ok(events.filter(|event| event.position > after).take(limit).collect())
+    }
+
+    fn head(&self) -> watch::Receiver<u64> {
+        watch::channel(self.events * self.stride).1
+    }
+
+    fn writable(&self) -> Result<(), log::Error> {
+        Ok(())
+    }
+
+    fn stride(&self) -> u64 {
+        self.stride
+    }
+
+    async fn stats(&self) -> Result<Stats, log::Error> {
+        unreachable!("nobody counts")
+    }
+
+    async fn verify(&self) -> Result<Verified, log::Error> {
+        unreachable!("nobody verifies")
+    }
+}
+
+async fn positions(log: Scripted, from: u64, until: u64) -> Result<Vec<u64>, Error> {
+    let pages: Vec<_> = pages(Arc::new(log), from, until).try_collect().await?;
+    assert!(pages.iter().all(|page| page.len() <= BATCH));
+    Ok(pages.iter().flatten().map(|event| event.position).collect())
+}
+
+#[tokio::test]
+async fn every_event_is_read_once_and_in_order_wherever_the_log_and_its_pages_end() {
+    for stride in [1, 7] {
+        for events in 0..=3 * BATCH as u64 + 1 {
+            for from in [0, 1, 5] {
+                let expected: Vec<_> =
+                    (1..=events).map(|n| n * stride).filter(|at| *at > from).collect();
+                let end = events * stride;
+                for until in [end, end + 1, end + 100, u64::MAX] {
+                    let read = positions(Scripted::of(stride, events), from, until).await.unwrap();
+                    // Nobody need read what is not asked for.
+                    let asked = if until > from { &expected[..] } else { &[] };
+                    assert_eq!(read, asked, "{events} by {stride} after {from} to {until}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn pages_go_as_far_as_is_asked() {
+    for (stride, until) in [(1, 6), (7, 6 * 7)] {
+        let read = positions(Scripted::of(stride, 100), 0, until).await.unwrap();
+        let whole_pages = 2 * BATCH as u64;
+        assert_eq!(read, (1..=whole_pages).map(|n| n * stride).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_grows_meanwhile_is_read_without_a_gap() {
+    for reads in 0..5 {
+        for at_first in 0..=2 * BATCH as u64 {
+            let log = Scripted { at_first: (reads, at_first), ..Scripted::of(1, 40) };
+            let read = positions(log, 0, 40).await.unwrap();
+            assert!(read.len() as u64 >= at_first.min(40) || reads == 0, "{reads}, {at_first}");
+            assert_eq!(read, (1..=read.len() as u64).collect::<Vec<_>>(), "{reads}, {at_first}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_cannot_be_read_ends_the_reading_after_those_before_it() {
+    for stride in [1, 7] {
+        let after = 2 * BATCH as u64 * stride;
+        let log = Scripted { broken_after: Some(after), ..Scripted::of(stride, 40) };
+        let read: Vec<_> = pages(Arc::new(log), 0, 40 * stride).collect().await;
+        assert_eq!(read.iter().map(|page| page.is_ok()).collect::<Vec<_>>(), [true, true, false]);
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_asks_for_behind_the_end_breaks_nothing() {
+    let beyond = 2 * BATCH as u64;
+    let log = Scripted { broken_after: Some(beyond), ..Scripted::of(1, BATCH as u64 + 1) };
+    assert_eq!(positions(log, 0, u64::MAX).await.unwrap().len(), BATCH + 1);
+}
