@@ -63,6 +63,12 @@ pub enum Error {
          give it up with `t2m erase {0}`"
     )]
     NoKey(String),
+    /// What is kept of it is no key of the master key that opens those of others.
+    #[error(
+        "the key of the user {0} is damaged: bring it back from a backup, or give it up with \
+         `t2m erase {0}`"
+    )]
+    DamagedKey(String),
     #[error("the data of {kind} cannot be read: {what}")]
     BadData { kind: String, what: String },
     #[error("the stream {0} belongs to no entity of this version")]

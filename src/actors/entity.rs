@@ -88,7 +88,9 @@ impl<R: std::error::Error> From<keyring::Error> for Failure<R> {
     fn from(error: keyring::Error) -> Self {
         match error {
             keyring::Error::Codec(error) => Self::Codec(error),
-            keyring::Error::Vault(_) | keyring::Error::Store(_) => Self::Keys(error),
+            keyring::Error::Vault(_) | keyring::Error::Key(..) | keyring::Error::Store(_) => {
+                Self::Keys(error)
+            }
         }
     }
 }

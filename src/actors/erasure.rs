@@ -87,7 +87,7 @@ impl Eraser {
     /// # Errors
     /// The store or the read model cannot be read or changed.
     pub async fn look(&mut self) -> Result<usize, Error> {
-        self.follow_tombstones().await?;
+        let undeleted = self.follow_tombstones().await?;
         loop {
             let deleted = self.system.views.users_deleted_after(self.progress.position, AT_ONCE)?;
             let Some((last, _)) = deleted.last() else { break };
@@ -115,19 +115,23 @@ impl Eraser {
             self.progress.unscrubbed = !self.system.views.scrub()?;
             self.progress.scrubbed = Some(file);
         }
-        Ok(self.progress.pending.len() + usize::from(self.progress.unscrubbed))
+        Ok(undeleted + self.progress.pending.len() + usize::from(self.progress.unscrubbed))
     }
 
-    /// An operator has erased somebody: the key is gone already, now the user is deleted.
-    async fn follow_tombstones(&mut self) -> Result<(), Error> {
+    /// An operator has erased somebody: the key is gone already, now the user is deleted. Says of
+    /// how many that does not show yet.
+    async fn follow_tombstones(&mut self) -> Result<usize, Error> {
         let system = &self.system;
+        let is_deleted =
+            |user: &UserId| system.views.user_standing(user).is_some_and(|it| it.deleted);
+        let mut undeleted = 0;
         for user in system.keyring.erased().await? {
             if self.progress.erased.contains(&user) {
                 continue;
             }
             // Also forgets the key that this process still knows.
             system.keyring.destroy(&user, system.clock.now()).await?;
-            if system.views.user_standing(&user).is_some_and(|standing| standing.deleted) {
+            if is_deleted(&user) {
                 continue;
             }
             let origin = Metadata::by("erasure", Source::System);
@@ -135,8 +139,9 @@ impl Eraser {
                 Ok(done) => drop(system.visible(done.position).await),
                 Err(error) => tracing::warn!(%error, "an erased user could not be deleted"),
             }
+            undeleted += usize::from(!is_deleted(&user));
         }
-        Ok(())
+        Ok(undeleted)
     }
 
     /// Nobody works on anything of theirs any more; and what was stored while that was still going on

@@ -47,6 +47,8 @@ pub struct Keyring {
 pub enum Error {
     #[error("the keys of users: {0}")]
     Vault(#[from] vault::Error),
+    #[error("the key of the user {0}: {1}")]
+    Key(UserId, vault::Error),
     #[error("the tombstones of users: {0}")]
     Store(#[from] blobs::Error),
     #[error(transparent)]
@@ -190,7 +192,8 @@ impl Keyring {
             let Recorded { stream, kind, .. } = &records[index];
             let Ok(event) = &mut events[index] else { continue };
             let opened = match owner.as_ref().and_then(|owner| holdings.get(owner)) {
-                Some(key) => sealing::open(key, stream, kind, |it| (form.personal)(event, it)),
+                Some(Ok(key)) => sealing::open(key, stream, kind, |it| (form.personal)(event, it)),
+                Some(Err(damaged)) => Err(damaged.clone()),
                 None => Err(codec::Error::NoKey(owner.map_or_else(String::new, String::from))),
             };
             if let Err(error) = opened {
@@ -238,21 +241,26 @@ impl Keyring {
     /// What there is of a user's key; none if there never was one, or it was lost.
     ///
     /// # Errors
-    /// It cannot be read at present, or not be opened.
+    /// It cannot be read at present, or not be opened: [`codec::Error::DamagedKey`] if others can.
     pub async fn find(&self, user: &UserId) -> Result<Option<Holding>, Error> {
         if let Some(known) = self.known().get(user) {
             return Ok(Some(known));
         }
-        let key = self.vault.open(&name_of(user)).await?;
+        let key = self.vault.open(&name_of(user)).await;
         let holding = match key {
             // Asked after the key. One beside a tombstone is about to go; and it may be another than
             // the events were sealed with, made too late by somebody who did not know yet.
             _ if self.is_erased(user).await? => Holding::Erased,
-            Some(key) => {
-                let key = key.try_into().map_err(|_| vault::Error::BadKey)?;
-                Holding::Key(SealingKey::new(&key)?)
+            Ok(Some(key)) => {
+                let bad = |_| Error::Key(user.clone(), vault::Error::BadKey);
+                Holding::Key(SealingKey::new(&key.try_into().map_err(bad)?)?)
             }
-            None => return Ok(None),
+            Ok(None) => return Ok(None),
+            // Under another master key, which may come yet, none of the others opens either.
+            Err(vault::Error::Unopenable) if self.vault.is_ours().await? == Some(true) => {
+                return Err(codec::Error::DamagedKey(user.to_string()).into());
+            }
+            Err(error) => return Err(Error::Key(user.clone(), error)),
         };
         self.known().keep(user, &holding);
         Ok(Some(holding))
@@ -310,21 +318,25 @@ impl Keyring {
         Ok(listed.iter().filter_map(|document| user_of(&document.name)).collect())
     }
 
-    /// Those of the users for whom there is something to find.
-    async fn find_all(&self, users: HashSet<UserId>) -> Result<HashMap<UserId, Holding>, Error> {
+    /// Those of the users for whom there is something to find, be it damaged.
+    async fn find_all(
+        &self,
+        users: HashSet<UserId>,
+    ) -> Result<HashMap<UserId, Result<Holding, codec::Error>>, Error> {
         let (mut found, mut missing) = (HashMap::with_capacity(users.len()), vec![]);
         {
             let mut known = self.known();
             for user in users {
                 match known.get(&user) {
-                    Some(holding) => drop(found.insert(user, holding)),
+                    Some(holding) => drop(found.insert(user, Ok(holding))),
                     None => missing.push(user),
                 }
             }
         }
-        let read = stream::iter(missing).map(async |user| {
-            let holding = self.find(&user).await?;
-            Ok::<_, Error>(holding.map(|holding| (user, holding)))
+        let read = stream::iter(missing).map(async |user| match self.find(&user).await {
+            Ok(holding) => Ok(holding.map(|holding| (user, Ok(holding)))),
+            Err(Error::Codec(damaged)) => Ok(Some((user, Err(damaged)))),
+            Err(error) => Err(error),
         });
         let read: Vec<_> = read.buffer_unordered(AT_A_TIME).try_collect().await?;
         found.extend(read.into_iter().flatten());

@@ -158,6 +158,47 @@ async fn a_lost_key_is_an_error_that_names_the_user_and_the_good_events_stand() 
 }
 
 #[tokio::test]
+async fn a_damaged_key_is_an_error_that_names_the_user_and_the_good_events_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = keyring(dir.path());
+    let mut records = vec![];
+    for user in ["bob", "ada"] {
+        let stream = format!("user-{user}");
+        records.push(recorded(&stream, first.encode::<User>(&stream, &known()).await.unwrap()));
+    }
+    std::fs::write(key_file(dir.path(), "ada"), b"damaged").unwrap();
+    let other = keyring(dir.path());
+    let events = other.decode_each(&records).await.unwrap();
+    assert_eq!(events[0], Ok(AnyEvent::User(id("bob"), known())));
+    assert_eq!(events[1], Err(codec::Error::DamagedKey("ada".to_owned())));
+    let refused = other.of(&id("ada")).await.err().map(|error| error.to_string());
+    assert!(refused.is_some_and(|said| said.contains("t2m erase ada")), "it is not replaced");
+    other.destroy(&id("ada"), DateTime::UNIX_EPOCH).await.unwrap();
+    let erased = registered(Personal::Erased);
+    let events = keyring(dir.path()).decode_each(&records).await.unwrap();
+    assert_eq!(events[1], Ok(AnyEvent::User(id("ada"), erased)));
+}
+
+#[tokio::test]
+async fn without_the_right_master_key_no_event_is_given_up_and_no_other_one_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = keyring(dir.path());
+    let sealed = first.encode::<User>("user-ada", &known()).await.unwrap();
+    let records = [recorded("user-ada", sealed)];
+    let (path, aside) = (dir.path().join("master.key"), dir.path().join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    let late = keyring(dir.path());
+    let failed = late.decode_each(&records).await.unwrap_err();
+    assert!(matches!(&failed, Error::Key(user, vault::Error::Unopenable) if *user == id("ada")));
+    assert!(failed.to_string().contains("the user ada"), "{failed}");
+    assert!(!late.is_ours(false).await.unwrap());
+    assert!(!path.exists(), "reading makes no key");
+    std::fs::rename(&aside, &path).unwrap();
+    let events = late.decode_each(&records).await.unwrap();
+    assert_eq!(events, [Ok(AnyEvent::User(id("ada"), known()))]);
+}
+
+#[tokio::test]
 async fn an_event_with_nothing_personal_needs_no_key() {
     let dir = tempfile::tempdir().unwrap();
     let keyring = keyring(dir.path());

@@ -64,9 +64,9 @@ impl Clerk {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             match self {
-                Self::Sync(push) => push.place.checked()?.sync(push.dry_run).await,
-                Self::Import(place) => place.checked()?.import().await,
-                Self::Reconcile(push) => push.place.checked()?.reconcile(push.dry_run).await,
+                Self::Sync(push) => push.place.checked().await?.sync(push.dry_run).await,
+                Self::Import(place) => place.checked().await?.import().await,
+                Self::Reconcile(push) => push.place.checked().await?.reconcile(push.dry_run).await,
             }
         })
     }
@@ -91,12 +91,12 @@ struct Session {
 }
 
 impl Place {
-    fn checked(self) -> anyhow::Result<Session> {
+    async fn checked(self) -> anyhow::Result<Session> {
         let backend = self.backend.check().map_err(BadConfiguration)?;
         let missing = || BadConfiguration(vec!["CLERK_SECRET_KEY: required".to_owned()]);
         let clock = Clock::system();
         let api = Api::new(&backend.ok_or_else(missing)?, unix_clock(&clock))?;
-        let keyring = self.keys.open()?.keyring();
+        let keyring = self.keys.open()?.own_keyring().await?;
         let Which { data_dir, setting } = self.keys.log;
         Ok(Session { data_dir, log: setting, keyring, api, clock })
     }

@@ -11,12 +11,14 @@ use super::keys::{Opened, Place};
 use super::read_model::open_views;
 use super::say;
 use crate::actors::System;
+use crate::actors::codec::{Metadata, Source};
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::erasure::Eraser;
 use crate::actors::keyring::{Destroyed, Keyring};
 use crate::clock::Clock;
 use crate::domain::ids::UserId;
-use crate::domain::{stream, user::User};
+use crate::domain::stream;
+use crate::domain::user::{Command, User};
 use crate::log::EventLog;
 use crate::media::reservations::Reservations;
 use crate::media::uploads::Uploads;
@@ -24,6 +26,8 @@ use crate::media::uploads::Uploads;
 /// How often it tries what is in the way of something else.
 const MOST_LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// How often the read model may be waited for, two seconds each time, while it does not move.
+const MOST_TRIES: u32 = 5;
 
 #[derive(Args)]
 pub struct Erase {
@@ -54,6 +58,7 @@ impl Erase {
                 say(format_args!("server       running: it deletes the user within ten seconds"));
                 return Ok(());
             };
+            let keyring = opened.own_keyring().await.context("the user is not deleted yet")?;
             self.clear(log, &opened, keyring).await
         })
     }
@@ -94,18 +99,34 @@ impl Erase {
         let mut eraser = Eraser::new(Arc::clone(&system), letters, uploads);
         let catch_up = async || {
             let head = *system.log.head().borrow();
-            while system.progress.now().position < head {
-                let Err(late) = system.visible(head).await else { break };
-                let stands = system.progress.now().parked;
-                anyhow::ensure!(
-                    stands.is_empty(),
-                    "the read model stands still at {}: {}; {late}",
-                    stands[0].position,
-                    stands[0].reason
+            let (mut reached, mut tries) = (0, 0);
+            while let Err(late) = system.visible(head).await {
+                let now = system.progress.now();
+                tries = if now.position > reached { 0 } else { tries + 1 };
+                reached = now.position;
+                if reached >= head {
+                    break;
+                }
+                ensure!(
+                    tries < MOST_TRIES,
+                    "the read model does not come further than event {reached} ({late}); \
+                     `t2m doctor` says more"
                 );
             }
+            // What stands still shows of the user what it showed before.
+            let stands = system.progress.now().parked;
+            ensure!(
+                stands.is_empty(),
+                "the read model stands still at {} and cannot be cleared: {}",
+                stands[0].position,
+                stands[0].reason
+            );
             anyhow::Ok(())
         };
+        catch_up().await?;
+        let origin = Metadata::by("erasure", Source::System);
+        let deleted = system.users.execute(&self.user, Command::Delete, origin).await;
+        deleted.context("deleting the user")?;
         catch_up().await?;
         let mut left = usize::MAX;
         for _ in 0..MOST_LOOKS {
@@ -116,11 +137,11 @@ impl Erase {
             }
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
-        if left > 0 {
-            say(format_args!(
-                "{left} parts are in use still: the next start of a server clears them"
-            ));
-        }
+        ensure!(
+            left == 0,
+            "the user is deleted, but {left} parts are in use still: repeat this, or start a server, \
+             to clear them"
+        );
         say(format_args!(
             "log          the user is deleted, at position {}",
             *system.log.head().borrow()

@@ -71,6 +71,20 @@ impl Opened {
         Keyring::new(&self.blobs, self.master.clone())
     }
 
+    /// The keys of users, for who will seal with them.
+    ///
+    /// # Errors
+    /// Another master key than this one has sealed those that are there.
+    pub async fn own_keyring(&self) -> anyhow::Result<Keyring> {
+        let keyring = self.keyring();
+        anyhow::ensure!(
+            keyring.is_ours(false).await.context("looking at the keys of users")?,
+            "T2M_MASTER_KEY: the keys in the store were sealed by another master key; give the \
+             server's, or restore the one of this data directory (master.key)"
+        );
+        Ok(keyring)
+    }
+
     /// What the master key seals, by what it is.
     fn vaults(&self) -> [(&'static str, Vault); 2] {
         [("users' keys", KEYS), ("secrets of jobs", SECRETS)]

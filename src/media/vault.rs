@@ -156,13 +156,13 @@ impl MasterKey {
     }
 
     /// As they are now.
-    fn fresh(&self) -> Result<Keys, Error> {
+    fn fresh(&self, read: fn(&Path) -> io::Result<Vec<u8>>) -> Result<Keys, Error> {
         let (path, last) = match &*self.0 {
             Source::Given(keys) => return Ok(Arc::clone(keys)),
             Source::Kept { path, last } => (path, last),
         };
         let failed = |error| Error::MasterKey { path: path.clone(), error };
-        let bytes = read_or_make(path).map_err(failed)?;
+        let bytes = read(path).map_err(failed)?;
         let (chunks, _) = bytes.as_chunks::<KEY_BYTES>();
         let keys: Keys = chunks.iter().map(SealingKey::new).collect::<Result<_, _>>()?;
         *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&keys));
@@ -170,42 +170,48 @@ impl MasterKey {
     }
 
     /// As they were when they were last looked at.
-    fn last(&self) -> Result<Keys, Error> {
-        let known = match &*self.0 {
-            Source::Given(keys) => Some(Arc::clone(keys)),
+    fn last(&self) -> Keys {
+        match &*self.0 {
+            Source::Given(keys) => Arc::clone(keys),
             Source::Kept { last, .. } => {
-                last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+                let last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                last.clone().unwrap_or_else(|| Arc::new([]))
             }
-        };
-        known.map_or_else(|| self.fresh(), Ok)
+        }
     }
 
     fn seal(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>, Error> {
-        self.fresh()?.first().ok_or(Error::BadKey)?.seal(name, bytes)
+        self.fresh(read_or_make)?.first().ok_or(Error::BadKey)?.seal(name, bytes)
     }
 
-    /// What was sealed, and by the how manieth key.
+    /// What was sealed, and by the how manieth key. No key is made for it, which could not be the
+    /// one.
     fn open(&self, name: &str, sealed: &[u8]) -> Result<(Vec<u8>, usize), Error> {
         let by = |keys: &Keys| {
             let mut tried = keys.iter().enumerate();
             tried.find_map(|(number, key)| Some((key.open(name, sealed).ok()?, number)))
         };
-        match by(&self.last()?) {
+        match by(&self.last()) {
             Some(opened) => Ok(opened),
-            None => by(&self.fresh()?).ok_or(Error::Unopenable),
+            None => by(&self.fresh(read_if_there)?).ok_or(Error::Unopenable),
         }
     }
 }
 
 /// One key or several, the first first.
 fn read_or_make(path: &Path) -> io::Result<Vec<u8>> {
+    let keys = read_if_there(path)?;
+    if keys.is_empty() { make(path) } else { Ok(keys) }
+}
+
+/// The same, or none if there is no file.
+fn read_if_there(path: &Path) -> io::Result<Vec<u8>> {
     match std::fs::read(path) {
         Ok(bytes) if bytes.is_empty() || !bytes.len().is_multiple_of(KEY_BYTES) => {
             Err(io::Error::other("it is not 32 bytes long, nor a multiple of that"))
         }
-        Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path),
-        Err(error) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+        read => read,
     }
 }
 

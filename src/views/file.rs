@@ -9,6 +9,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -21,6 +22,8 @@ const APPLICATION: i32 = 0x5432_4d56;
 const SCHEMA_VERSION: i32 = 9;
 /// Of a file that is still being built.
 const UNFINISHED: i32 = -1;
+/// How long a connection waits for another one's lock.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// More statements than the views have, so that each is prepared once a connection.
 const STATEMENTS: usize = 80;
 
@@ -113,6 +116,13 @@ pub(super) fn current(base: &Path) -> io::Result<PathBuf> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(base.to_owned()),
         Err(error) => Err(error),
     }
+}
+
+/// The file that `base` names if that is another one than `present` and has our version.
+pub(super) fn successor(base: &Path, present: &Path) -> Result<Option<PathBuf>, Error> {
+    let named = current(base)?;
+    let is_another = named != present && matches!(recognise(&named)?, Found::Ours);
+    Ok(is_another.then_some(named))
 }
 
 /// The name of the file that may replace `present`.
@@ -269,7 +279,8 @@ fn indexing(path: &Path) -> String {
 }
 
 /// Made at once over a table that is full they cost a third of what they cost row by row. Indexes of
-/// few rows are made with their tables: to find those rows at the end takes a walk through all.
+/// few rows are made with their tables: finding those rows at the end would take a walk through the
+/// whole table.
 const INDEXES: [&str; 5] =
     [users::INDEXES, sessions::INDEXES, files::INDEXES, jobs::INDEXES, feed::INDEXES];
 
@@ -277,7 +288,7 @@ fn tune(connection: &Connection) -> rusqlite::Result<()> {
     // Else a statement is planned anew whenever a bound that it compares with changes.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.busy_timeout(BUSY)?;
     connection.execute_batch("PRAGMA mmap_size = 1073741824; PRAGMA temp_store = MEMORY;")
 }
 

@@ -31,6 +31,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, TransactionBehavior};
@@ -156,6 +157,8 @@ enum Change {
     AllJobs,
 }
 
+/// How long a scrubbing waits for readers; it is tried again.
+const SCRUBBING: Duration = Duration::from_millis(100);
 /// Idle connections kept for the next reader.
 const IDLE_READERS: usize = 64;
 
@@ -219,13 +222,14 @@ impl Views {
         self.current().base.clone()
     }
 
-    /// Whether others are to take the place of these.
+    /// Whether others are to take the place of these; not those of another program's version, which
+    /// takes them itself.
     ///
     /// # Errors
     /// It cannot be read.
     pub fn is_outdated(&self) -> Result<bool, Error> {
         let present = self.current();
-        Ok(file::current(&present.base)? != present.file)
+        Ok(file::successor(&present.base, &present.file)?.is_some())
     }
 
     /// The views that are to take the place of these, if somebody else has built them: another
@@ -235,10 +239,7 @@ impl Views {
     /// They cannot be opened.
     pub fn successor(&self) -> Result<Option<Self>, Error> {
         let present = self.current();
-        let real = file::current(&present.base)?;
-        if real == present.file {
-            return Ok(None);
-        }
+        let Some(real) = file::successor(&present.base, &present.file)? else { return Ok(None) };
         Ok(Some(Self::of(Content::open(present.base.clone(), real)?)))
     }
 
@@ -281,16 +282,20 @@ impl Views {
     }
 
     /// Leaves nothing in the files of what the tables no longer hold, nor other files than the present
-    /// one unless somebody is building it: pages are cleared as rows go, and this empties the WAL, where older pages lie. Says whether it could; a reader may be in
-    /// the way, for as long as it reads.
+    /// one unless somebody is building it: pages are cleared as rows go, and this empties the WAL,
+    /// where older pages lie. Says whether it could; a reader may be in the way, for as long as it
+    /// reads.
     pub fn scrub(&self) -> Result<bool, Error> {
         let content = self.current();
         file::remove_leftovers(&content.base, &content.file);
         locked(&content.readers).clear();
         let writer = locked(&content.writer);
-        let busy: i64 =
-            writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        Ok(busy == 0)
+        // No batch is applied meanwhile.
+        writer.busy_timeout(SCRUBBING)?;
+        let busy =
+            writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        writer.busy_timeout(file::BUSY)?;
+        Ok(busy? == 0)
     }
 
     fn of(content: Content) -> Self {

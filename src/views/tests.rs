@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 mod analytics;
+mod building;
 
 use super::*;
 use crate::domain::file::{Event as FileEvent, Reason, Stored};
@@ -868,6 +869,9 @@ fn the_questions_of_the_background_are_answered_from_indexes() {
         "SELECT * FROM jobs WHERE user_id = 'a' AND position < 9 ORDER BY position DESC LIMIT 9",
         "SELECT * FROM sessions WHERE user_id = 'a' AND ended_at IS NULL ORDER BY started_at DESC",
         "SELECT count(DISTINCT user_id) FROM sessions WHERE last_active_at >= 9",
+        "DELETE FROM feed WHERE type = 'job.progressed' AND position <= 9",
+        "SELECT access_position, user_id FROM users WHERE deleted AND access_position > 1
+         ORDER BY access_position LIMIT 9",
     ] {
         let plan: Vec<String> = views
             .read(|sql| {

@@ -233,6 +233,11 @@ async fn an_event_of_a_newer_version_stops_the_read_model_and_says_where() {
     let expected = format!("event at position {at}: the event type user.knighted.v7 is not known");
     assert!(errors.contains(&expected) && errors.contains("newer version than this"), "{errors}");
     assert_eq!(replay.status.code(), Some(1));
+    // What cannot be cleared is not said to be.
+    let erased = server.run(&["erase", "user_bob", "--unknown"]);
+    let errors = String::from_utf8_lossy(&erased.stderr).into_owned();
+    assert!(errors.contains(&format!("stands still at {at} and cannot be cleared")), "{errors}");
+    assert_eq!(erased.status.code(), Some(1));
     let server = server.start_again();
     let ready = ask(server.request(Method::GET, "system/ready")).await;
     ready.assert_refused(503, "not_ready");

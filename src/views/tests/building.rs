@@ -1,0 +1,86 @@
+//! Views that are built come out as those that followed.
+
+use super::*;
+use crate::views::feed::TICKS_KEPT;
+
+fn schema(views: &Views) -> Vec<(String, String)> {
+    let all = views.read(|sql| {
+        sql.prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
+    });
+    all.unwrap()
+}
+
+#[test]
+fn a_file_that_was_built_has_the_tables_and_indexes_of_one_that_followed() {
+    let views = empty();
+    let built = Building::beside(&views.path()).unwrap().finish().unwrap();
+    assert_eq!(schema(&built), schema(&views));
+    let indexes = schema(&views).iter().filter(|(_, sql)| sql.starts_with("CREATE INDEX")).count();
+    assert!(indexes > 15, "{indexes}");
+}
+
+#[test]
+fn ticks_are_kept_for_so_many_positions_and_all_else_for_ever() {
+    let mut history = log(vec![
+        job(1, requested("ada")),
+        job(1, leased(1, 60)),
+        job(1, progressed(10, 60)),
+        job(1, progressed(20, 60)),
+        job(2, requested("bob")),
+    ]);
+    // The first of the two ticks is just too old by then.
+    history[4].position = history[2].position + TICKS_KEPT;
+    let followed = empty();
+    for happened in &history {
+        followed.apply(std::slice::from_ref(happened)).unwrap();
+    }
+    let kept = |views: &Views| -> Vec<String> {
+        let items = views.feed_of_job(&job_id(1), 0, 99).unwrap();
+        items.into_iter().map(|item| format!("{} {}", item.position, item.event)).collect()
+    };
+    let expected = ["10 job.requested", "20 job.leased", "40 job.progressed"];
+    assert_eq!(kept(&followed), expected);
+    for towards in [0, history[4].position] {
+        let mut building = Building::beside(&followed.path()).unwrap();
+        for happened in &history {
+            building.apply(std::slice::from_ref(happened), towards).unwrap();
+        }
+        let built = building.finish().unwrap();
+        assert_eq!(kept(&built), expected, "towards {towards}");
+        assert_eq!(built.content_hash().unwrap(), followed.content_hash().unwrap());
+    }
+}
+
+#[test]
+fn views_of_another_version_that_were_built_beside_are_left_to_its_program() {
+    let views = after(history());
+    let mut building = Building::beside(&views.path()).unwrap();
+    building.apply(&log(history()), 0).unwrap();
+    let built = building.finish_as_current().unwrap().present_file();
+    let version = |number| {
+        let sql = Connection::open(&built).unwrap();
+        sql.pragma_update(None, "user_version", number).unwrap();
+    };
+    version(99);
+    assert_eq!(views.successor().unwrap().map(|next| next.present_file()), None);
+    assert!(!views.is_outdated().unwrap());
+    views.scrub().unwrap();
+    version(9);
+    assert!(views.is_outdated().unwrap());
+    let fresh = views.successor().unwrap().expect("it stayed");
+    assert_eq!(fresh.content_hash().unwrap(), views.content_hash().unwrap());
+}
+
+#[test]
+fn a_reader_that_stays_puts_off_a_scrubbing_and_nothing_else() {
+    let views = after(history());
+    let reader = Snapshot::of(&views.path()).unwrap();
+    let entity = user("eve", registered("e"));
+    views.apply(&[Happened { position: 9999, hash: [0; 32], time: at(9), entity }]).unwrap();
+    assert!(!views.scrub().unwrap());
+    assert!(views.user(&user_id("eve")).unwrap().is_some());
+    drop(reader);
+    assert!(views.scrub().unwrap());
+}
