@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::assemble::{Assembled, assemble, check, random_secret};
 use super::replay::replay;
+use super::say;
 use crate::actors::System;
 use crate::clerk::{signing::SigningKey, webhook};
 use crate::clock::Clock;
@@ -84,7 +85,7 @@ impl Demo {
             assemble(check(options.options)?, Clock::system()).await?;
         let handle = server.handle();
         actix::spawn(server);
-        println!("1  server      {address} (throw-away keys, embedded log)");
+        say(format_args!("1  server      {address} (throw-away keys, embedded log)"));
 
         let client =
             Visitor { http: Client::new(), address, key, secret, clock: system.clock.clone() };
@@ -92,22 +93,22 @@ impl Demo {
         client.deliver("session.created", &session_body(&client.clock)).await?;
         let me = client.get("me").await?;
         ensure!(me["user"]["email"] == "ada@example.com", "the webhook's user is not the caller's");
-        println!(
+        say(format_args!(
             "2  webhooks    user.created and session.created, signed; {} signed in",
             me["user"]["email"]
-        );
+        ));
 
         let file = client.upload().await?;
-        println!(
+        say(format_args!(
             "3  upload      {} ({} bytes, sha256 {:.16}…)",
             file["filename"],
             file["size"],
             file["sha256"].as_str().unwrap_or_default()
-        );
+        ));
 
         let job = client.generate(&self, &file).await?;
         let job_id = job["job_id"].as_str().context("the answer names no job")?.to_owned();
-        println!("4  generate    job {job_id}");
+        say(format_args!("4  generate    job {job_id}"));
         client.watch(&job_id).await?;
         let job = client.get(&format!("jobs/{job_id}")).await?;
         ensure!(
@@ -117,10 +118,10 @@ impl Demo {
             job["error"]
         );
         let output = &job["output"];
-        println!(
+        say(format_args!(
             "5  render      {}x{}, {} s, {} bytes",
             output["width"], output["height"], output["duration"], output["size"]
-        );
+        ));
 
         for (name, file_id) in
             [("poster.jpg", "poster_file_id"), ("captions.vtt", "captions_file_id")]
@@ -134,12 +135,12 @@ impl Demo {
         ensure!(Some(bytes.len() as u64) == output["size"].as_u64(), "the link gave another size");
         let video = self.out.join("video.mp4");
         std::fs::write(&video, bytes).with_context(|| format!("writing {}", video.display()))?;
-        println!("6  signed url  {}", video.display());
+        say(format_args!("6  signed url  {}", video.display()));
 
         prove_replay(&system, data).await?;
         stopping.send_replace(true);
         handle.stop(true).await;
-        println!("\nPlay it: {}", video.display());
+        say(format_args!("\nPlay it: {}", video.display()));
         Ok(())
     }
 }
@@ -156,10 +157,10 @@ async fn prove_replay(system: &Arc<System>, data: &ScratchDir) -> anyhow::Result
     };
     let (live, replayed) = (system.views.content_hash()?, fresh.content_hash()?);
     ensure!(live == replayed, "the replayed read model differs: {live} live, {replayed} replayed");
-    println!(
+    say(format_args!(
         "7  replay      {} events, chain intact; read model {live:.16}… live and replayed alike",
         verified.events
-    );
+    ));
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! The operator's command line: one file a command.
 
+// It panics when its reader is gone, after the work was done: `say` and `hand_over` do not.
+#![deny(clippy::print_stdout)]
+
 mod agreed;
 mod assemble;
 mod backup;
@@ -22,8 +25,9 @@ mod webhooks;
 mod worker;
 
 use std::fmt::Arguments;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::config::Options;
@@ -91,6 +95,15 @@ impl std::error::Error for BadConfiguration {}
 /// Prints a line. Whoever has stopped reading does not stop the work.
 fn say(line: Arguments<'_>) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints what the command is there for. Whoever has stopped reading has seen enough; half of it on a
+/// full disk is a failure.
+fn hand_over(text: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("printing it"),
+        _ => Ok(()),
+    }
 }
 
 /// Runs the command that was given.

@@ -2,8 +2,10 @@
 
 use anyhow::Context;
 
+use super::hand_over;
+
 pub fn run() -> anyhow::Result<()> {
     let document = crate::http::openapi::describe();
-    println!("{}", document.to_pretty_json().context("writing the document")?);
+    hand_over(&document.to_pretty_json().context("writing the document")?)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::assemble::{Assembled, assemble, check};
-use super::telemetry;
+use super::{say, telemetry};
 use crate::clock::Clock;
 use crate::config::Options;
 
@@ -26,7 +26,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     actix::System::new().block_on(async move {
         let Assembled { server, address, stopping, held: _held, .. } =
             assemble(ready, Clock::system()).await?;
-        println!("listening on {address}");
+        say(format_args!("listening on {address}"));
         let handle = server.handle();
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;

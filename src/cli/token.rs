@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::BadConfiguration;
 use super::assemble::development_key;
+use super::{BadConfiguration, hand_over};
 use crate::clock::Clock;
 use crate::config::{DEVELOPMENT_ISSUER, Environment};
 use crate::domain::ids::UserId;
@@ -59,7 +59,7 @@ impl Token {
                 claims[name] = value.into();
             }
         }
-        println!("{}", development_key(&self.data_dir)?.sign(&claims)?);
+        hand_over(&development_key(&self.data_dir)?.sign(&claims)?)?;
         Ok(())
     }
 }

@@ -300,7 +300,7 @@ fn pointer(base: &Path) -> PathBuf {
     base.with_extension("current")
 }
 
-fn directory(base: &Path) -> &Path {
+pub(super) fn directory(base: &Path) -> &Path {
     base.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

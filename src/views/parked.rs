@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::Entity;
 use super::column::{int, unsigned};
+use super::file::directory;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE parked (view TEXT PRIMARY KEY, position INTEGER NOT NULL, reason TEXT NOT NULL);
@@ -136,7 +137,8 @@ pub fn skip(base: &Path, position: u64) -> io::Result<()> {
         writeln!(file, "{position}")?;
     }
     file.sync_all()?;
-    fs::rename(draft, path)
+    fs::rename(draft, path)?;
+    File::open(directory(base))?.sync_all()
 }
 
 fn list(base: &Path) -> PathBuf {

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
 
-use super::super::server_lock;
+use super::super::{say, server_lock};
 use super::{Where, Which, bar, verify_all};
 use crate::log::dump::{self, Header, Lines};
 use crate::log::transfer::{self, Carrying, Reading, Stopped};
@@ -48,6 +48,12 @@ pub struct Copy {
     to_data_dir: Option<PathBuf>,
 }
 
+/// A name that a file was given is durable with its directory.
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
 }
@@ -76,16 +82,17 @@ impl Export {
         let file = out.into_inner().map_err(|error| error.into_error()).with_context(context)?;
         file.sync_all().with_context(context)?;
         std::fs::rename(&unfinished, &self.to).with_context(context)?;
+        sync_parent(&self.to).with_context(context)?;
         let Header { events, position, head_hash, .. } = header;
         match self.place.json {
-            true => println!(
+            true => say(format_args!(
                 "{}",
                 json!({ "events": events, "position": position, "head_hash": head_hash })
-            ),
-            false => println!(
+            )),
+            false => say(format_args!(
                 "{events} events up to position {position} in {}; head hash {head_hash}",
                 self.to.display()
-            ),
+            )),
         }
         Ok(())
     }
@@ -158,14 +165,15 @@ impl Brought {
         let Self { taken, verified: Verified { events, head_hash } } = self;
         let head_hash = hex::encode(head_hash);
         match place.json {
-            true => {
-                println!("{}", json!({ done: taken, "events": events, "head_hash": head_hash }));
-            }
-            false => println!(
+            true => say(format_args!(
+                "{}",
+                json!({ done: taken, "events": events, "head_hash": head_hash })
+            )),
+            false => say(format_args!(
                 "{taken} events {done} into {}, which has {events} now, compared one by one; head \
                  hash {head_hash}",
                 to.shown()
-            ),
+            )),
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::Where;
 use super::selection::{Selection, Then};
 use crate::actors::records::Envelope;
+use crate::cli::say;
 use crate::log::{EventLog, Recorded};
 
 const PAGE: usize = 500;
@@ -147,15 +148,15 @@ impl Count {
                 "head_hash": head_hash, "bytes": stats.bytes, "types": stats.types,
                 "first": stats.first, "last": stats.last,
             });
-            println!("{stats}");
+            say(format_args!("{stats}"));
             return Ok(());
         }
-        println!("log        {}", self.place.log.shown());
-        println!("events     {}", stats.events);
-        println!("streams    {}", stats.streams);
-        println!("position   {}", stats.position);
-        println!("bytes      {}", stats.bytes);
-        println!("head hash  {head_hash}");
+        say(format_args!("log        {}", self.place.log.shown()));
+        say(format_args!("events     {}", stats.events));
+        say(format_args!("streams    {}", stats.streams));
+        say(format_args!("position   {}", stats.position));
+        say(format_args!("bytes      {}", stats.bytes));
+        say(format_args!("head hash  {head_hash}"));
         list(stats.first, stats.last, stats.types.into_iter());
         Ok(())
     }
@@ -183,12 +184,12 @@ impl Count {
                 "events": events, "streams": streams.len(), "position": head, "types": types,
                 "first": first, "last": last,
             });
-            println!("{counted}");
+            say(format_args!("{counted}"));
             return Ok(());
         }
-        println!("log        {}, up to position {head}", self.place.log.shown());
-        println!("events     {events}");
-        println!("streams    {}", streams.len());
+        say(format_args!("log        {}, up to position {head}", self.place.log.shown()));
+        say(format_args!("events     {events}"));
+        say(format_args!("streams    {}", streams.len()));
         list(first, last, types.into_iter());
         Ok(())
     }
@@ -201,10 +202,10 @@ fn list(
 ) {
     for (label, time) in [("first", first), ("last", last)] {
         if let Some(time) = time {
-            println!("{label:<9}  {}", time.to_rfc3339());
+            say(format_args!("{label:<9}  {}", time.to_rfc3339()));
         }
     }
     for (kind, count) in types {
-        println!("{count:>9}  {kind}");
+        say(format_args!("{count:>9}  {kind}"));
     }
 }

@@ -2,7 +2,9 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use t2m::clock::Clock;
 use t2m::http::routes::table;
+use t2m::log::{EmbeddedLog, EventLog, Expected, NewEvent};
 use tempfile::TempDir;
 
 use crate::server::{Server, Setup, ask};
@@ -68,6 +70,38 @@ async fn the_log_can_be_read_beside_a_running_server() {
     assert_eq!(stats["position"], server.log_position().await);
     let verified = parsed(&server.printed(&["log", "verify", "--json"]));
     assert_eq!(verified["head_hash"], stats["head_hash"]);
+}
+
+#[tokio::test]
+async fn a_reader_that_is_gone_is_no_failure() {
+    let data = TempDir::new().unwrap();
+    let event = NewEvent {
+        id: uuid::Uuid::nil(),
+        kind: "thing.done.v1".to_owned(),
+        time: Clock::system().now(),
+        data: b"{}".to_vec(),
+        metadata: b"{}".to_vec(),
+    };
+    let log = EmbeddedLog::open(&data.path().join("log.sqlite")).unwrap();
+    log.append("thing-1", Expected::NoStream, vec![event]).await.unwrap();
+    drop(log);
+    let stats = ["log", "stats"];
+    for arguments in [
+        &["openapi"][..],
+        &["token", "--user", "user_x"],
+        &stats,
+        &[&stats[..], &["--json"]].concat(),
+        &[&stats[..], &["--stream", "thing-1"]].concat(),
+        &["log", "export", "log.txt"],
+        &["log", "import", "log.txt"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Setup::development().command(data.path(), arguments);
+        let output = command.stdout(writer).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {told}");
+    }
 }
 
 #[tokio::test]
