@@ -18,8 +18,8 @@ use crate::config::{BlobStore, Options};
 use crate::log::{self, EventLog};
 use crate::media::blobs::Blobs;
 use crate::media::disk::Space;
-use crate::media::vault::{MasterKey, SealingKey, Vault};
-use crate::views::{Parked, peek};
+use crate::media::vault::{MasterKey, Vault};
+use crate::views::{self, Parked, peek};
 
 /// Sealed documents that are opened to see whether the master key is theirs.
 const TRIED: usize = 20;
@@ -170,9 +170,13 @@ impl Doctoring {
                 self.warning("views", "there is no read model; the server makes one at its start");
                 return None;
             }
+            Err(error @ views::Error::Outdated(_)) => {
+                self.warning("views", format!("{error}; the server makes them anew at its start"));
+                return None;
+            }
+            // The server's start ends with the same.
             Err(error) => {
-                let anew = "the server makes them anew at its start if they are of another version";
-                self.warning("views", format!("{error}; {anew}"));
+                self.fault("views", error);
                 return None;
             }
         };
@@ -234,9 +238,11 @@ impl Doctoring {
 
     async fn keys(&mut self, asked: &Doctor, store: &Blobs) {
         let path = self.data_dir.join("master.key");
-        let master = match &asked.options.master_key {
-            Some(key) => match SealingKey::parse(key.reveal()) {
-                Ok(key) => Some(MasterKey::given(key)),
+        let given = asked.options.master_key.as_ref();
+        let master = match given.filter(|key| !key.reveal().trim().is_empty()) {
+            // Several while one takes another's place.
+            Some(keys) => match MasterKey::parse(keys.reveal()) {
+                Ok(master) => Some(master),
                 // Said already, of the configuration.
                 Err(_) => return,
             },

@@ -203,13 +203,13 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-enum Found {
+pub(super) enum Found {
     Nothing,
     Ours,
     Outdated,
 }
 
-fn recognise(path: &Path) -> Result<Found, Error> {
+pub(super) fn recognise(path: &Path) -> Result<Found, Error> {
     match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(error.into()),

@@ -105,6 +105,9 @@ pub enum Error {
     /// Opening would destroy what somebody else keeps there.
     #[error("{} is not a views file of ours", .0.display())]
     Foreign(PathBuf),
+    /// To open them would throw them away and begin anew.
+    #[error("{} is of another version of the views", .0.display())]
+    Outdated(PathBuf),
     #[error("the cursor is not one of ours")]
     BadCursor,
     /// Readers must never go back in time.

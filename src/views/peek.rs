@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::column::unsigned;
+use super::file::{self, Found};
 use super::parked::{self, Parked};
-use super::{Error, Seen, file, seen};
+use super::{Error, Seen, seen};
 
 /// What operators ask of views that a server may be using.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,11 +25,13 @@ pub struct Peek {
 /// None when there are no views at `path`.
 ///
 /// # Errors
-/// They cannot be read, e.g. because they are of another version.
+/// [`Error::Outdated`] when [`super::Views::open`] makes them anew; any other it would meet too.
 pub fn peek(path: &Path) -> Result<Option<Peek>, Error> {
     let real = file::current(path)?;
-    if !real.try_exists()? {
-        return Ok(None);
+    match file::recognise(&real)? {
+        Found::Ours => {}
+        Found::Outdated => return Err(Error::Outdated(real)),
+        Found::Nothing => return Ok(None),
     }
     let mut sql = file::reader(&real)?;
     // One moment for both.
@@ -38,4 +41,30 @@ pub fn peek(path: &Path) -> Result<Option<Peek>, Error> {
     let blobs = files.query_map([], |row| Ok((row.get(0)?, unsigned(row.get(1)?))))?;
     let blobs = blobs.collect::<rusqlite::Result<_>>()?;
     Ok(Some(Peek { seen, parked: parked::load(&moment)?, skipped: parked::skipped(path)?, blobs }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::Views;
+
+    #[test]
+    fn outdated_views_are_told_from_what_no_server_starts_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("views.sqlite");
+        assert_eq!(peek(&path).unwrap(), None);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(peek(&path).unwrap(), None, "an empty file is one that was never begun");
+        drop(Views::open(&path).unwrap());
+        assert_eq!(peek(&path).unwrap().unwrap().seen.position, 0);
+        let sql = rusqlite::Connection::open(&path).unwrap();
+        sql.execute_batch("PRAGMA user_version = 999").unwrap();
+        drop(sql);
+        assert!(matches!(peek(&path), Err(Error::Outdated(_))));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..16].fill(b'x');
+        std::fs::write(&path, bytes).unwrap();
+        assert!(matches!(peek(&path), Err(Error::Foreign(_))));
+        assert!(matches!(Views::open(&path), Err(Error::Foreign(_))));
+    }
 }

@@ -1,10 +1,13 @@
 //! The operator's tools around the log, beside a running server and after it.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -244,6 +247,25 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
     let bad = Setup::clerk().with("RATE_LIMIT_READS", "many").run(&data, &["doctor"]);
     let text = String::from_utf8(bad.stdout).unwrap();
     assert!(text.contains("fault    configuration  RATE_LIMIT_READS"), "{text}");
+    std::fs::remove_file(data.join("blobs/secrets/job-1")).unwrap();
+
+    // While another master key takes its place, and with none given.
+    let (old, new) = (std::fs::read(data.join("master.key")).unwrap(), [7; 32]);
+    let [old, new] = [&old[..], &new].map(|key| STANDARD.encode(key));
+    let keys = |given: &str| {
+        let output = Setup::clerk().with("T2M_MASTER_KEY", given).run(&data, &["doctor"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().find(|line| line.contains(" keys  ")).map(str::to_owned).unwrap()
+    };
+    for given in [format!("{new},{old}"), old, " ".to_owned()] {
+        assert!(keys(&given).starts_with("ok "), "{}", keys(&given));
+    }
+    assert!(keys(&new).starts_with("fault "), "{}", keys(&new));
+
+    let mut views = std::fs::File::options().write(true).open(data.join("views.sqlite")).unwrap();
+    views.write_all(b"no header of SQLite").unwrap();
+    assert_eq!(verdicts(&[]), ["views"]);
+    assert_eq!(Setup::clerk().run(&data, &["serve"]).status.code(), Some(1));
 }
 
 /// All files below a directory.
