@@ -178,10 +178,17 @@ pub enum State {
     Failed,
 }
 
-/// Another one has not ended yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a rebuild is under way")]
-pub struct UnderWay;
+/// Why a rebuild does not begin; nothing was changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Another one has not ended yet.
+    #[error("a rebuild is under way")]
+    UnderWay,
+    #[error("the log ends at {head}: there is no {position}")]
+    Beyond { position: u64, head: u64 },
+    #[error("noting what is to be passed over: {0}")]
+    Io(#[from] std::io::Error),
+}
 
 /// How often it looks whether what it built has been taken over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -196,19 +203,28 @@ impl Rebuilds {
         self.locked().clone()
     }
 
-    /// Begins one in the background: to replace what is read, or only to `compare` with it.
+    /// Begins one in the background: to replace what is read, or only to `compare` with it. The
+    /// positions of `skip` are passed over from then on.
     ///
     /// # Errors
-    /// [`UnderWay`]
-    pub fn start(&self, compare: bool) -> Result<Status, UnderWay> {
+    /// [`Refused`]
+    pub fn start(&self, compare: bool, skip: &[u64]) -> Result<Status, Refused> {
         let mut last = self.locked();
         if last.as_ref().is_some_and(|last| last.state == State::Running) {
-            return Err(UnderWay);
+            return Err(Refused::UnderWay);
+        }
+        let head = *self.log.head().borrow();
+        if let Some(&position) = skip.iter().find(|position| **position > head) {
+            return Err(Refused::Beyond { position, head });
+        }
+        // The lock is held still: what was refused leaves none in force, and nobody else begins.
+        if !skip.is_empty() {
+            views::skip(&self.views.path(), skip)?;
         }
         let status = Status {
             state: State::Running,
             position: 0,
-            until: *self.log.head().borrow(),
+            until: head,
             started_at: self.clock.now(),
             finished_at: None,
             differences: None,

@@ -1,4 +1,4 @@
-//! Which pages a rebuild reads of logs that end anywhere, grow meanwhile or fail.
+//! Which pages a rebuild reads of logs that end anywhere, grow meanwhile or fail; and when one begins.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +8,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::*;
-use crate::log::{Appended, Expected, NewEvent, Stats, Verified};
+use crate::config::BlobStore;
+use crate::log::{Appended, EmbeddedLog, Expected, NewEvent, Stats, Verified};
+use crate::media::blobs::Blobs;
+use crate::media::vault::MasterKey;
 
 /// A log that shows its first events to the first reads and all of them from then on.
 struct Scripted {
@@ -144,4 +147,39 @@ async fn what_nobody_asks_for_behind_the_end_breaks_nothing() {
     let beyond = 2 * BATCH as u64;
     let log = Scripted { broken_after: Some(beyond), ..Scripted::of(1, BATCH as u64 + 1) };
     assert_eq!(positions(log, 0, u64::MAX).await.unwrap().len(), BATCH + 1);
+}
+
+#[tokio::test]
+async fn what_does_not_begin_passes_over_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EmbeddedLog::open(&dir.path().join("log.sqlite")).unwrap();
+    let event = NewEvent {
+        id: uuid::Uuid::nil(),
+        kind: "thing.done.v1".to_owned(),
+        time: DateTime::UNIX_EPOCH,
+        data: b"{}".to_vec(),
+        metadata: b"{}".to_vec(),
+    };
+    log.append("thing-1", Expected::NoStream, vec![event]).await.unwrap();
+    let blobs = Blobs::open(&BlobStore::File, dir.path()).unwrap();
+    let master = MasterKey::kept_in(&dir.path().join("master.key"));
+    let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+    let keyring = Keyring::new(&blobs, master);
+    let rebuilds = Rebuilds::new(Clock::system(), Arc::new(log), keyring, views.clone());
+    let skipped = || views::skipped(&views.path()).unwrap().iter().copied().collect::<Vec<_>>();
+
+    let beyond = rebuilds.start(false, &[1, 2]);
+    assert!(matches!(beyond, Err(Refused::Beyond { position: 2, head: 1 })), "{beyond:?}");
+    assert_eq!((rebuilds.status().is_none(), skipped()), (true, vec![]));
+    rebuilds.start(true, &[]).unwrap();
+    assert!(matches!(rebuilds.start(false, &[1]), Err(Refused::UnderWay)));
+    assert_eq!(skipped(), [0; 0]);
+    for _ in 0..600 {
+        if rebuilds.status().unwrap().state != State::Running {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    rebuilds.start(false, &[1]).unwrap();
+    assert_eq!(skipped(), [1], "before it is built");
 }

@@ -86,7 +86,11 @@ impl Replay {
         let head = *log.head().borrow();
         for position in &self.skip {
             anyhow::ensure!(*position <= head, "the log ends at {head}: there is no {position}");
-            views::skip(&base, *position).context("noting what is to be passed over")?;
+        }
+        if !self.skip.is_empty() {
+            views::skip(&base, &self.skip).context("noting what is to be passed over")?;
+        }
+        for position in &self.skip {
             say(format_args!("event {position} is passed over from now on"));
         }
         let head = *log.head().borrow();

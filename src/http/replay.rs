@@ -8,6 +8,7 @@ use super::app::App;
 use super::caller::Caller;
 use super::json::{self, Fields, FromFields};
 use super::problem::{Code, Problem};
+use crate::actors::rebuild::Refused;
 use crate::views;
 
 /// The body of `POST admin/replay`; all of it may be left out.
@@ -37,13 +38,13 @@ pub async fn start(
     if compare && !skip.is_empty() {
         return Err(Problem::field("skip", "changes what is compared: leave out diff"));
     }
-    for position in skip {
-        views::skip(&app.system.views.path(), position).map_err(views::Error::Io)?;
-    }
-    let status = app
-        .rebuilds
-        .start(compare)
-        .map_err(|_| Problem::new(Code::Conflict).with_sentence("A replay is under way already"))?;
+    let status = app.rebuilds.start(compare, &skip).map_err(|refused| match refused {
+        Refused::UnderWay => {
+            Problem::new(Code::Conflict).with_sentence("A replay is under way already")
+        }
+        Refused::Beyond { .. } => Problem::field("skip", "names a position after the log's end"),
+        Refused::Io(error) => views::Error::Io(error).into(),
+    })?;
     Ok(answer::accepted(status))
 }
 

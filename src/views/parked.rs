@@ -124,13 +124,13 @@ pub fn skipped(base: &Path) -> io::Result<Arc<BTreeSet<u64>>> {
     Ok(Arc::new(positions))
 }
 
-/// Gives a position up; it counts from the next rebuild on.
+/// Gives positions up; they count from the next rebuild on.
 ///
 /// # Errors
 /// The list cannot be read or written; it is then as before.
-pub fn skip(base: &Path, position: u64) -> io::Result<()> {
+pub fn skip(base: &Path, more: &[u64]) -> io::Result<()> {
     let mut positions = (*skipped(base)?).clone();
-    positions.insert(position);
+    positions.extend(more);
     let (path, draft) = (list(base), base.with_extension("skipped.draft"));
     let mut file = File::create(&draft)?;
     for position in positions {
