@@ -285,9 +285,12 @@ impl Keyring {
     /// # Errors
     /// The store does not take it.
     pub async fn bury(&self, user: &UserId) -> Result<bool, Error> {
-        let key = self.vault.holds(&name_of(user)).await?;
+        let name = name_of(user);
+        // Also where there is no key: a copy of it that a crash left opens all the same.
+        self.vault.forget_unfinished(&name).await?;
+        let key = self.vault.holds(&name).await?;
         if key {
-            self.vault.destroy(&name_of(user)).await?;
+            self.vault.destroy(&name).await?;
         }
         self.known().keep(user, &Holding::Erased);
         Ok(key)

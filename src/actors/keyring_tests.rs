@@ -124,6 +124,23 @@ async fn a_destroyed_key_erases_what_it_sealed_and_what_comes_later() {
 }
 
 #[tokio::test]
+async fn a_copy_of_a_key_that_a_crash_left_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyring = keyring(dir.path());
+    keyring.encode::<User>("user-ada", &known()).await.unwrap();
+    let copies = ["ada#1", "ada#2", "adam#1"].map(|name| key_file(dir.path(), name));
+    let copy =
+        || copies.iter().for_each(|to| drop(std::fs::copy(copies[2].with_file_name("ada"), to)));
+    copy();
+    keyring.destroy(&id("ada"), DateTime::UNIX_EPOCH).await.unwrap();
+    assert_eq!(copies.each_ref().map(|path| path.exists()), [false, false, true]);
+    // One that was erased before this was seen to.
+    std::fs::copy(&copies[2], &copies[0]).unwrap();
+    let again = keyring.destroy(&id("ada"), DateTime::UNIX_EPOCH).await.unwrap();
+    assert_eq!((again.key, copies[0].exists()), (false, false));
+}
+
+#[tokio::test]
 async fn a_key_made_while_it_was_destroyed_does_not_stay() {
     let dir = tempfile::tempdir().unwrap();
     let (here, there) = (keyring(dir.path()), keyring(dir.path()));

@@ -187,6 +187,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     blobs.probe().await.context("looking into the blob store")?;
     let blobs = Arc::new(blobs);
     blobs.sweep_incoming().context("clearing unfinished uploads")?;
+    blobs.sweep_documents().context("clearing unfinished documents")?;
     let reservations = Reservations::default();
     let uploads = Uploads::open(&blobs, &reservations).context("reading unfinished uploads")?;
     let uploads = Arc::new(uploads);

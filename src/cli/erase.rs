@@ -91,6 +91,7 @@ impl Erase {
         opened: &Opened,
         keyring: Keyring,
     ) -> anyhow::Result<()> {
+        opened.blobs.sweep_documents().context("clearing unfinished documents")?;
         let views = open_views(&*log, &self.place.log).await?;
         let uploads = Uploads::open(&opened.blobs, &Reservations::default());
         let uploads = Arc::new(uploads.context("reading unfinished uploads")?);

@@ -19,6 +19,7 @@ use crate::config::BlobStore;
 use crate::log::transfer::{Carrying, Reading};
 use crate::log::{EmbeddedLog, EventLog};
 use crate::media::blobs::Blobs;
+use crate::media::documents::is_unfinished;
 
 /// What a restore that was cut off leaves in the data directory, and the next one removes.
 pub const STAGING: &str = "restoring";
@@ -260,6 +261,9 @@ impl Restore {
         for entry in std::fs::read_dir(path).with_context(context)? {
             let entry = entry.with_context(context)?;
             let name = entry.file_name().to_string_lossy().into_owned();
+            if is_unfinished(&name) {
+                continue;
+            }
             // A folder of something else would be taken for users who were erased.
             let note = std::fs::read(entry.path()).unwrap_or_default();
             let note: Value = serde_json::from_slice(&note).unwrap_or_default();
@@ -387,4 +391,24 @@ fn empty(directory: &Path) -> anyhow::Result<()> {
         removed.with_context(context)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tombstone_that_was_never_finished_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["user_ada", "user_bob#1"] {
+            std::fs::write(dir.path().join(name), TOMBSTONE).unwrap();
+        }
+        let log = Which { data_dir: PathBuf::new(), setting: "embedded".to_owned() };
+        let tombstones = Some(dir.path().to_owned());
+        let (from, store) = (PathBuf::new(), "file".to_owned());
+        let restore = Restore { from, log, store, keys: None, tombstones, json: false };
+        assert_eq!(restore.erased().unwrap(), HashSet::from(["user_ada".to_owned()]));
+        std::fs::write(dir.path().join("user_bob"), "no tombstone").unwrap();
+        assert!(restore.erased().is_err());
+    }
 }

@@ -232,7 +232,7 @@ impl Blobs {
 
     /// A folder of small documents in the same store.
     pub fn documents(&self, folder: &str) -> Documents {
-        Documents::new(Arc::clone(&self.store), folder)
+        Documents::new(self, folder)
     }
 
     /// In bytes.

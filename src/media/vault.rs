@@ -331,7 +331,14 @@ impl Vault {
 
     /// Destroys a secret; one that is not there is no error.
     pub async fn destroy(&self, name: &str) -> Result<(), Error> {
+        // In this order: who is sealing it has done so before it is deleted, or fails.
+        self.forget_unfinished(name).await?;
         Ok(self.documents.delete(name).await?)
+    }
+
+    /// Destroys what a crash left of a secret that was being sealed: it opens like the secret itself.
+    pub async fn forget_unfinished(&self, name: &str) -> Result<(), Error> {
+        Ok(self.documents.forget_unfinished(name).await?)
     }
 
     /// The names, and when each was sealed.

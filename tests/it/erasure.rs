@@ -156,6 +156,7 @@ async fn a_deleted_user_is_found_nowhere_on_the_disk_and_the_log_stays_whole() {
 #[tokio::test]
 async fn an_operator_erases_a_user_beside_a_running_server_and_without_one() {
     let mut server = Server::start(setup());
+    let server_data = server.data_dir().to_owned();
     for user in [ADA, "user_bob"] {
         leave_traces(&server, user).await;
     }
@@ -164,8 +165,15 @@ async fn an_operator_erases_a_user_beside_a_running_server_and_without_one() {
     assert_eq!(nobody.status.code(), Some(1));
     assert!(errors.contains("knows no user user_nobody"), "{errors}");
 
+    // What crashes leave of documents that are being written is a copy without a name.
+    let left = |path: &str| server_data.join("blobs").join(path);
+    let copy = |user: &str| {
+        std::fs::copy(left("keys").join(user), left(&format!("keys/{user}#1"))).unwrap();
+    };
+    copy(ADA);
     let printed = server.printed(&["erase", ADA]);
     assert!(printed.contains("key          destroyed"), "{printed}");
+    assert!(!left(&format!("keys/{ADA}#1")).exists());
     assert!(printed.contains("running"), "{printed}");
     until("the deletion", async || {
         server.printed(&["log", "show", "--type", "user.deleted"]).contains(ADA)
@@ -175,7 +183,10 @@ async fn an_operator_erases_a_user_beside_a_running_server_and_without_one() {
     assert_eq!(server.get("user_bob", "me").await.data(200)["user"]["last_name"], marked("last"));
 
     assert!(server.stop().success());
+    copy("user_bob");
+    std::fs::write(left("dead-letters/letter#1"), marked("letter")).unwrap();
     let printed = server.printed(&["erase", "user_bob"]);
+    assert!(!left("keys/user_bob#1").exists());
     assert!(printed.contains("read model   cleared"), "{printed}");
     let again = server.printed(&["erase", "user_bob"]);
     assert!(again.contains("there was none") && again.contains("was there"), "{again}");
@@ -183,7 +194,9 @@ async fn an_operator_erases_a_user_beside_a_running_server_and_without_one() {
     let but_secrets = |name: &str| !name.starts_with("job-");
     assert_eq!(holding(server.data_dir(), but_secrets), [""; 0]);
     prove_replay(&server, "replayed.sqlite");
+    std::fs::write(left("secrets/job-1#1"), "sealed").unwrap();
     let server = server.start_again();
+    assert!(!left("secrets/job-1#1").exists());
     assert_gone(&server, "user_bob").await;
 }
 
