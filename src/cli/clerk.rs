@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::log::Which;
-use super::{BadConfiguration, keys, say};
+use super::{BadConfiguration, keys, owner, say};
 use crate::actors::codec::{self, AnyEvent, Metadata, Source};
 use crate::actors::entity::Entity;
 use crate::actors::keyring::Keyring;
@@ -65,8 +65,16 @@ impl Clerk {
         runtime.block_on(async {
             match self {
                 Self::Sync(push) => push.place.checked().await?.sync(push.dry_run).await,
-                Self::Import(place) => place.checked().await?.import().await,
-                Self::Reconcile(push) => push.place.checked().await?.reconcile(push.dry_run).await,
+                Self::Import(place) => {
+                    owner::refuse_root(place.keys.data_dir())?;
+                    place.checked().await?.import().await
+                }
+                Self::Reconcile(push) => {
+                    if !push.dry_run {
+                        owner::refuse_root(push.place.keys.data_dir())?;
+                    }
+                    push.place.checked().await?.reconcile(push.dry_run).await
+                }
             }
         })
     }

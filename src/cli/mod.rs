@@ -13,6 +13,7 @@ mod erase;
 mod keys;
 mod log;
 mod openapi;
+mod owner;
 mod read_model;
 mod replay;
 mod restore;

@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::keys::Place;
-use super::{read_model, say, server_lock};
+use super::{owner, read_model, say, server_lock};
 use crate::actors::keyring::Keyring;
 use crate::actors::rebuild::rebuild;
 use crate::actors::standing::{self, Standing};
@@ -64,6 +64,10 @@ impl Replay {
             "one view alone cannot take its place, since counts and event streams are told by \
              several: `t2m replay` repairs all of them; with --to or --diff, --view builds a part"
         );
+        if self.to.is_none() {
+            // A comparison too builds beside what it compares with.
+            owner::refuse_root(self.place.data_dir())?;
+        }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {

@@ -13,7 +13,7 @@ use super::backup::files::{copy_as, parse_list, place};
 use super::backup::manifest::{Manifest, Part, sync_tree, write_private};
 use super::log::carry::copy_into;
 use super::log::{Which, verify_all};
-use super::{say, server_lock};
+use super::{owner, say, server_lock};
 use crate::actors::keyring;
 use crate::config::BlobStore;
 use crate::log::transfer::{Carrying, Reading};
@@ -52,6 +52,7 @@ pub struct Restore {
 
 impl Restore {
     pub fn run(self) -> anyhow::Result<()> {
+        owner::refuse_root(&self.log.data_dir)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let done = runtime.block_on(self.restore())?;
         let Restored { manifest, blobs, erased } = done;

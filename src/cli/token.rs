@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::assemble::development_key;
-use super::{BadConfiguration, hand_over};
+use super::{BadConfiguration, hand_over, owner};
 use crate::clock::Clock;
 use crate::config::{DEVELOPMENT_ISSUER, Environment};
 use crate::domain::ids::UserId;
@@ -43,6 +43,8 @@ impl Token {
             let fault = "ENVIRONMENT: production has no development key to sign with".to_owned();
             return Err(BadConfiguration(vec![fault]).into());
         }
+        // The key is made at its first need.
+        owner::refuse_root(&self.data_dir)?;
         let user_id = UserId::try_from(self.user)?;
         let now = Clock::system().now().timestamp();
         let lifetime_s = i64::try_from(self.expires_in.as_secs())?;

@@ -11,8 +11,7 @@ use clap::{Args, Subcommand};
 use reqwest::Client;
 use serde_json::Value;
 
-use super::BadConfiguration;
-use super::say;
+use super::{BadConfiguration, owner, say};
 use crate::actors::dead_letters::{DeadLetters, Heading, Letter};
 use crate::clerk::webhook::{WebhookVerifier, sign};
 use crate::clock::Clock;
@@ -195,6 +194,7 @@ fn harmless(body: &str) -> String {
 }
 
 async fn discard(which: &Which, place: &Place) -> anyhow::Result<()> {
+    owner::refuse_root(&place.data_dir)?;
     let letters = place.open()?;
     let chosen = which.letters(&letters).await?;
     for heading in &chosen {
@@ -206,6 +206,7 @@ async fn discard(which: &Which, place: &Place) -> anyhow::Result<()> {
 
 impl Retry {
     async fn run(self) -> anyhow::Result<()> {
+        owner::refuse_root(&self.place.data_dir)?;
         let secret = self.secret()?;
         let server = self.server()?;
         let letters = self.place.open()?;

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
 
-use super::super::{say, server_lock};
+use super::super::{owner, say, server_lock};
 use super::{Where, Which, bar, verify_all};
 use crate::log::dump::{self, Header, Lines};
 use crate::log::transfer::{self, Carrying, Reading, Stopped};
@@ -120,6 +120,7 @@ async fn export(log: &dyn EventLog, out: &mut impl Write) -> anyhow::Result<Head
 
 impl Import {
     pub async fn run(self) -> anyhow::Result<()> {
+        owner::refuse_root(&self.place.log.data_dir)?;
         let lines: Box<dyn BufRead + Send> = if is_standard(&self.from) {
             Box::new(BufReader::new(std::io::stdin()))
         } else {
@@ -145,6 +146,7 @@ impl Copy {
             "--to {} needs --to-data-dir, where it lies",
             to.setting
         );
+        owner::refuse_root(&to.data_dir)?;
         let from = &self.place.log;
         ensure!(from.shown() != to.shown(), "{} is the log that is to be copied", to.shown());
         let log = from.open_for_reading().await?;

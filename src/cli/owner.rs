@@ -1,0 +1,69 @@
+//! Whose the data directory is. Root may write into everybody's, but what it leaves there is for root
+//! alone: a server that runs as the owner could not read it, and would stand still.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::ensure;
+
+/// Where systemd keeps the state of units with a dynamic user: nobody but root looks into it, save from
+/// within such a unit.
+const PRIVATE: &str = "/var/lib/private";
+
+/// Called before a command writes in the data directory. One that is not there yet is made by whoever
+/// runs, and is theirs.
+///
+/// # Errors
+/// Root runs it and the directory is another user's; it names the call that is right.
+pub fn refuse_root(data_dir: &Path) -> anyhow::Result<()> {
+    let Ok(about) = std::fs::metadata(data_dir) else { return Ok(()) };
+    let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    let is_root = rustix::process::geteuid().is_root();
+    ensure!(
+        !is_root || about.uid() == 0,
+        "{} belongs to user {}, whose server could not read what root writes there: call it as `{}`",
+        data_dir.display(),
+        about.uid(),
+        call(&real, about.uid(), about.gid())
+    );
+    Ok(())
+}
+
+fn call(data_dir: &Path, user: u32, group: u32) -> String {
+    let private = data_dir.strip_prefix(PRIVATE).ok().and_then(Path::to_str);
+    match private.filter(|name| !name.is_empty()) {
+        Some(name) => format!(
+            "systemd-run --pipe --wait -p DynamicUser=yes -p User={name} -p StateDirectory={name} \
+             -p StateDirectoryMode=0700 -p EnvironmentFile=/etc/{name}.env \
+             -E T2M_DATA_DIR=/var/lib/{name} t2m …"
+        ),
+        None => format!("setpriv --reuid={user} --regid={group} --clear-groups t2m …"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_writes_in_its_own_directory_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        refuse_root(dir.path()).unwrap();
+        refuse_root(&dir.path().join("not there yet")).unwrap();
+        if !rustix::process::geteuid().is_root() {
+            // Only root can give a directory away, and only root is refused.
+            return;
+        }
+        std::os::unix::fs::chown(dir.path(), Some(61_234), Some(61_235)).unwrap();
+        let told = refuse_root(dir.path()).unwrap_err().to_string();
+        let call = "`setpriv --reuid=61234 --regid=61235 --clear-groups t2m …`";
+        assert!(told.contains("belongs to user 61234") && told.ends_with(call), "{told}");
+    }
+
+    #[test]
+    fn what_is_a_dynamic_users_is_reached_from_a_unit_with_that_user() {
+        let told = call(Path::new("/var/lib/private/t2m"), 61_234, 61_234);
+        assert!(told.contains("-p User=t2m -p StateDirectory=t2m "), "{told}");
+        assert!(call(Path::new("/var/lib/privately/t2m"), 7, 7).starts_with("setpriv --reuid=7 "));
+    }
+}
