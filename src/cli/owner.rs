@@ -1,4 +1,4 @@
-//! Whose the data directory is. Root may write into everybody's, but what it leaves there is for root
+//! Whose the data of a server is. Root may write into everybody's, but what it leaves there is for root
 //! alone: a server that runs as the owner could not read it, and would stand still.
 
 use std::os::unix::fs::MetadataExt;
@@ -10,18 +10,23 @@ use anyhow::ensure;
 /// within such a unit.
 const PRIVATE: &str = "/var/lib/private";
 
-/// Called before a command writes in the data directory. One that is not there yet is made by whoever
-/// runs, and is theirs.
+/// What a server leaves in its directory, any of which says whose it is. Not the directory itself: in
+/// a container root may run the server in one that was lent to it.
+const LEFT: [&str; 4] = ["log.sqlite", "views.sqlite", "master.key", "server.lock"];
+
+/// Called before a command writes in the data directory of a server.
 ///
 /// # Errors
-/// Root runs it and the directory is another user's; it names the call that is right.
+/// Root runs it and what is there is another user's; it names the call that is right.
 pub fn refuse_root(data_dir: &Path) -> anyhow::Result<()> {
-    let Ok(about) = std::fs::metadata(data_dir) else { return Ok(()) };
+    let mut left = LEFT.iter().filter_map(|name| std::fs::metadata(data_dir.join(name)).ok());
+    let Some(about) = left.next() else { return Ok(()) };
     let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     let is_root = rustix::process::geteuid().is_root();
     ensure!(
         !is_root || about.uid() == 0,
-        "{} belongs to user {}, whose server could not read what root writes there: call it as `{}`",
+        "what is in {} belongs to user {}, whose server could not read what root writes there: call \
+         it as `{}`",
         data_dir.display(),
         about.uid(),
         call(&real, about.uid(), about.gid())
@@ -46,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_writes_in_its_own_directory_alone() {
+    fn root_writes_beside_its_own_data_alone() {
         let dir = tempfile::tempdir().unwrap();
         refuse_root(dir.path()).unwrap();
         refuse_root(&dir.path().join("not there yet")).unwrap();
@@ -54,7 +59,13 @@ mod tests {
             // Only root can give a directory away, and only root is refused.
             return;
         }
-        std::os::unix::fs::chown(dir.path(), Some(61_234), Some(61_235)).unwrap();
+        let give =
+            |path: &Path| std::os::unix::fs::chown(path, Some(61_234), Some(61_235)).unwrap();
+        give(dir.path());
+        let key = dir.path().join("master.key");
+        std::fs::write(&key, b"").unwrap();
+        refuse_root(dir.path()).unwrap();
+        give(&key);
         let told = refuse_root(dir.path()).unwrap_err().to_string();
         let call = "`setpriv --reuid=61234 --regid=61235 --clear-groups t2m …`";
         assert!(told.contains("belongs to user 61234") && told.ends_with(call), "{told}");

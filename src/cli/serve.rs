@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::assemble::{Assembled, assemble, check};
-use super::{owner, say, telemetry};
+use super::{say, telemetry};
 use crate::clock::Clock;
 use crate::config::Options;
 
@@ -16,7 +16,6 @@ const LAST_REQUESTS: Duration = Duration::from_millis(300);
 
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
-    owner::refuse_root(&ready.settings.data_dir)?;
     // Dropped last, so that what is said at the very end is sent too.
     let _telemetry = telemetry::init(&ready.settings)?;
     if ready.settings.dev_mode {
