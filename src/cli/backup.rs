@@ -22,7 +22,7 @@ use crate::config::BlobStore;
 use crate::log::transfer::Reading;
 use crate::log::{EventLog, Import, Verified};
 use crate::media::blobs::Blobs;
-use files::{Copied, Needed};
+use files::{Copying, Needed};
 use manifest::{BlobPart, LogPart, Manifest, Part};
 
 /// What of the data directory is secret: it goes into the keys' part.
@@ -102,17 +102,10 @@ impl Backup {
         let blobs =
             Blobs::open(&store, &self.log.data_dir).context("opening the store of files")?;
 
-        let mut needed = Needed::default();
         let mut reading = Reading::of(&*log);
-        let mut verified = copy_log(&*log, &mut reading, &self.to, &mut needed).await?;
-        let mut copied = Copied::default();
-        for _ in 0..TRIES {
-            copied = self.copy_blobs(&blobs, &needed)?;
-            if copied.missing.is_empty() {
-                break;
-            }
-            verified = copy_log(&*log, &mut reading, &self.to, &mut needed).await?;
-        }
+        let (verified, needed, copying) =
+            self.copy_log_and_blobs(&*log, &mut reading, &blobs).await?;
+        copying.ensure_whole(&needed, &self.to)?;
         let list = needed.write_list(&self.to.join("blobs.txt"))?;
 
         let mut parts = vec![list];
@@ -138,10 +131,10 @@ impl Backup {
                 head_hash: hex::encode(verified.head_hash),
             },
             blobs: BlobPart {
-                how: copied.how,
+                how: copying.how().to_owned(),
                 count: needed.blobs().len() as u64,
                 bytes: needed.blobs().values().sum(),
-                missing: copied.missing,
+                missing: copying.missing,
             },
             parts,
         };
@@ -149,19 +142,34 @@ impl Backup {
         Ok(manifest)
     }
 
-    fn copy_blobs(&self, blobs: &Blobs, needed: &Needed) -> anyhow::Result<Copied> {
-        let is_local = blobs.local_root().is_some();
-        let how = match self.blobs {
-            Some(HowBlobs::None) => HowBlobs::None,
-            _ if !is_local => {
-                let asked = self.blobs.is_none();
-                ensure!(asked, "files in S3 are not copied: give --blobs none");
-                HowBlobs::None
+    /// The files that are there at the end of the copied log. One that was deleted meanwhile is
+    /// missing until the log is copied on to where its deletion is; one that was lost stays missing.
+    async fn copy_log_and_blobs(
+        &self,
+        log: &dyn EventLog,
+        reading: &mut Reading<'_>,
+        blobs: &Blobs,
+    ) -> anyhow::Result<(Verified, Needed, Copying)> {
+        let (mut needed, mut copying) = (Needed::default(), self.copying(blobs)?);
+        let mut tries = 0;
+        loop {
+            let verified = copy_log(log, reading, &self.to, &mut needed).await?;
+            // Always after the log, which may have come to name more of them.
+            copying.bring_all(blobs, &needed, &self.to)?;
+            tries += 1;
+            if copying.missing.is_empty() || tries == TRIES {
+                return Ok((verified, needed, copying));
             }
-            Some(how) => how,
-            None => files::can_link(&self.log.data_dir, &self.to),
-        };
-        files::copy_blobs(blobs, needed, how, &self.to)
+        }
+    }
+
+    fn copying(&self, blobs: &Blobs) -> anyhow::Result<Copying> {
+        let is_local = blobs.local_root().is_some();
+        ensure!(
+            is_local || matches!(self.blobs, None | Some(HowBlobs::None)),
+            "files in S3 are not copied: give --blobs none"
+        );
+        Ok(Copying::new(if is_local { self.blobs } else { Some(HowBlobs::None) }))
     }
 
     async fn copy_keys(&self, blobs: &Blobs) -> anyhow::Result<Vec<Part>> {
@@ -232,3 +240,6 @@ async fn copy_folder(
     }
     Ok(parts)
 }
+
+#[cfg(test)]
+mod tests;

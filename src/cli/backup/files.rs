@@ -1,9 +1,9 @@
 //! The files that a log names, and how they come into a backup.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{BufWriter, ErrorKind, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -63,86 +63,136 @@ impl Needed {
     }
 }
 
-/// What became of the files.
-#[derive(Debug, Default)]
-pub struct Copied {
-    pub how: String,
-    /// Those that the store does not have, or has with other bytes.
-    pub missing: Vec<String>,
-}
-
-/// Linking needs both on one file system.
-pub fn can_link(data_dir: &Path, backup: &Path) -> HowBlobs {
-    let device = |path: &Path| std::fs::metadata(path).map(|about| about.dev()).ok();
-    match device(&data_dir.join("blobs")) {
-        Some(one) if Some(one) == device(backup) => HowBlobs::Link,
-        _ => HowBlobs::Copy,
-    }
-}
-
 /// Where a blob lies in a backup, and in a store.
 pub fn place(root: &Path, sha256: &str) -> PathBuf {
     root.join("blobs/sha256").join(sha256.get(..2).unwrap_or_default()).join(sha256)
 }
 
-/// Brings what is not in the backup yet.
-pub fn copy_blobs(
-    blobs: &Blobs,
-    needed: &Needed,
+/// How the files come into a backup, and what became of them so far.
+pub struct Copying {
     how: HowBlobs,
-    backup: &Path,
-) -> anyhow::Result<Copied> {
-    let name = match how {
-        HowBlobs::Copy => "copied",
-        HowBlobs::Link => "linked",
-        HowBlobs::None => "listed",
-    };
-    let mut copied = Copied { how: name.to_owned(), missing: Vec::new() };
-    if how == HowBlobs::None {
-        return Ok(copied);
-    }
-    for (sha256, size) in needed.blobs() {
-        let target = place(backup, &sha256);
-        if target.exists() {
-            continue;
-        }
-        let done = bring(blobs, &sha256, size, how, &target);
-        if !done.with_context(|| format!("copying the file {sha256}"))? {
-            copied.missing.push(sha256);
-        }
-    }
-    Ok(copied)
+    /// Whether what cannot be linked is copied.
+    or_copy: bool,
+    /// How a link is made, which a test may refuse.
+    link: fn(&Path, &Path) -> std::io::Result<()>,
+    linked: u64,
+    copied: u64,
+    /// Those that the store does not have, or has with other bytes.
+    pub missing: Vec<String>,
 }
 
-/// False when the store does not have it. It may be moved aside, or back, while it is looked for.
-fn bring(
-    blobs: &Blobs,
-    sha256: &str,
-    size: u64,
-    how: HowBlobs,
-    target: &Path,
-) -> std::io::Result<bool> {
-    if let Some(directory) = target.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    for _ in 0..3 {
-        let Some(source) = blobs.file_of(sha256) else { continue };
-        let brought = match how {
-            HowBlobs::Link => std::fs::hard_link(&source, target),
-            _ => copy_as(&source, target, sha256),
-        };
-        match brought {
-            Ok(()) if std::fs::metadata(target)?.len() == size => return Ok(true),
-            Ok(()) => {
-                std::fs::remove_file(target)?;
-                return Ok(false);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return Ok(false),
-            Err(error) => return Err(error),
+impl Copying {
+    /// In the way that was asked for, or else by links where they are possible.
+    pub fn new(asked: Option<HowBlobs>) -> Self {
+        Self {
+            how: asked.unwrap_or(HowBlobs::Link),
+            or_copy: asked.is_none(),
+            link: |source, target| std::fs::hard_link(source, target),
+            linked: 0,
+            copied: 0,
+            missing: Vec::new(),
         }
     }
-    Ok(false)
+
+    /// For people, and for the manifest.
+    pub fn how(&self) -> &'static str {
+        match (self.how, self.linked, self.copied) {
+            (HowBlobs::None, ..) => "listed",
+            (HowBlobs::Copy, ..) | (HowBlobs::Link, 0, 1..) => "copied",
+            (HowBlobs::Link, _, 0) => "linked",
+            (HowBlobs::Link, ..) => "linked or copied",
+        }
+    }
+
+    /// Brings what is not in the backup yet.
+    pub fn bring_all(
+        &mut self,
+        blobs: &Blobs,
+        needed: &Needed,
+        backup: &Path,
+    ) -> anyhow::Result<()> {
+        self.missing.clear();
+        if self.how == HowBlobs::None {
+            return Ok(());
+        }
+        for (sha256, size) in needed.blobs() {
+            let target = place(backup, &sha256);
+            if target.exists() {
+                continue;
+            }
+            let done = self.bring(blobs, &sha256, size, &target);
+            if !done.with_context(|| format!("copying the file {sha256}"))? {
+                self.missing.push(sha256);
+            }
+        }
+        Ok(())
+    }
+
+    /// False when the store does not have it. It may be moved aside, or back, while it is looked
+    /// for.
+    fn bring(
+        &mut self,
+        blobs: &Blobs,
+        sha256: &str,
+        size: u64,
+        target: &Path,
+    ) -> std::io::Result<bool> {
+        if let Some(directory) = target.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        for _ in 0..3 {
+            let Some(source) = blobs.file_of(sha256) else { continue };
+            let linked = match self.how {
+                HowBlobs::Link => match (self.link)(&source, target) {
+                    Err(error) if self.or_copy && is_refusal(&error) => None,
+                    tried => Some(tried),
+                },
+                _ => None,
+            };
+            let by_link = linked.is_some();
+            match linked.unwrap_or_else(|| copy_as(&source, target, sha256)) {
+                Ok(()) if std::fs::metadata(target)?.len() == size => {
+                    *(if by_link { &mut self.linked } else { &mut self.copied }) += 1;
+                    return Ok(true);
+                }
+                Ok(()) => {
+                    std::fs::remove_file(target)?;
+                    return Ok(false);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::InvalidData => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// A restore wants each file of the list that is not known to be missing.
+    ///
+    /// # Errors
+    /// There is one that is neither.
+    pub fn ensure_whole(&self, needed: &Needed, backup: &Path) -> anyhow::Result<()> {
+        if self.how == HowBlobs::None {
+            return Ok(());
+        }
+        let missing: HashSet<_> = self.missing.iter().collect();
+        for sha256 in needed.blobs().keys().filter(|sha256| !missing.contains(sha256)) {
+            ensure!(place(backup, sha256).exists(), "the file {sha256} is not in the backup");
+        }
+        Ok(())
+    }
+}
+
+/// Whether a copy is possible where a link is not. The device does not tell: two mounts of one file
+/// system are one device, and no link leads from one into the other.
+fn is_refusal(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::CrossesDevices
+            | ErrorKind::PermissionDenied
+            | ErrorKind::TooManyLinks
+            | ErrorKind::Unsupported
+    )
 }
 
 /// Copies durably what has this hash; of anything else nothing stays.
@@ -164,7 +214,7 @@ pub fn copy_as(source: &Path, target: &Path, sha256: &str) -> std::io::Result<()
     if hex::encode(sha.finalize()) != sha256 {
         std::fs::remove_file(target)?;
         return Err(std::io::Error::new(
-            std::io::ErrorKind::InvalidData,
+            ErrorKind::InvalidData,
             format!("{} is damaged: its SHA-256 is not the one it should have", source.display()),
         ));
     }
@@ -191,4 +241,65 @@ pub fn parse_list(list: &[u8]) -> anyhow::Result<Vec<(String, u64)>> {
     let blobs: Option<Vec<_>> = list.lines().map(line).collect();
     ensure!(blobs.is_some(), "blobs.txt is not a list of files");
     Ok(blobs.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::BlobStore;
+
+    /// Which are refused is told by their names.
+    fn link_some(source: &Path, target: &Path) -> std::io::Result<()> {
+        let refused = hex::encode(Sha256::digest("no link"));
+        match source.ends_with(refused) {
+            true => Err(rustix::io::Errno::XDEV.into()),
+            false => std::fs::hard_link(source, target),
+        }
+    }
+
+    fn bring(texts: &[&str], asked: Option<HowBlobs>) -> (anyhow::Result<()>, &'static str) {
+        let [data, backup] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let mut needed = Needed::default();
+        for text in texts {
+            let sha256 = hex::encode(Sha256::digest(text));
+            let path = place(data.path(), &sha256);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+            needed.files.insert((*text).to_owned(), (sha256, text.len() as u64));
+        }
+        let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
+        let mut copying = Copying { link: link_some, ..Copying::new(asked) };
+        let done = copying.bring_all(&blobs, &needed, backup.path());
+        if done.is_ok() {
+            // What is there already is not brought again, and stays counted.
+            copying.bring_all(&blobs, &needed, backup.path()).unwrap();
+            copying.ensure_whole(&needed, backup.path()).unwrap();
+        }
+        (done, copying.how())
+    }
+
+    #[test]
+    fn what_cannot_be_linked_is_copied_unless_links_were_asked_for() {
+        let how = |texts: &[&str], asked| {
+            let (done, how) = bring(texts, asked);
+            done.map(|()| how).map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(how(&["one", "two"], None).unwrap(), "linked");
+        assert_eq!(how(&["no link"], None).unwrap(), "copied");
+        assert_eq!(how(&["one", "no link"], None).unwrap(), "linked or copied");
+        assert_eq!(how(&["one", "no link"], Some(HowBlobs::Copy)).unwrap(), "copied");
+        let refused = how(&["one", "no link"], Some(HowBlobs::Link)).unwrap_err();
+        assert!(refused.starts_with("copying the file ") && refused.contains("link"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_system_refuses_links_in_several_ways_and_other_failures_are_none() {
+        use rustix::io::Errno;
+        for refusal in [Errno::XDEV, Errno::PERM, Errno::MLINK, Errno::OPNOTSUPP, Errno::NOTSUP] {
+            assert!(is_refusal(&refusal.into()), "{refusal}");
+        }
+        for failure in [Errno::NOENT, Errno::NOSPC, Errno::IO, Errno::EXIST] {
+            assert!(!is_refusal(&failure.into()), "{failure}");
+        }
+    }
 }

@@ -39,7 +39,7 @@ pub struct LogPart {
 /// The blobs themselves are listed in `blobs.txt`: each is named by its hash.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct BlobPart {
-    /// `copied`, `linked`, or `listed`: then they are not here.
+    /// `copied`, `linked`, `linked or copied`, or `listed`: then they are not here.
     pub how: String,
     pub count: u64,
     pub bytes: u64,
