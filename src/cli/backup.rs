@@ -7,6 +7,7 @@
 //! to where their deletion is. Keys come last: each was there before the first event it sealed.
 
 pub mod files;
+mod keys;
 pub mod manifest;
 
 use std::path::{Path, PathBuf};
@@ -25,12 +26,7 @@ use crate::media::blobs::Blobs;
 use files::{Copying, Needed};
 use manifest::{BlobPart, LogPart, Manifest, Part};
 
-/// What of the data directory is secret: it goes into the keys' part.
-const SECRETS: [&str; 4] =
-    ["master.key", "file-signing-secret", "callback-signing-secret", "development-key.pem"];
-/// Folders of the store that hold sealed keys and secrets, or say which were destroyed.
-const KEY_FOLDERS: [&str; 3] = ["keys", "erased", "secrets"];
-/// What else is kept there for more than a moment.
+/// What is kept in the store for more than a moment, beside the keys.
 const OTHER_FOLDERS: [&str; 3] = ["dead-letters", "callbacks", "callbacks-waiting"];
 /// How far the push to Clerk is, and the callbacks. Copied before the log, so that they are not ahead
 /// of it.
@@ -109,7 +105,7 @@ impl Backup {
         let list = needed.write_list(&self.to.join("blobs.txt"))?;
 
         let mut parts = vec![list];
-        parts.extend(self.copy_keys(&blobs).await?);
+        parts.extend(keys::copy(&blobs, &self.log.data_dir, &self.to).await?);
         for (name, position) in positions {
             // Where the copy has other positions, who followed the log begins anew.
             if let (Ok(position), true) = (position, reading.keeps_positions()) {
@@ -170,22 +166,6 @@ impl Backup {
             "files in S3 are not copied: give --blobs none"
         );
         Ok(Copying::new(if is_local { self.blobs } else { Some(HowBlobs::None) }))
-    }
-
-    async fn copy_keys(&self, blobs: &Blobs) -> anyhow::Result<Vec<Part>> {
-        files::make_private(&self.to.join("keys"))?;
-        let mut parts = Vec::new();
-        for name in SECRETS {
-            match std::fs::read(self.log.data_dir.join(name)) {
-                Ok(bytes) => parts.push(Part::write(&self.to, &format!("keys/{name}"), &bytes)?),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).with_context(|| format!("reading {name}")),
-            }
-        }
-        for folder in KEY_FOLDERS {
-            parts.extend(copy_folder(blobs, folder, &self.to, "keys").await?);
-        }
-        Ok(parts)
     }
 }
 

@@ -155,6 +155,11 @@ impl MasterKey {
         Ok(())
     }
 
+    /// Whether one of them opens what lies under this name in a vault's folder.
+    pub fn has_sealed(&self, folder: &str, name: &str, sealed: &[u8]) -> bool {
+        self.open(&full(folder, name), sealed).is_ok()
+    }
+
     /// As they are now.
     fn fresh(&self, read: fn(&Path) -> io::Result<Vec<u8>>) -> Result<Keys, Error> {
         let (path, last) = match &*self.0 {
@@ -346,10 +351,14 @@ impl Vault {
         Ok(self.documents.list().await?)
     }
 
-    /// What the seal is bound to, so that nothing sealed can take another's place.
     fn full(&self, name: &str) -> String {
-        format!("{}/{name}", self.folder)
+        full(&self.folder, name)
     }
+}
+
+/// What a seal is bound to, so that nothing sealed can take another's place.
+fn full(folder: &str, name: &str) -> String {
+    format!("{folder}/{name}")
 }
 
 #[cfg(test)]
