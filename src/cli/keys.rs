@@ -1,6 +1,7 @@
 //! `t2m keys`: which master key seals what, and how another one takes its place. Also where every
 //! command that reads what is personal finds the keys.
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context;
@@ -8,12 +9,15 @@ use clap::{Args, Subcommand};
 
 use super::assemble::MASTER_KEY;
 use super::log::Which;
-use super::{BadConfiguration, agreed, owner, say};
+use super::{BadConfiguration, agreed, owner, say, server_lock};
 use crate::actors::keyring::{KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
 use crate::media::blobs::Blobs;
 use crate::media::vault::{MasterKey, Vault};
+
+/// Beside the kept key, locked while that is exchanged; it says nothing by being there.
+const EXCHANGE: &str = "rotate.lock";
 
 #[derive(Subcommand)]
 pub enum Keys {
@@ -85,6 +89,16 @@ impl Opened {
         Ok(keyring)
     }
 
+    /// Keeps everybody else from exchanging the kept key until it is dropped: of two that do so at
+    /// once, the second drops what the first has put there and a server has sealed with already.
+    fn begin_exchange(&self) -> anyhow::Result<Option<File>> {
+        let Some(path) = self.master.path() else { return Ok(None) };
+        let held = server_lock::lock(&path.with_file_name(EXCHANGE))?;
+        let held =
+            held.with_context(|| format!("another rotation of {} is at work", path.display()));
+        held.map(Some)
+    }
+
     /// What the master key seals, by what it is.
     fn vaults(&self) -> [(&'static str, Vault); 2] {
         [("users' keys", KEYS), ("secrets of jobs", SECRETS)]
@@ -135,6 +149,7 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
         "several nodes agreed on this master key through the store; set T2M_MASTER_KEY=NEW,OLD for \
          all of them, where OLD is master.key in base64, restart them, and rotate then"
     );
+    let _alone = opened.begin_exchange()?;
     opened.master.put_fresh_first().context("making the new master key")?;
     reseal(&opened).await?;
     let Some(path) = opened.master.path() else {
@@ -175,4 +190,28 @@ async fn reseal(opened: &Opened) -> anyhow::Result<()> {
         keyring.bury(&user).await.with_context(|| format!("destroying the key of {user}"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::EmbeddedLog;
+
+    #[tokio::test]
+    async fn a_second_rotation_at_the_same_time_is_refused_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(EmbeddedLog::open(&dir.path().join("log.sqlite")).unwrap());
+        let (data_dir, setting) = (dir.path().to_owned(), "embedded".to_owned());
+        let log = Which { data_dir, setting };
+        let place = Place { log, blobs: "file".to_owned(), master_key: None };
+        rotate(&place).await.unwrap();
+        let key = || std::fs::read(dir.path().join("master.key")).unwrap();
+        let (first, other) = (key(), place.open().unwrap().begin_exchange().unwrap());
+        let refused = rotate(&place).await.unwrap_err().to_string();
+        assert!(refused.starts_with("another rotation of ") && refused.ends_with(" is at work"));
+        assert_eq!(key(), first);
+        drop(other);
+        rotate(&place).await.unwrap();
+        assert_ne!(key(), first);
+    }
 }

@@ -20,11 +20,17 @@ pub fn is_named(name: &OsStr) -> bool {
 /// # Errors
 /// The directory cannot be written to.
 pub fn take(data_dir: &Path) -> anyhow::Result<Option<File>> {
-    let path = data_dir.join(NAME);
+    lock(&data_dir.join(NAME))
+}
+
+/// The same for any file, which is made if it is not there.
+///
+/// # Errors
+/// As [`take`].
+pub fn lock(path: &Path) -> anyhow::Result<Option<File>> {
     let context = || format!("locking {}", path.display());
     let mut options = File::options();
-    let file =
-        options.create(true).truncate(false).write(true).open(&path).with_context(context)?;
+    let file = options.create(true).truncate(false).write(true).open(path).with_context(context)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
