@@ -32,7 +32,10 @@ fn main() {
     }
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let events = arguments.next().map_or(EVENTS, |count| count.parse().expect("a number"));
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    // As `t2m replay` has it.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
     let temporary = tempfile::tempdir().expect("a directory");
     let directory = arguments.next().map_or_else(|| temporary.path().to_owned(), PathBuf::from);
     let (log, views) = (directory.join("log.sqlite"), temporary.path().join("views.sqlite"));

@@ -138,7 +138,7 @@ impl MasterKey {
             let fresh = fresh_key().map_err(failed)?;
             replace(path, &[&fresh[..], &old].concat()).map_err(failed)?;
         }
-        Ok(())
+        self.fresh(read_if_there).map(drop)
     }
 
     /// Forgets all kept keys but the first: what they sealed is lost.
@@ -152,7 +152,7 @@ impl MasterKey {
         if keys.len() > KEY_BYTES {
             replace(path, &keys[..KEY_BYTES]).map_err(failed)?;
         }
-        Ok(())
+        self.fresh(read_if_there).map(drop)
     }
 
     /// Whether one of them opens what lies under this name in a vault's folder.
@@ -470,6 +470,9 @@ mod tests {
         let (running, path) = (vault(dir.path()), dir.path().join("master.key"));
         running.seal("job-1", b"one").await.unwrap();
         let (old, exchange) = (std::fs::read(&path).unwrap(), MasterKey::kept_in(&path));
+        let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
+        let exchanging = Vault::new(&blobs, "secrets", exchange.clone());
+        assert_eq!(exchanging.is_by_first("job-1").await.unwrap(), Some(true));
         exchange.put_fresh_first().unwrap();
         // A second try after a crash makes no third key.
         exchange.put_fresh_first().unwrap();
@@ -478,7 +481,7 @@ mod tests {
         running.seal("job-2", b"two").await.unwrap();
         let by_first = [running.is_by_first("job-1").await, running.is_by_first("job-2").await];
         assert_eq!(by_first.map(Result::unwrap), [Some(false), Some(true)]);
-        assert!(vault(dir.path()).reseal("job-1").await.unwrap());
+        assert!(exchanging.reseal("job-1").await.unwrap(), "it knows of its own new key");
         assert!(!vault(dir.path()).reseal("job-1").await.unwrap());
         exchange.keep_first_alone().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), both[..KEY_BYTES]);
