@@ -63,9 +63,10 @@ pub enum Error {
          give it up with `t2m erase {0}`"
     )]
     NoKey(String),
-    /// What is kept of it is no key of the master key that opens those of others.
+    /// The master key does not open it, although it opens those of others.
     #[error(
-        "the key of the user {0} is damaged: bring it back from a backup, or give it up with \
+        "the key of the user {0} does not open as others do: give all master keys that have sealed \
+         any (T2M_MASTER_KEY); if it is damaged, bring it back from a backup, or give it up with \
          `t2m erase {0}`"
     )]
     DamagedKey(String),

@@ -286,11 +286,12 @@ impl Keyring {
     /// The store does not take it.
     pub async fn bury(&self, user: &UserId) -> Result<bool, Error> {
         let name = name_of(user);
-        // Also where there is no key: a copy of it that a crash left opens all the same.
-        self.vault.forget_unfinished(&name).await?;
         let key = self.vault.holds(&name).await?;
         if key {
             self.vault.destroy(&name).await?;
+        } else {
+            // A copy of it that a crash left opens all the same.
+            self.vault.forget_unfinished(&name).await?;
         }
         self.known().keep(user, &Holding::Erased);
         Ok(key)
