@@ -29,6 +29,7 @@ pub use import::Import;
 #[cfg(test)]
 mod damage_tests;
 mod file;
+mod given;
 mod import;
 #[cfg(test)]
 mod import_tests;

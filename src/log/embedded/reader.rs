@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, Params, Row, params};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -69,9 +70,7 @@ impl Reader {
     }
 
     pub(super) fn head(&self) -> Result<u64, Error> {
-        let mut statement = self.conn.prepare_cached("SELECT max(position) FROM events")?;
-        let head: Option<i64> = statement.query_row([], |row| row.get(0))?;
-        Ok(head.map_or(0, from_sql))
+        head(&self.conn)
     }
 
     pub(super) fn hash_at(&self, position: u64) -> Result<[u8; 32], Error> {
@@ -119,7 +118,7 @@ impl Reader {
         let mut page = Vec::with_capacity(self.page_size);
         let (mut events, mut places): (Vec<Recorded>, Vec<Encoded>) = (Vec::new(), Vec::new());
         while let Some(row) = rows.next()? {
-            let row = decode(row, &self.conn, &mut self.names)?;
+            let row = decode(|at| row.get_ref(at), &self.conn, &mut self.names)?;
             let previous = match events.last() {
                 Some(last) if last.position + 1 == row.position => last.hash,
                 _ => hash_at(&self.conn, row.position - 1)?,
@@ -146,7 +145,13 @@ impl Reader {
     }
 }
 
-fn hash_at(conn: &Connection, position: u64) -> Result<[u8; 32], Error> {
+pub(super) fn head(conn: &Connection) -> Result<u64, Error> {
+    let mut statement = conn.prepare_cached("SELECT max(position) FROM events")?;
+    let head: Option<i64> = statement.query_row([], |row| row.get(0))?;
+    Ok(head.map_or(0, from_sql))
+}
+
+pub(super) fn hash_at(conn: &Connection, position: u64) -> Result<[u8; 32], Error> {
     if position == 0 {
         return Ok(GENESIS);
     }
@@ -210,19 +215,19 @@ impl Decoded<'_> {
 
 /// A field that is not of its column's kind is damage at that position.
 pub(super) fn decode<'row>(
-    row: &'row Row,
+    column: impl Fn(usize) -> rusqlite::Result<ValueRef<'row>>,
     conn: &Connection,
     names: &'row mut Names,
 ) -> Result<Decoded<'row>, Error> {
-    let position = match row.get_ref(0)?.as_i64() {
+    let position = match column(0)?.as_i64() {
         Ok(position @ 1..) => from_sql(position),
         Ok(_) | Err(_) => return Err(bad(1, "an event stands before the first position")),
     };
     let number = |at| -> Result<i64, Error> {
-        row.get_ref(at)?.as_i64().map_err(|_| bad(position, "a field is not a number"))
+        column(at)?.as_i64().map_err(|_| bad(position, "a field is not a number"))
     };
-    let blob = |at| -> Result<&[u8], Error> {
-        row.get_ref(at)?.as_blob().map_err(|_| bad(position, "a field is not bytes"))
+    let blob = |at| -> Result<&'row [u8], Error> {
+        column(at)?.as_blob().map_err(|_| bad(position, "a field is not bytes"))
     };
     let (stream_id, revision) = (number(1)?, number(2)?);
     let Names { streams, types } = names;

@@ -9,12 +9,14 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::thread::{Scope, ScopedJoinHandle};
 
+use rusqlite::functions::Context;
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::Error;
 use super::file::statements;
-use super::reader::{COLUMNS, Reader, decode};
+use super::given::{Given, Receiver};
+use super::reader::{COLUMNS, Reader, decode, hash_at, head};
 use crate::log::{GENESIS, Verified, bad, from_sql, guard, to_sql};
 
 /// Events that a thread takes at once; of those that came since the beginning all.
@@ -33,23 +35,24 @@ pub(super) fn verify(
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Verified, Error> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let readers: Vec<_> =
-        (0..processors.min(WALKERS)).map(|_| Reader::open(path)).collect::<Result<_, Error>>()?;
-    let beside = Reader::open(path)?;
-    check_schema(&beside.conn)?;
+    let beside = Reader::open(path)?.conn;
+    check_schema(&beside)?;
     let segments = Segments {
         after,
         head,
         ahead: Mutex::new(Ahead { next: Some(after), walked: after, progress }),
     };
+    let walkers: Vec<_> = (0..processors.min(WALKERS))
+        .map(|_| Walker::new(path, &segments))
+        .collect::<Result<_, Error>>()?;
     std::thread::scope(|scope| {
-        let walkers: Vec<_> = readers
+        let walkers: Vec<_> = walkers
             .into_iter()
-            .map(|reader| spawn(scope, || Walker::new(reader, &segments).run()))
+            .map(|walker| spawn(scope, || walker.run()))
             .collect::<Result<_, Error>>()
             .inspect_err(|_| segments.stop())?;
         let structure = match after {
-            0 => Some(spawn(scope, move || check_structure(&beside.conn, head))?),
+            0 => Some(spawn(scope, move || check_structure(beside, head))?),
             _ => None,
         };
         let lost = |error| Err(Fault { after, error });
@@ -147,88 +150,114 @@ impl Walked {
 }
 
 struct Walker<'a> {
-    reader: Reader,
+    given: Given<Chain>,
     segments: &'a Segments<'a>,
-    walked: Walked,
+    end: (u64, [u8; 32]),
+}
+
+/// The chain as far as one walker has come.
+struct Chain {
+    /// Of the names.
+    reader: Reader,
+    /// Where the log ended at the beginning.
+    head: u64,
+    /// The last event that was good, with its hash.
+    end: (u64, [u8; 32]),
+    rows: Rows,
     /// What is hashed of an event.
     encoded: Vec<u8>,
 }
 
+impl Receiver for Chain {
+    fn take(&mut self, row: &Context) -> Result<(), Error> {
+        let Self { reader, head, end, rows, encoded } = self;
+        let event = decode(|at| Ok(row.get_raw(at)), &reader.conn, &mut reader.names)?;
+        if event.position <= end.0 {
+            return Err(bad(end.0 + 1, "an earlier event stands in its place"));
+        }
+        if event.position > end.0 + 1 {
+            return Err(bad(end.0 + 1, "the event is missing"));
+        }
+        encoded.clear();
+        event.link().encode(&end.1, encoded);
+        if Sha256::digest(&*encoded)[..] != event.hash {
+            return Err(bad(event.position, "the event and its hash do not belong together"));
+        }
+        if event.position <= *head {
+            rows.add(event.stream_id, event.revision, event.position);
+        }
+        *end = (event.position, event.hash);
+        Ok(())
+    }
+}
+
 impl<'a> Walker<'a> {
-    fn new(reader: Reader, segments: &'a Segments<'a>) -> Self {
-        Self { reader, segments, walked: Walked::default(), encoded: Vec::new() }
+    fn new(path: &Path, segments: &'a Segments<'a>) -> Result<Self, Error> {
+        let (head, reader) = (segments.head, Reader::open(path)?);
+        let start = (0, GENESIS);
+        let chain = Chain { reader, head, end: start, rows: Rows::default(), encoded: Vec::new() };
+        let given = Given::new(Reader::open(path)?.conn, chain)?;
+        Ok(Self { given, segments, end: start })
     }
 
     fn run(mut self) -> Result<Walked, Fault> {
         while let Some((from, to)) = self.segments.next() {
-            let mut end = (from, GENESIS);
-            if let Err(error) = self.segment(&mut end, to) {
+            if let Err(error) = self.segment(from, to) {
                 self.segments.stop();
-                return Err(Fault { after: end.0, error });
+                let after = self.given.receiver(|chain| chain.end.0);
+                return Err(Fault { after, error });
             }
-            self.walked.end = self.walked.end.max(end);
+            self.end = self.end.max(self.given.receiver(|chain| chain.end));
         }
-        Ok(self.walked)
+        let rows = self.given.receiver(|chain| std::mem::take(&mut chain.rows));
+        Ok(Walked { rows, end: self.end })
     }
 
-    /// From `end`, which becomes the last good one.
-    fn segment(&mut self, end: &mut (u64, [u8; 32]), to: Option<u64>) -> Result<(), Error> {
-        end.1 = self.reader.hash_at(end.0).map_err(|error| match error {
+    /// What follows `from`, up to `to`, or as far as there is something.
+    fn segment(&self, from: u64, to: Option<u64>) -> Result<(), Error> {
+        let sql = format!(
+            "SELECT given({COLUMNS}) FROM events NOT INDEXED WHERE position > ?1 AND position <= ?2"
+        );
+        let start = (from, GENESIS);
+        self.given.receiver(|chain| chain.end = start);
+        let hash = hash_at(self.given.conn(), from).map_err(|error| match error {
             // Whoever walks up to it judges the event itself.
-            Error::Corrupt { what, .. } if end.0 != self.segments.after => {
-                bad(0, &format!("the way to event {}: {what}", end.0))
+            Error::Corrupt { what, .. } if from != self.segments.after => {
+                bad(0, &format!("the way to event {from}: {what}"))
             }
             other => other,
         })?;
-        while to.is_none_or(|to| end.0 < to) {
-            let (before, most) = (end.0, to.map_or(PAGE, |to| PAGE.min(to - end.0)));
-            self.page(end, most).map_err(|error| match error {
+        self.given.receiver(|chain| chain.end.1 = hash);
+        let mut at = from;
+        while to.is_none_or(|to| at < to) {
+            let before = at;
+            let page_end = to.unwrap_or(u64::MAX).min(at.saturating_add(PAGE));
+            let page = self.given.run(&sql, params![to_sql(at), to_sql(page_end)]);
+            at = self.given.receiver(|chain| chain.end.0);
+            page.map_err(|error| match error {
                 // Nothing is missing after the end: it is the tree that leads astray.
                 Error::Corrupt { position: 1.., what }
-                    if end.0 >= self.segments.head.max(self.reader.head().unwrap_or(0)) =>
+                    if at >= self.segments.head.max(self.head().unwrap_or(0)) =>
                 {
-                    bad(0, &format!("after its last event, {}: {what}", end.0))
+                    bad(0, &format!("after its last event, {at}: {what}"))
                 }
                 // Whatever a row says of its own place: right after the last one that was good.
-                Error::Corrupt { position: 1.., what } => bad(end.0 + 1, &what),
+                Error::Corrupt { position: 1.., what } => bad(at + 1, &what),
                 other => other,
             })?;
-            self.segments.add(end.0 - before);
-            match to {
-                _ if end.0 > before => {}
-                Some(_) => return Err(bad(end.0 + 1, "the event is missing")),
-                None => break,
+            self.segments.add(at - before);
+            if at == before {
+                return match to.is_none() && self.head()? <= at {
+                    true => Ok(()),
+                    false => Err(bad(at + 1, "the event is missing")),
+                };
             }
         }
         Ok(())
     }
 
-    /// The `most` events that follow `end`, which becomes the last good one.
-    fn page(&mut self, end: &mut (u64, [u8; 32]), most: u64) -> Result<(), Error> {
-        let Self { reader, segments, walked, encoded } = self;
-        let mut statement = reader.conn.prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
-        ))?;
-        let mut rows = statement.query(params![to_sql(end.0), to_sql(most)])?;
-        while let Some(row) = rows.next()? {
-            let event = decode(row, &reader.conn, &mut reader.names)?;
-            if event.position <= end.0 {
-                return Err(bad(end.0 + 1, "an earlier event stands in its place"));
-            }
-            if event.position > end.0 + 1 {
-                return Err(bad(end.0 + 1, "the event is missing"));
-            }
-            encoded.clear();
-            event.link().encode(&end.1, encoded);
-            if Sha256::digest(&*encoded)[..] != event.hash {
-                return Err(bad(event.position, "the event and its hash do not belong together"));
-            }
-            if event.position <= segments.head {
-                walked.rows.add(event.stream_id, event.revision, event.position);
-            }
-            *end = (event.position, event.hash);
-        }
-        Ok(())
+    fn head(&self) -> Result<u64, Error> {
+        head(self.given.conn())
     }
 }
 
@@ -282,7 +311,7 @@ fn check_schema(conn: &Connection) -> Result<(), Error> {
 
 /// SQLite's own check of the trees, and of the names' indices; the events' index, which would take
 /// it longer than everything else, is read up to the position `head`, to be compared with the rows.
-fn check_structure(conn: &Connection, head: u64) -> Result<Rows, Error> {
+fn check_structure(conn: Connection, head: u64) -> Result<Rows, Error> {
     for check in ["quick_check('events')", "integrity_check('streams')", "integrity_check('types')"]
     {
         let found: String = conn.query_row(&format!("PRAGMA {check}"), [], |row| row.get(0))?;
@@ -290,23 +319,32 @@ fn check_structure(conn: &Connection, head: u64) -> Result<Rows, Error> {
             return Err(bad(0, &found));
         }
     }
-    let mut statement = conn.prepare(
-        "SELECT stream_id, revision, position FROM events INDEXED BY events_by_stream
-         WHERE position <= ?1 ORDER BY stream_id, revision",
+    let index = Given::new(conn, Index { rows: Rows::default(), last: None })?;
+    index.run(
+        "SELECT given(stream_id, revision, position) FROM events INDEXED BY events_by_stream
+         WHERE position <= ?1",
+        [to_sql(head)],
     )?;
-    let mut found = Rows::default();
-    let mut last = None;
-    let mut entries = statement.query([to_sql(head)])?;
-    while let Some(entry) = entries.next()? {
+    Ok(index.receiver(|index| std::mem::take(&mut index.rows)))
+}
+
+/// The index of streams, as it is read.
+struct Index {
+    rows: Rows,
+    last: Option<(i64, i64)>,
+}
+
+impl Receiver for Index {
+    fn take(&mut self, entry: &Context) -> Result<(), Error> {
         let (stream_id, revision): (i64, i64) = (entry.get(0)?, entry.get(1)?);
         let here = Some((stream_id, revision));
-        if here <= last {
+        if here <= self.last {
             return Err(bad(0, "the index of streams is not in order"));
         }
-        last = here;
-        found.add(stream_id, from_sql(revision), from_sql(entry.get(2)?));
+        self.last = here;
+        self.rows.add(stream_id, from_sql(revision), from_sql(entry.get(2)?));
+        Ok(())
     }
-    Ok(found)
 }
 
 #[cfg(test)]
