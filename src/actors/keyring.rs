@@ -337,6 +337,8 @@ impl Keyring {
                 }
             }
         }
+        // In an order that does not change from one run to the next: a simulation repeats itself.
+        missing.sort_unstable();
         let read = stream::iter(missing).map(async |user| match self.find(&user).await {
             Ok(holding) => Ok(holding.map(|holding| (user, Ok(holding)))),
             Err(Error::Codec(damaged)) => Ok(Some((user, Err(damaged)))),
