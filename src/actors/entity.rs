@@ -177,10 +177,11 @@ impl<A: Aggregate> Entity<A> {
     ) -> Result<(), Failure<A::Refusal>> {
         let metadata = origin.to_bytes();
         let mut records = Vec::with_capacity(events.len());
+        let mut kinds = Vec::with_capacity(events.len());
         for event in events {
             let (kind, data) = self.keyring.encode::<A>(&self.stream, event).await?;
-            counter!(telemetry::EVENTS, "type" => kind.clone()).increment(1);
             let id = self.clock.fresh_id();
+            kinds.push(kind.clone());
             records.push(NewEvent { id, kind, time: now, data, metadata: metadata.clone() });
         }
         let expected = match self.next_revision {
@@ -192,6 +193,9 @@ impl<A: Aggregate> Entity<A> {
         let began = Instant::now();
         let appended = self.log.append(&self.stream, expected, records).await?;
         histogram!(telemetry::APPEND_DURATION).record(began.elapsed());
+        for kind in kinds {
+            counter!(telemetry::EVENTS, "type" => kind).increment(1);
+        }
         for event in events {
             self.state.evolve(event);
         }

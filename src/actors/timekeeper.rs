@@ -45,8 +45,12 @@ pub async fn look(system: &System) -> Result<(), crate::views::Error> {
         let done = system.sessions.execute(&id, command, origin()).await;
         report(&id.to_string(), done.err());
     }
-    let overdue = system.views.overdue_jobs(now, AT_ONCE)?;
-    for id in overdue.into_iter().chain(system.views.lapsed_jobs(now, AT_ONCE)?) {
+    let due = [
+        system.views.overdue_jobs(now, AT_ONCE)?,
+        system.views.lapsed_jobs(now, AT_ONCE)?,
+        system.views.jobs_held_by_another_clock(now, AT_ONCE)?,
+    ];
+    for id in due.into_iter().flatten() {
         let done = system.jobs.execute(id, job::Command::Lapse, origin()).await;
         let lapsed = |event: &job::Event| matches!(event, job::Event::LeaseExpired { .. });
         if done.as_ref().is_ok_and(|done| done.events.iter().any(lapsed)) {

@@ -21,8 +21,8 @@ use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
 pub struct Replay {
     #[command(flatten)]
     place: Place,
-    /// Stop at a position, or at a time (RFC 3339); only with --to
-    #[arg(long, value_name = "POSITION|TIME", value_parser = until, requires = "to")]
+    /// Stop at a position, or at a time (RFC 3339); while a server runs only with --to
+    #[arg(long, value_name = "POSITION|TIME", value_parser = until, conflicts_with = "diff")]
     until: Option<Until>,
     /// Build this file, which must not exist, instead of what the server reads
     #[arg(long, value_name = "PATH", conflicts_with = "diff")]
@@ -86,7 +86,13 @@ impl Replay {
     async fn take_over(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
         let base = self.base();
         // If it is of another log: until the end, so that no server starts on what is replaced.
-        let _held = self.hold_if_of_another(&*log).await?;
+        let mut held = self.hold_if_of_another(&*log).await?;
+        if self.until.is_some() && held.is_none() {
+            held = Some(server_lock::take(self.place.data_dir())?.context(
+                "a server runs: it would answer from an earlier time until it has caught up; \
+                 --to builds a file of its own",
+            )?);
+        }
         let head = *log.head().borrow();
         for position in &self.skip {
             anyhow::ensure!(*position <= head, "the log ends at {head}: there is no {position}");
@@ -97,12 +103,16 @@ impl Replay {
         for position in &self.skip {
             say(format_args!("event {position} is passed over from now on"));
         }
-        let head = *log.head().borrow();
+        let (head, until) = self.end(&*log).await?;
         let building = Building::beside(&base).context("making the read model")?;
-        let built = with_bar(log, self.keyring()?, building, head).await?;
+        let built = with_bar(log, self.keyring()?, building, until).await?;
         let views = built.finish_as_current().context("making the read model durable")?;
         summary(&views, head, &base)?;
-        say(format_args!("A server that runs takes it over within a second or two."));
+        let then = match held {
+            None => "A server that runs takes it over within a second or two.",
+            Some(_) => "The next server goes on from there.",
+        };
+        say(format_args!("{then}"));
         Ok(())
     }
 
@@ -127,13 +137,19 @@ impl Replay {
         Ok(Some(held))
     }
 
-    async fn build(&self, log: Arc<dyn EventLog>, to: &Path) -> anyhow::Result<()> {
+    /// Where the log ends, and where the replay.
+    async fn end(&self, log: &dyn EventLog) -> anyhow::Result<(u64, u64)> {
         let head = *log.head().borrow();
         let until = match self.until {
             None => head,
             Some(Until::Position(position)) => position.min(head),
-            Some(Until::Time(time)) => position_at(log.as_ref(), time).await?,
+            Some(Until::Time(time)) => position_at(log, time).await?,
         };
+        Ok((head, until))
+    }
+
+    async fn build(&self, log: Arc<dyn EventLog>, to: &Path) -> anyhow::Result<()> {
+        let (head, until) = self.end(&*log).await?;
         let building = Building::at(to).context("making the read model; name another with --to")?;
         let built = with_bar(log, self.keyring()?, building.only(self.view), until).await?;
         summary(&built.finish().context("making the read model durable")?, head, to)

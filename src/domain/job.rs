@@ -19,6 +19,9 @@ pub const MAX_ATTEMPTS: u32 = 3;
 pub const LEASE: TimeDelta = TimeDelta::seconds(60);
 /// How long an attempt may take; no progress renews its lease beyond that.
 pub const LONGEST_ATTEMPT: TimeDelta = TimeDelta::minutes(60);
+/// How far the clocks of two nodes, or of one before and after it was set, may be apart and leases
+/// still run their time.
+pub const CLOCK_AHEAD: TimeDelta = TimeDelta::hours(1);
 /// The error of a job whose deadline has passed begins with it.
 pub const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
 
@@ -127,7 +130,11 @@ impl Request {
             visit("callback_url", url);
         }
         match options {
-            Options::Video(_) => {}
+            Options::Video(options) => {
+                if let Some(style) = &mut options.style {
+                    visit("options.style", style);
+                }
+            }
             Options::Translation(options) => {
                 if let Some(style) = &mut options.style_data {
                     visit("options.style_data", style);
@@ -386,7 +393,7 @@ impl Progressing {
     ) -> Result<Vec<Event>, Refusal> {
         let ready = match &self.phase {
             Phase::Queued => true,
-            Phase::RetryWait { until } => *until <= now,
+            Phase::RetryWait { until } => has_come(*until, now),
             Phase::Running(lease) if lease.id == lease_id => return Ok(vec![]),
             _ => false,
         };
@@ -514,7 +521,7 @@ impl Progressing {
                 let error = format!("{DEADLINE_EXCEEDED}: the job had not ended by its deadline");
                 vec![Event::Failed { error }]
             }
-            Phase::Running(lease) if lease.expires_at <= now => {
+            Phase::Running(lease) if has_come(lease.expires_at, now) => {
                 let mut events =
                     vec![Event::LeaseExpired { lease_id: lease.id, attempt: self.attempts }];
                 if self.attempts >= MAX_ATTEMPTS {
@@ -522,7 +529,9 @@ impl Progressing {
                 }
                 events
             }
-            Phase::Cancelling(lease) if lease.expires_at <= now => vec![Event::Cancelled {}],
+            Phase::Cancelling(lease) if has_come(lease.expires_at, now) => {
+                vec![Event::Cancelled {}]
+            }
             _ => vec![],
         }
     }
@@ -569,6 +578,13 @@ impl Progressing {
             }
         }
     }
+}
+
+/// Whether the end of a lease or of a delay has come. No such end lies further ahead than a minute:
+/// one that seems to lie beyond [`CLOCK_AHEAD`] was set by a clock that was ahead and has been put
+/// right, and would hold the job for as long as that.
+pub fn has_come(end: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    end <= now || end > now + CLOCK_AHEAD
 }
 
 /// 5 s after the first attempt and four times as long after each further one; up to half of it is

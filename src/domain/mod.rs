@@ -132,6 +132,13 @@ mod tests {
         });
         let places = vec!["prompt", "callback_url", "options.style_data"];
         assert_eq!(personal::<Job>("job.requested.v1", data), (places, bob()));
+        let options = json!({
+            "duration": 1, "quality": "480p", "aspect_ratio": "1:1", "seed": 0, "style": "Mia's",
+        });
+        let data =
+            json!({ "user_id": "bob", "kind": "video", "prompt": "night", "options": options });
+        let places = vec!["prompt", "options.style"];
+        assert_eq!(personal::<Job>("job.requested.v1", data), (places, bob()));
         let data = json!({ "error": "boom" });
         assert_eq!(personal::<Job>("job.failed.v1", data), (vec![], None));
     }

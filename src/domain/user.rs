@@ -209,6 +209,26 @@ pub struct Placement {
     pub organization: Assignment,
 }
 
+/// What becomes of a user's access; what is absent stays as it is.
+#[derive(Debug, Clone, Default)]
+pub struct AccessChange {
+    pub role: Option<String>,
+    pub permissions: Option<BTreeSet<String>>,
+    pub subscription_tier: Option<String>,
+}
+
+impl AccessChange {
+    fn of(&self, present: &Access) -> Access {
+        let Self { role, permissions, subscription_tier } = self.clone();
+        Access {
+            role: role.unwrap_or_else(|| present.role.clone()),
+            permissions: permissions.unwrap_or_else(|| present.permissions.clone()),
+            subscription_tier: subscription_tier
+                .unwrap_or_else(|| present.subscription_tier.clone()),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub enum Assignment {
     AsItIs,
@@ -238,7 +258,7 @@ pub enum Command {
         organization_id: String,
     },
     /// An administrator decides.
-    SetAccess(Access),
+    SetAccess(AccessChange),
     SetFlags(BTreeMap<String, bool>),
     Place(Placement),
     Onboard(Onboarding),
@@ -318,9 +338,9 @@ impl Aggregate for User {
             Command::Leave { membership_id, organization_id } => {
                 Ok(self.leave(membership_id, organization_id))
             }
-            Command::SetAccess(access) => {
+            Command::SetAccess(change) => {
                 // Recorded even when equal: it overrules tokens from before.
-                let (access, decided_at) = (access.clone(), Some(now));
+                let (access, decided_at) = (change.of(&self.access), Some(now));
                 self.known().map(|()| vec![Event::AccessChanged { access, decided_at }])
             }
             Command::SetFlags(flags) => self.known().map(|()| self.flags_to(flags, Some(now))),
@@ -345,14 +365,16 @@ impl Aggregate for User {
                 self.synced_at = Some(*source_updated_at);
             }
             Event::AccessChanged { access, decided_at } => {
-                // A decision on one of them is none on the others.
-                if access.role != self.access.role {
+                // A decision on one of them is none on the others; one that changes nothing confirms
+                // them all.
+                let confirms = decided_at.is_some() && *access == self.access;
+                if confirms || access.role != self.access.role {
                     self.decided.role = *decided_at;
                 }
-                if access.permissions != self.access.permissions {
+                if confirms || access.permissions != self.access.permissions {
                     self.decided.permissions = *decided_at;
                 }
-                if access.subscription_tier != self.access.subscription_tier {
+                if confirms || access.subscription_tier != self.access.subscription_tier {
                     self.decided.subscription_tier = *decided_at;
                 }
                 self.access = access.clone();

@@ -1,6 +1,6 @@
 //! What administrators see and decide about users.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use actix_web::{HttpResponse, web};
 use serde_json::{Map, Value};
@@ -13,8 +13,8 @@ use super::json::{Fields, FromFields, Json};
 use super::lists::{PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use crate::domain::ids::UserId;
-use crate::domain::user::{Access, Assignment, Command, Membership, Placement};
-use crate::views::UserRow;
+use crate::domain::user::{AccessChange, Assignment, Command, Membership, Placement};
+use crate::views::{UserRow, View};
 
 /// `GET admin/users`
 pub async fn users(app: web::Data<App>, page: PageQuery) -> Result<HttpResponse, Problem> {
@@ -54,15 +54,10 @@ pub async fn set_access(
     body: Json<AccessRequest>,
 ) -> Result<HttpResponse, Problem> {
     let user_id = parse_id(&id)?;
-    let present = known(&app, &user_id)?;
-    let access = Access {
-        role: body.0.role.unwrap_or(present.role),
-        permissions: match body.0.permissions {
-            Some(permissions) => permissions.into_iter().collect(),
-            None => present.permissions,
-        },
-        subscription_tier: body.0.subscription_tier.unwrap_or(present.subscription_tier),
-    };
+    known(&app, &user_id)?;
+    let AccessRequest { role, permissions, subscription_tier } = body.0;
+    let permissions = permissions.map(BTreeSet::from_iter);
+    let access = AccessChange { role, permissions, subscription_tier };
     change(&app, &caller, &user_id, Command::SetAccess(access)).await
 }
 
@@ -180,7 +175,7 @@ async fn change(
     command: Command,
 ) -> Result<HttpResponse, Problem> {
     let done = app.system.users.execute(user_id, command, caller.origin()).await?;
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Users, done.position).await?;
     Ok(at_position(answer::ok(known(app, user_id)?), done.position))
 }
 

@@ -183,7 +183,7 @@ pub async fn remove(app: &App, caller: &Caller, file_id: FileId) -> Result<u64, 
     let command = Command::Delete { by: caller.user_id.clone() };
     let done = app.system.files.execute(file_id, command, caller.origin()).await?;
     debug_assert_eq!(done.state, File::Deleted);
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Files, done.position).await?;
     Ok(done.position)
 }
 

@@ -232,7 +232,7 @@ pub fn video(
             .aspect_ratio
             .and_then(AspectRatio::parse)
             .unwrap_or(AspectRatio::Landscape),
-        style: body.style,
+        style: body.style.map(Personal::Known),
         seed: body.seed.unwrap_or_else(|| seed_of(job_id)),
         engine: body.engine.map(str::to_owned),
         source_file_id,

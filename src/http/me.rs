@@ -11,6 +11,7 @@ use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
 use crate::domain::user::{Command, Onboarding, OnboardingStatus};
+use crate::views::View;
 
 /// Steps of an onboarding whose client names no total (seed `marketplace-session-token`).
 const DEFAULT_STEPS: u32 = 8;
@@ -107,7 +108,7 @@ pub async fn progress(
     let status = body.0.status.and_then(OnboardingStatus::parse).unwrap_or(by_step);
     let command = Command::Onboard(Onboarding { step, total_steps, status });
     let done = app.system.users.execute(&caller.user_id, command, caller.origin()).await?;
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Users, done.position).await?;
     let shown = onboarding(done.state.onboarding.as_ref());
     Ok(at_position(answer::ok(shown), done.position))
 }

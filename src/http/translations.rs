@@ -25,6 +25,7 @@ use crate::domain::translation::{
     DEFAULT_MODEL, DEFAULT_SEGMENT_SIZE, Format, Language, TranslationOptions,
 };
 use crate::media::renderer::output::TextCheck;
+use crate::views::View;
 
 /// A text that is longer is a book to be sent in parts, in bytes.
 const LARGEST_TEXT: u64 = 16 * 1024 * 1024;
@@ -176,7 +177,7 @@ async fn ask(
         app.secrets.keep(job_id, &api_key).await.map_err(not_sealed)?;
     }
     let done = app.system.jobs.execute(job_id, Command::Request(wanted), caller.origin()).await?;
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Jobs, done.position).await?;
     let row = owned(app, caller, job_id)?;
     Ok(Asked { row, position: done.position, nothing_new: done.events.is_empty() })
 }
@@ -204,7 +205,7 @@ async fn store(
         fingerprint,
     });
     let done = app.system.files.execute(file_id, command, caller.origin()).await?;
-    app.system.visible(done.position).await?;
+    app.system.visible_in(View::Files, done.position).await?;
     files::owned(app, caller, file_id).map(drop)
 }
 

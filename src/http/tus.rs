@@ -25,7 +25,7 @@ use super::problem::{Code, Problem};
 use super::upload::{self, MAX_FIELD_BYTES, MAX_FIELDS, MAX_NAME_BYTES};
 use crate::domain::ids::{FileId, derived_id};
 use crate::media::uploads::{self, Algorithm, Checksum, Ended, Held, Wanted};
-use crate::views::FileRow;
+use crate::views::{FileRow, View};
 
 /// The protocol's version, in every answer.
 pub const VERSION: &str = "1.0.0";
@@ -315,7 +315,7 @@ async fn store(app: &App, caller: &Caller, held: &mut Held) -> Result<u64, Probl
     // What a repetition after a crash must find again.
     let fingerprint = Some(blob.sha256);
     let recorded = files::record(app, caller, FileId(wanted.id), upload, fingerprint).await?;
-    app.system.visible(recorded.position).await?;
+    app.system.visible_in(View::Files, recorded.position).await?;
     Ok(recorded.position)
 }
 

@@ -31,6 +31,11 @@ CREATE INDEX feed_of_job ON feed (job_id) WHERE job_id IS NOT NULL;
 /// back after more than that is told where each job stands by its later items.
 pub const TICKS_KEPT: u64 = 100_000;
 
+/// Before it ends what a stream may tell: a view that stands still may yet tell of what comes after,
+/// and whoever follows asks for nothing before what he was told last.
+const UPTO: &str = "position < ifnull((SELECT min(position) FROM parked
+                                       WHERE view IN ('files', 'jobs')), 9223372036854775807)";
+
 /// One item of a stream of Server-Sent Events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedItem {
@@ -51,10 +56,10 @@ impl Views {
         limit: usize,
     ) -> Result<Vec<FeedItem>, Error> {
         self.read(|sql| {
-            sql.prepare_cached(
+            sql.prepare_cached(&format!(
                 "SELECT position, type, data FROM feed
-                 WHERE user_id = ?1 AND position > ?2 ORDER BY position LIMIT ?3",
-            )?
+                 WHERE user_id = ?1 AND position > ?2 AND {UPTO} ORDER BY position LIMIT ?3",
+            ))?
             .query_map(params![user_id.as_str(), int(after), int(limit as u64)], item)?
             .collect()
         })
@@ -68,10 +73,10 @@ impl Views {
         limit: usize,
     ) -> Result<Vec<FeedItem>, Error> {
         self.read(|sql| {
-            sql.prepare_cached(
+            sql.prepare_cached(&format!(
                 "SELECT position, type, data FROM feed
-                 WHERE job_id = ?1 AND position > ?2 ORDER BY position LIMIT ?3",
-            )?
+                 WHERE job_id = ?1 AND position > ?2 AND {UPTO} ORDER BY position LIMIT ?3",
+            ))?
             .query_map(params![Id(job_id.0), int(after), int(limit as u64)], item)?
             .collect()
         })

@@ -13,7 +13,7 @@ use super::column::{Id, Json, Text, Time, Word, int, unsigned};
 use super::page::{Cursor, Page, before, one_more};
 use super::{Error, Views};
 use crate::domain::ids::{JobId, LeaseId, UserId};
-use crate::domain::job::{Kind, Options, Output};
+use crate::domain::job::{self, Kind, Options, Output};
 use crate::domain::tier::{Caps, Class, Tier};
 
 mod folding;
@@ -243,6 +243,20 @@ impl Views {
         )
     }
 
+    /// Jobs whose lease was given by a clock that was ahead, see [`job::has_come`].
+    pub fn jobs_held_by_another_clock(
+        &self,
+        now: DateTime<Utc>,
+        limit: usize,
+    ) -> Result<Vec<JobId>, Error> {
+        self.job_ids(
+            "SELECT job_id FROM jobs WHERE lease_expires_at IS NOT NULL AND lease_expires_at > ?1
+             ORDER BY lease_expires_at LIMIT ?2",
+            now + job::CLOCK_AHEAD,
+            limit,
+        )
+    }
+
     /// Jobs that had not ended by their deadline, the longest ago first; but for those that are
     /// being cancelled anyway.
     pub fn overdue_jobs(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<JobId>, Error> {
@@ -305,7 +319,7 @@ fn status(state: &str) -> &'static str {
 /// What of a user's jobs was personal is gone with the user.
 pub(super) fn erase(sql: &Connection, user_id: &UserId) -> rusqlite::Result<()> {
     sql.prepare_cached(
-        "UPDATE jobs SET prompt = '', options = json_remove(options, '$.style_data')
+        "UPDATE jobs SET prompt = '', options = json_remove(options, '$.style', '$.style_data')
          WHERE user_id = ?1",
     )?
     .execute([user_id.as_str()])?;

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::batch::{Batch, Record};
 use super::column::{Id, Text, Time, Word, int, unsigned};
 use crate::domain::ids::{JobId, UserId};
-use crate::domain::job::Kind;
+use crate::domain::job::{Kind, has_come};
 use crate::domain::schedule::{Schedule, Share};
 use crate::domain::tier::{Caps, Class};
 
@@ -131,14 +131,12 @@ impl Queue {
 
     /// Lets in the jobs whose delay has passed.
     fn admit(&self, now: DateTime<Utc>) {
-        let due =
-            |state: &State| state.delayed.first_key_value().is_some_and(|(at, _)| at.0 <= now);
-        if !due(&self.read()) {
+        if self.read().due(now).is_none() {
             return;
         }
         let mut state = self.write();
-        while due(&state) {
-            let Some((_, id)) = state.delayed.pop_first() else { return };
+        while let Some(key) = state.due(now) {
+            let Some(id) = state.delayed.remove(&key) else { return };
             if let Some(place) = state.jobs.get(&id).cloned() {
                 state.set(id, Place { standing: Standing::Waits, ..place });
             }
@@ -155,6 +153,12 @@ impl Queue {
 }
 
 impl State {
+    /// One whose delay has passed: the first of all, or else the last, see [`has_come`].
+    fn due(&self, now: DateTime<Utc>) -> Option<(DateTime<Utc>, u64)> {
+        let ends = [self.delayed.first_key_value(), self.delayed.last_key_value()];
+        ends.into_iter().flatten().map(|(key, _)| *key).find(|(until, _)| has_come(*until, now))
+    }
+
     fn set(&mut self, id: JobId, place: Place) {
         if let Some(old) = self.jobs.remove(&id) {
             let schedule = &mut self.kinds.entry(old.kind).or_default().schedule;

@@ -559,6 +559,11 @@ fn the_queue_is_in_the_order_of_requests_and_a_retry_goes_to_its_end() {
     assert_eq!([1, 2, 3, 4].map(|n| place(n, 100)), [Some(3), Some(2), Some(1), None]);
     assert_eq!(views.next_job(at(100), &caps, &Kind::ALL, |id| id == job_id(3)), Some(job_id(2)));
     assert_eq!(views.next_job(at(100), &caps, &[], |_| false), None);
+    // Its delay was set by a clock that was ahead.
+    let early = 100 - 2 * 3600;
+    assert_eq!(views.next_job(at(early), &caps, &Kind::ALL, |id| id == job_id(3)), Some(job_id(2)));
+    assert_eq!(views.jobs_held_by_another_clock(at(early), 9).unwrap(), [job_id(4)]);
+    assert_eq!(views.jobs_held_by_another_clock(at(0), 9).unwrap(), []);
     assert_eq!(views.lapsed_jobs(at(49), 9).unwrap(), []);
     assert_eq!(views.lapsed_jobs(at(50), 9).unwrap(), [job_id(4)]);
     assert_eq!(views.next_due().unwrap(), Some(at(50)));
@@ -587,6 +592,26 @@ fn the_feed_shows_each_event_with_the_state_after_it() {
         "progress": 40, "message": "drawing", "attempt": 1, "error": null, "time": at(3),
     });
     assert_eq!(data, expected);
+}
+
+#[test]
+fn a_stream_waits_for_a_view_that_stands_still() {
+    let told = |view| {
+        let reason = "unreadable".to_owned();
+        let views = after(vec![
+            job(1, requested("ada")),
+            stored(1, "ada", "b"),
+            Entity::Unreadable { view: Some(view), reason },
+            stored(2, "ada", "b"),
+            job(1, leased(1, 60)),
+        ]);
+        let feed = views.feed_of_user(&user_id("ada"), 0, 9).unwrap();
+        let of_job = views.feed_of_job(&job_id(1), 0, 9).unwrap();
+        [feed, of_job].map(|items| items.iter().map(|item| item.position).collect::<Vec<_>>())
+    };
+    assert_eq!(told(View::Jobs), [vec![10, 20], vec![10]]);
+    assert_eq!(told(View::Files), [vec![10, 20], vec![10]]);
+    assert_eq!(told(View::Users), [vec![10, 20, 40, 50], vec![10, 50]]);
 }
 
 #[test]

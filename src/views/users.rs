@@ -55,7 +55,7 @@ UPDATE sessions SET ip_address = NULL, user_agent = NULL
     WHERE user_id IN (SELECT user_id FROM users WHERE deleted);
 UPDATE files SET filename = '', metadata = '{}'
     WHERE user_id IN (SELECT user_id FROM users WHERE deleted);
-UPDATE jobs SET prompt = '', options = json_remove(options, '$.style_data')
+UPDATE jobs SET prompt = '', options = json_remove(options, '$.style', '$.style_data')
     WHERE user_id IN (SELECT user_id FROM users WHERE deleted);
 ";
 

@@ -86,7 +86,9 @@ async fn leave_traces(server: &Server, user: &str) {
     let upload = upload.header("tus-resumable", "1.0.0").header("upload-length", 5);
     assert_eq!(ask(upload.header("upload-metadata", metadata)).await.status, 201);
 
-    server.generate(user, &marked("prompt")).await;
+    let wanted = json!({ "prompt": marked("prompt"), "style": marked("style of a film") });
+    let asked = server.post(user, "videos/generate", &wanted).await.data(202);
+    assert_eq!(asked["options"]["style"], marked("style of a film"));
     let part = Part::text("harmless").file_name(marked("novel.txt"));
     let form = Form::new().part("file", part);
     let form = form.text("api_key", marked("key")).text("style_data", marked("style"));

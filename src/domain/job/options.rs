@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Kind;
 use crate::domain::ids::FileId;
+use crate::domain::text::Personal;
 use crate::domain::translation::TranslationOptions;
 
 /// What a job of each kind is asked besides its prompt. The kinds share no required field, so that
@@ -44,8 +45,9 @@ pub struct VideoOptions {
     pub duration: u32,
     pub quality: Quality,
     pub aspect_ratio: AspectRatio,
+    /// In the user's own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub style: Option<String>,
+    pub style: Option<Personal<String>>,
     /// Chosen at the request when the caller names none, so that every attempt draws the same.
     pub seed: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]

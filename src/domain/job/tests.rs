@@ -117,6 +117,19 @@ fn a_late_worker_changes_nothing() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_holds_no_job_once_it_is_right() {
+    let (ahead, right) = (400 * 86_400, 10);
+    let steps = [(0, ask()), (ahead, take(1)), (right, Command::Lapse), (right, take(2))];
+    check(&steps, Ok(1), "running");
+    let steps = [(0, ask()), (ahead, take(1)), (right, cancel()), (right, Command::Lapse)];
+    check(&steps, Ok(1), "cancelled");
+    let steps = [(0, ask()), (ahead, take(1)), (ahead, fail(1)), (right, take(2))];
+    check(&steps, Ok(1), "running");
+    // Of two nodes one is always a little ahead.
+    check(&[(0, ask()), (3_000, take(1)), (right, Command::Lapse)], Ok(0), "running");
+}
+
+#[test]
 fn progress_renews_the_lease_and_never_falls() {
     let progress =
         |percent| Command::Progress { lease_id: lease(1), progress: percent, message: None };

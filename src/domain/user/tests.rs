@@ -84,9 +84,37 @@ fn a_right_that_clerk_no_longer_names_is_taken_away() {
     }
 }
 
+fn set_role(role: &str) -> Command {
+    Command::SetAccess(AccessChange { role: Some(role.to_owned()), ..AccessChange::default() })
+}
+
+#[test]
+fn a_decision_that_changes_nothing_stands_against_an_older_word_of_clerk() {
+    let told = |second, role| (second, sync(second, "a@x", role));
+    let late = |second| (60, sync(second, "a@x", "admin"));
+    let decided = (50, set_role("user"));
+    assert_eq!(after(&[told(1, "user"), decided.clone(), late(30)]).access.role, "user");
+    assert_eq!(after(&[told(1, "user"), decided, late(55)]).access.role, "admin");
+}
+
+#[test]
+fn what_an_administrator_does_not_name_stays_as_another_one_left_it() {
+    let tier = AccessChange {
+        subscription_tier: Some("premium".to_owned()),
+        permissions: Some(BTreeSet::from(["videos:write".to_owned()])),
+        ..AccessChange::default()
+    };
+    let life = [sync(1, "a@x", "admin"), set_role("user"), Command::SetAccess(tier)];
+    let access = run(&life).0.access;
+    assert_eq!((&*access.role, &*access.subscription_tier), ("user", "premium"));
+    let access = run(&[&life[..], &[set_role("editor")]].concat()).0.access;
+    assert_eq!(access.permissions.first().map(String::as_str), Some("videos:write"));
+    assert_eq!((&*access.role, &*access.subscription_tier), ("editor", "premium"));
+}
+
 #[test]
 fn an_administrators_decision_stands_until_clerk_says_something_new() {
-    let decided = Command::SetAccess(Access { role: "editor".to_owned(), ..Access::default() });
+    let decided = set_role("editor");
     let life = [sync(1, "a@x", "user"), decided, sync(2, "b@x", "user")];
     assert_eq!(run(&life).0.access.role, "editor");
     let life = [&life[..], &[sync(3, "b@x", "admin")]].concat();
@@ -132,21 +160,22 @@ struct Right {
 const RIGHTS: [Right; 5] = [
     Right {
         told: |role| Told { role: Some(role), ..Told::default() },
-        decided: |role| Command::SetAccess(Access { role, ..Access::default() }),
+        decided: |role| set_role(&role),
         held: |user| Some(&user.access.role),
     },
     Right {
         told: |one| Told { permissions: Some(BTreeSet::from([one])), ..Told::default() },
         decided: |one| {
-            let permissions = BTreeSet::from([one]);
-            Command::SetAccess(Access { permissions, ..Access::default() })
+            let permissions = Some(BTreeSet::from([one]));
+            Command::SetAccess(AccessChange { permissions, ..AccessChange::default() })
         },
         held: |user| user.access.permissions.first(),
     },
     Right {
         told: |tier| Told { subscription_tier: Some(tier), ..Told::default() },
-        decided: |subscription_tier| {
-            Command::SetAccess(Access { subscription_tier, ..Access::default() })
+        decided: |tier| {
+            let subscription_tier = Some(tier);
+            Command::SetAccess(AccessChange { subscription_tier, ..AccessChange::default() })
         },
         held: |user| Some(&user.access.subscription_tier),
     },
@@ -334,7 +363,7 @@ fn a_deleted_user_stays_deleted() {
 
 #[test]
 fn nobody_unknown_is_given_a_role() {
-    assert_eq!(run(&[Command::SetAccess(Access::default())]).1, [Err(Refusal::NotFound)]);
+    assert_eq!(run(&[Command::SetAccess(AccessChange::default())]).1, [Err(Refusal::NotFound)]);
 }
 
 fn place(id: u128, organization: &str, role: &str, name: Option<&str>) -> Command {

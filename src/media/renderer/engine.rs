@@ -11,6 +11,7 @@ use super::{Error, FRAMES_PER_SECOND, Spec, dimensions, storyboard};
 use crate::config::Secret;
 use crate::domain::ids::JobId;
 use crate::domain::job::{Kind, Options, VideoOptions};
+use crate::domain::text::Personal;
 
 /// Makes results.
 #[derive(Debug, Clone)]
@@ -166,7 +167,7 @@ fn spec(prompt: &str, options: &VideoOptions) -> Result<Spec, Error> {
         width,
         height,
         frames_per_second: FRAMES_PER_SECOND,
-        style: options.style.clone(),
+        style: options.style.as_ref().and_then(Personal::known).cloned(),
     })
 }
 

@@ -7,8 +7,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::status;
 use crate::domain::ids::{JobId, UserId};
-use crate::domain::job::{Event, Kind, Options, Output, Request};
+use crate::domain::job::{Event, Kind, Options, Output, Request, VideoOptions};
 use crate::domain::schedule::Share;
+use crate::domain::text::Personal;
 use crate::domain::tier::Class;
 use crate::domain::translation::TranslationOptions;
 use crate::views::batch::{Batch, Held, Record};
@@ -278,7 +279,7 @@ impl Record for Job {
                  class, created_at, state, attempt, progress, error, output, seconds, lease_id,
                  lease_expires_at, available_at, queued_position, started_at, finished_at,
                  updated_at, deadline_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, iif(?24, json_remove(?6, '$.style_data'), ?6), ?7, ?8, ?9,
+             VALUES (?1, ?2, ?3, ?4, ?5, iif(?24, json_remove(?6, '$.style', '$.style_data'), ?6), ?7, ?8, ?9,
                  ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?25)",
         )?
         .execute(params![
@@ -359,10 +360,14 @@ impl Record for Job {
 
 /// Without what was erased of them.
 fn unerased(options: &Options) -> Cow<'_, Options> {
+    let erased = |style: &Option<Personal<String>>| {
+        style.as_ref().is_some_and(|style| style.known().is_none())
+    };
     match options {
-        Options::Translation(asked)
-            if asked.style_data.as_ref().is_some_and(|style| style.known().is_none()) =>
-        {
+        Options::Video(asked) if erased(&asked.style) => {
+            Cow::Owned(Options::Video(VideoOptions { style: None, ..asked.clone() }))
+        }
+        Options::Translation(asked) if erased(&asked.style_data) => {
             Cow::Owned(Options::Translation(TranslationOptions {
                 style_data: None,
                 ..asked.clone()

@@ -327,6 +327,11 @@ async fn a_backup_of_a_busy_server_is_restored_elsewhere_to_all_that_was_acknowl
         tables.join("\n")
     };
     assert_eq!(digests(elsewhere.path(), "a.sqlite"), digests(server.data_dir(), "b.sqlite"));
+    // In place an earlier position is only for where nobody asks.
+    let beside = run(server.data_dir(), &["replay", "--until", "3"]).unwrap_err();
+    assert!(beside.contains("a server runs"), "{beside}");
+    let alone = run(elsewhere.path(), &["replay", "--until", "3"]).unwrap();
+    assert!(alone.contains(&format!("position    3 of {upto}")), "{alone}");
 
     let server = Server::start_in(Setup::clerk(), elsewhere);
     assert_eq!(server.get(ADA, &format!("jobs/{job}")).await.data(200)["job_id"], job.as_str());

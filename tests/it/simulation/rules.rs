@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
+use t2m::domain::job::has_come;
 use t2m::log::Recorded;
 
 /// Everything that the log has said so far.
@@ -306,7 +307,7 @@ impl Job {
             "job.lease_expired.v1" => {
                 must(running && fenced, "another lease ran out")?;
                 let Phase::Running { expires_at, .. } = self.phase else { unreachable!() };
-                must(expires_at <= now, "a lease was taken back early")?;
+                must(has_come(expires_at, now), "a lease was taken back early")?;
                 if self.attempts < 3 { Phase::Queued } else { Phase::MustFail }
             }
             "job.attempt_failed.v1" => {
@@ -360,7 +361,7 @@ impl Job {
     fn leased(&mut self, now: DateTime<Utc>, lease: String, data: &Value) -> Result<Phase, Wrong> {
         let free = match self.phase {
             Phase::Queued => true,
-            Phase::RetryWait(until) => until <= now,
+            Phase::RetryWait(until) => has_come(until, now),
             _ => false,
         };
         must(free, "leased while it was not free")?;

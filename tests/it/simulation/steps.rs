@@ -88,9 +88,9 @@ fn of_user(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
     let command = match dice.below(20) {
         0..=12 => user::Command::Sync { snapshot, source_updated_at: at },
         13..=15 => user::Command::Provision(snapshot),
-        16 | 17 => user::Command::SetAccess(user::Access {
-            role: format!("role {}", dice.below(3)),
-            ..user::Access::default()
+        16 | 17 => user::Command::SetAccess(user::AccessChange {
+            role: Some(format!("role {}", dice.below(3))),
+            ..user::AccessChange::default()
         }),
         18 => user::Command::SetFlags([("new".to_owned(), dice.percent(50))].into()),
         _ => user::Command::Delete,
