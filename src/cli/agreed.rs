@@ -166,7 +166,8 @@ mod tests {
 
     /// A node that worked alone so far: its key is in nobody else's hands, and has sealed something.
     async fn with_a_past(dir: &Path) -> (Blobs, PathBuf) {
-        let (blobs, own) = (Blobs::open(&BlobStore::File, dir).unwrap(), dir.join("one/master.key"));
+        let (blobs, own) =
+            (Blobs::open(&BlobStore::File, dir).unwrap(), dir.join("one/master.key"));
         std::fs::create_dir(dir.join("one")).unwrap();
         let keyring = Keyring::new(&blobs, MasterKey::kept_in(&own));
         keyring.of(&UserId::try_from("user_ada").unwrap()).await.unwrap();

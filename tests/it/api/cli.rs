@@ -2,12 +2,15 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use t2m::actors::dead_letters::{DeadLetters, Heading, Letter};
 use t2m::clock::Clock;
+use t2m::config::BlobStore;
 use t2m::http::routes::table;
 use t2m::log::{EmbeddedLog, EventLog, Expected, NewEvent};
+use t2m::media::blobs::Blobs;
 use tempfile::TempDir;
 
-use crate::server::{Server, Setup, ask};
+use crate::server::{Server, Setup, UNDER, ask};
 
 fn parsed(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
@@ -73,7 +76,7 @@ async fn the_log_can_be_read_beside_a_running_server() {
 }
 
 #[tokio::test]
-async fn a_reader_that_is_gone_is_no_failure() {
+async fn a_reader_that_is_gone_is_no_failure_and_a_full_disk_is() {
     let data = TempDir::new().unwrap();
     let event = NewEvent {
         id: uuid::Uuid::nil(),
@@ -84,23 +87,58 @@ async fn a_reader_that_is_gone_is_no_failure() {
     };
     let log = EmbeddedLog::open(&data.path().join("log.sqlite")).unwrap();
     log.append("thing-1", Expected::NoStream, vec![event]).await.unwrap();
+    let stored = NewEvent {
+        id: uuid::Uuid::max(),
+        kind: "file.deleted.v2".to_owned(),
+        time: Clock::system().now(),
+        data: json!({ "user_id": "user_x", "reason": "requested", "sha256": "0".repeat(64) })
+            .to_string()
+            .into_bytes(),
+        metadata: b"{}".to_vec(),
+    };
+    log.append("file-1", Expected::NoStream, vec![stored]).await.unwrap();
     drop(log);
+    let letters = DeadLetters::new(&Blobs::open(&BlobStore::File, data.path()).unwrap());
+    let heading = Heading {
+        message_id: "msg_1".to_owned(),
+        received_at: Clock::system().now(),
+        kind: None,
+        reason: "a test".to_owned(),
+    };
+    let letter = Letter { heading, body: "{}".to_owned() };
+    letters.keep(&letter, Clock::system().now()).await.unwrap();
     let stats = ["log", "stats"];
-    for arguments in [
-        &["openapi"][..],
-        &["token", "--user", "user_x"],
-        &stats,
-        &[&stats[..], &["--json"]].concat(),
-        &[&stats[..], &["--stream", "thing-1"]].concat(),
-        &["log", "export", "log.txt"],
-        &["log", "import", "log.txt"],
+    for (arguments, is_done_first) in [
+        (&["openapi"][..], false),
+        (&["token", "--user", "user_x"], false),
+        (&stats, false),
+        (&[&stats[..], &["--json"]].concat(), false),
+        (&[&stats[..], &["--stream", "thing-1"]].concat(), false),
+        (&["log", "show"], false),
+        (&["log", "export", "-"], false),
+        (&["log", "export", "log.txt"], true),
+        (&["log", "import", "log.txt"], true),
+        (&["log", "verify", "--json"], false),
+        (&["state", "file-1", "--json"], false),
+        (&["doctor", "--json"], false),
+        (&["keys", "status"], false),
+        (&["webhooks", "dead"], false),
+        (&["webhooks", "dead", "show", "msg_1"], false),
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = Setup::development().command(data.path(), arguments);
-        let output = command.stdout(writer).output().unwrap();
+        let command = || Setup::development().command(data.path(), arguments);
+        let output = command().stdout(writer).output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {told}");
+        if is_done_first {
+            continue;
+        }
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command().stdout(full).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.contains("No space left on device"), "{arguments:?}: {told}");
     }
 }
 
