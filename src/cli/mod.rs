@@ -4,11 +4,13 @@
 #![deny(clippy::print_stdout)]
 
 mod agreed;
+mod arguments;
 mod assemble;
 mod backup;
 mod clerk;
 mod demo;
 mod doctor;
+mod dotenv;
 mod erase;
 mod keys;
 mod log;
@@ -91,12 +93,20 @@ impl std::fmt::Display for BadConfiguration {
 
 impl std::error::Error for BadConfiguration {}
 
+impl Cli {
+    fn into_command(self) -> Command {
+        self.command.unwrap_or(Command::Serve(self.options))
+    }
+}
+
 /// Runs the command that was given.
 ///
 /// # Errors
 /// Whatever the command could not do; [`BadConfiguration`] before anything was started.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
-    let command = cli.command.unwrap_or(Command::Serve(cli.options));
+pub fn run() -> anyhow::Result<()> {
+    // Before clap reads the environment.
+    dotenv::load()?;
+    let command = arguments::parse()?.into_command();
     if !matches!(command, Command::Demo(_)) {
         // What is written holds personal data: for this user alone.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));

@@ -49,6 +49,86 @@ fn the_openapi_document_lists_every_route() {
     assert_eq!(document["servers"], json!([{ "url": "/api/v1" }, { "url": "/api" }]));
 }
 
+/// What it says on stderr, with exit code 2, before anything is started.
+fn refused(setup: &Setup, arguments: &[&str], dotenv: &str) -> Vec<String> {
+    let data = TempDir::new().unwrap();
+    std::fs::write(data.path().join(".env"), dotenv).unwrap();
+    let output = setup.clone().with(UNDER, "/usr/bin/timeout 60").run(data.path(), arguments);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{arguments:?}: {told}");
+    assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), 1, "{arguments:?} left something");
+    told.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn each_variable_with_a_bad_value_is_a_line() {
+    let bad = Setup::clerk()
+        .with("T2M_LISTEN", "everywhere")
+        .with("ENVIRONMENT", "staging")
+        .with("DEV_MODE", "perhaps")
+        .with("CALLBACK_ALLOW_PRIVATE", "")
+        .with("MAX_UPLOAD_BYTES", "2 GiB")
+        .with("T2M_STALLED_S", "0")
+        .with("T2M_LOG_FORMAT", "xml")
+        .with("T2M_ENGINE_TIME_LIMIT", "soon")
+        .with("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")
+        .with("RATE_LIMIT_READS", "many");
+    let named = [
+        "CALLBACK_ALLOW_PRIVATE",
+        "DEV_MODE",
+        "ENVIRONMENT",
+        "MAX_UPLOAD_BYTES",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "RATE_LIMIT_READS",
+        "T2M_ENGINE_TIME_LIMIT",
+        "T2M_LISTEN",
+        "T2M_LOG_FORMAT",
+        "T2M_STALLED_S",
+    ];
+    for arguments in [&[][..], &["serve"]] {
+        let mut told = refused(&bad, arguments, "");
+        told.sort();
+        let names: Vec<_> = told.iter().filter_map(|line| Some(line.split_once(": ")?.0)).collect();
+        assert_eq!(names, named, "{told:?}");
+    }
+    let flag = refused(&Setup::clerk(), &["serve", "--listen", "everywhere"], "");
+    assert!(flag[0].contains("'--listen <LISTEN>'"), "{flag:?}");
+    // It is no variable of this command's.
+    let data = TempDir::new().unwrap();
+    assert!(bad.run(data.path(), &["openapi"]).status.success());
+}
+
+#[test]
+fn a_line_of_dotenv_that_cannot_be_read_is_named_without_its_value() {
+    let told = refused(&Setup::clerk(), &["serve"], "A=1\nFILE_SIGNING_SECRET=new, old\n");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("FILE_SIGNING_SECRET: line 2 of .env "), "{told:?}");
+    assert!(!told[0].contains("new") && told[0].contains("single quotes"), "{told:?}");
+    let taken = refused(&Setup::clerk(), &["serve"], "T2M_ENGINE='command:no-such-thing $x'");
+    assert_eq!(taken.len(), 1, "{taken:?}");
+    assert!(taken[0].starts_with("T2M_ENGINE: `no-such-thing` is not there"), "{taken:?}");
+}
+
+#[test]
+fn a_bad_log_is_bad_configuration_of_every_command() {
+    let setup = Setup::clerk().with("T2M_LOG", "nonsense").with("CLERK_SECRET_KEY", "sk_test_x");
+    for arguments in [
+        &["serve"][..],
+        &["restore", "backup"],
+        &["clerk", "sync"],
+        &["clerk", "import"],
+        &["clerk", "reconcile"],
+        &["log", "stats"],
+        &["backup", "backup"],
+        &["replay"],
+        &["state", "job-1"],
+    ] {
+        let told = refused(&setup, arguments, "");
+        assert_eq!(told.len(), 1, "{arguments:?}: {told:?}");
+        assert!(told[0].starts_with("T2M_LOG: "), "{arguments:?}: {told:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_log_can_be_read_beside_a_running_server() {
     let server = Server::start(Setup::clerk());
