@@ -394,6 +394,10 @@ impl Options {
                     .to_owned(),
             );
         }
+        let otlp_endpoint = present(self.otlp_endpoint);
+        if otlp_endpoint.as_deref().is_some_and(|url| !is_collector(url)) {
+            faults.push("OTEL_EXPORTER_OTLP_ENDPOINT: not an http or https URL".to_owned());
+        }
         let backend = self.backend.check().unwrap_or_else(|found| {
             faults.extend(found);
             None
@@ -491,7 +495,7 @@ impl Options {
             streams_per_user: self.streams_per_user,
             stalled_s: self.stalled_s,
             log_format: self.log_format,
-            otlp_endpoint: self.otlp_endpoint.filter(|url| !url.is_empty()),
+            otlp_endpoint,
             engine: video,
             translation_engine,
             engine_limits,
@@ -539,6 +543,13 @@ fn is_http_url(text: &str) -> bool {
             && url.password().is_none()
             && url.fragment().is_none()
     })
+}
+
+/// As who sends the traces reads it, and will not repair it.
+fn is_collector(text: &str) -> bool {
+    let scheme = Url::parse(text).ok().filter(Url::has_host);
+    scheme.is_some_and(|url| matches!(url.scheme(), "http" | "https"))
+        && text.parse::<actix_web::http::Uri>().is_ok_and(|uri| uri.host().is_some())
 }
 
 /// Spelled as browsers spell it, so that an exact comparison can succeed: no path, no user, lower
@@ -597,6 +608,12 @@ mod tests {
         check(&["--clerk-api-url", "http://api.clerk.com"], &["CLERK_API_URL"]);
         check(&["--clerk-secret-key", "sk_x", "--clerk-api-url", "http://127.0.0.1:9"], &[]);
         check(&["--clerk-secret-key", ""], &[]);
+        for bad in ["127.0.0.1:4318", "collector", "http://", "http://a b", "ftp://a/", "/v1"] {
+            check(&["--otlp-endpoint", bad], &["OTEL_EXPORTER_OTLP_ENDPOINT"]);
+        }
+        for good in ["", " ", "http://127.0.0.1:4318", "https://u:p@collector.example/otlp/"] {
+            check(&["--otlp-endpoint", good], &[]);
+        }
         check(&["--callback-retry-schedule", "5s,soon"], &["CALLBACK_RETRY_SCHEDULE"]);
         check(&["--worker-tokens", "short"], &["T2M_WORKER_TOKENS"]);
         check(&["--worker-tokens", &format!("{0},{0} ", "t".repeat(24))], &[]);

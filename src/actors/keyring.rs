@@ -25,8 +25,8 @@ use crate::media::vault::{self, KEY_BYTES, MasterKey, SealingKey, Vault};
 /// Where the keys lie in the object store, and where the tombstones.
 pub const KEYS: &str = "keys";
 const TOMBSTONES: &str = "erased";
-/// What is sealed to recognise the master key by.
-const MARK: &str = "master-mark";
+/// What is sealed to recognise the master key by, and where it lies.
+pub const MARK: &str = "master-mark";
 /// Unsealed keys kept in memory: some ten megabytes.
 const MOST: usize = 16_384;
 /// Keys read from the store at a time.
@@ -302,7 +302,24 @@ impl Keyring {
     /// # Errors
     /// The store cannot be read.
     pub async fn holds(&self, user: &UserId) -> Result<bool, Error> {
-        Ok(self.vault.holds(&name_of(user)).await? || self.is_erased(user).await?)
+        Ok(self.has_key(user).await? || self.is_erased(user).await?)
+    }
+
+    /// Whether there is a user's key; it is not opened.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn has_key(&self, user: &UserId) -> Result<bool, Error> {
+        Ok(self.vault.holds(&name_of(user)).await?)
+    }
+
+    /// All users who have a key.
+    ///
+    /// # Errors
+    /// The store cannot be listed.
+    pub async fn users(&self) -> Result<HashSet<UserId>, Error> {
+        let listed = self.vault.list().await?;
+        Ok(listed.iter().filter_map(|document| user_of(&document.name)).collect())
     }
 
     /// Whether there is a user's tombstone.

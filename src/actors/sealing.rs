@@ -109,6 +109,20 @@ pub fn owner_in_json(stream: &str, data: &Value) -> Option<UserId> {
     UserId::try_from(id.to_owned()).ok()
 }
 
+/// Whose key opens what is sealed in a record's data; none if nothing is.
+pub fn owner_of_sealed(stream: &str, data: &[u8]) -> Option<UserId> {
+    const MARK: &[u8] = br#""sealed""#;
+    if !data.windows(MARK.len()).any(|part| part == MARK) {
+        return None;
+    }
+    let (mut value, mut is_sealed) = (serde_json::from_slice(data).ok()?, false);
+    walk(String::new(), &mut value, &mut |_, _| {
+        is_sealed = true;
+        None
+    });
+    if is_sealed { owner_in_json(stream, &value) } else { None }
+}
+
 /// `ada` of `user-ada`.
 pub fn id_of(stream: &str) -> &str {
     stream.split_once('-').map_or("", |(_, id)| id)

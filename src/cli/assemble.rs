@@ -198,8 +198,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         None => {
             let path = data_dir.join(MASTER_KEY);
             if of_several {
-                let fresh = || rand::random::<[u8; 32]>().to_vec();
-                agreed::on(&blobs, &path, "T2M_MASTER_KEY", fresh).await?;
+                agreed::on_master_key(&blobs, &path).await?;
             }
             MasterKey::kept_in(&path)
         }

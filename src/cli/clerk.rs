@@ -102,6 +102,7 @@ impl Place {
     async fn checked(self) -> anyhow::Result<Session> {
         let backend = self.backend.check().map_err(BadConfiguration)?;
         let missing = || BadConfiguration(vec!["CLERK_SECRET_KEY: required".to_owned()]);
+        self.keys.log.check()?;
         let clock = Clock::system();
         let api = Api::new(&backend.ok_or_else(missing)?, unix_clock(&clock))?;
         let keyring = self.keys.open()?.own_keyring().await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{Client, RequestBuilder, multipart};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::assemble::{Assembled, assemble, check, random_secret};
 use super::replay::replay;
-use super::say;
+use super::{arguments, say};
 use crate::actors::System;
 use crate::clerk::{signing::SigningKey, webhook};
 use crate::clock::Clock;
@@ -57,32 +57,16 @@ impl Demo {
             .with_context(|| format!("making {}", self.out.display()))?;
         let key = SigningKey::generate("demo")?;
         let secret = format!("whsec_{}", random_secret());
-        // Every option by name, so that neither the environment nor `.env` changes the demo.
-        let options = OwnOptions::parse_from([
+        let options = options([
             "t2m".into(),
-            "--log=embedded".into(),
-            "--blobs=file".into(),
-            "--public-url=".into(),
-            "--clerk-jwks-url=".into(),
-            "--clerk-audience=t2m-api".into(),
-            "--clerk-authorized-parties=".into(),
-            format!("--file-signing-secret={}", random_secret()),
-            "--allowed-origins=".into(),
-            "--max-upload-bytes=1048576".into(),
-            "--rate-limit-writes=100/1h".into(),
-            "--rate-limit-reads=7200/1h".into(),
             "--listen=127.0.0.1:0".into(),
             format!("--data-dir={}", data.0.display()),
-            "--environment=development".into(),
-            "--dev-mode=false".into(),
             format!("--clerk-jwt-key={}", key.public_pem()?),
             format!("--clerk-issuer={ISSUER}"),
             format!("--clerk-webhook-secret={secret}"),
-            "--engine=storyboard".into(),
-            "--require-onboarding=false".into(),
-        ]);
+        ])?;
         let Assembled { system, server, address, stopping, held: _held } =
-            assemble(check(options.options)?, Clock::system()).await?;
+            assemble(check(options)?, Clock::system()).await?;
         let handle = server.handle();
         actix::spawn(server);
         say(format_args!("1  server      {address} (throw-away keys, embedded log)"));
@@ -303,6 +287,13 @@ struct OwnOptions {
     options: Options,
 }
 
+/// These, and the defaults of all others: neither the environment nor `.env` changes the demo.
+fn options<const N: usize>(given: [String; N]) -> Result<Options, clap::Error> {
+    let command = arguments::without(OwnOptions::command(), &|_| true);
+    let mut found = command.try_get_matches_from(given)?;
+    Ok(OwnOptions::from_arg_matches_mut(&mut found)?.options)
+}
+
 /// The demo's data directory, gone when it ends.
 struct ScratchDir(PathBuf);
 
@@ -318,5 +309,20 @@ impl ScratchDir {
 impl Drop for ScratchDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_option_of_the_demo_is_read_from_the_environment() {
+        let command = arguments::without(OwnOptions::command(), &|_| true);
+        let mut read = command.get_arguments().filter_map(clap::Arg::get_env);
+        assert_eq!(read.next(), None);
+        let options = options(["t2m".to_owned(), "--listen=127.0.0.1:1".to_owned()]).unwrap();
+        assert_eq!((options.listen.port(), options.max_upload_bytes), (1, 2 << 30));
+        assert!(options.master_key.is_none());
     }
 }

@@ -1,7 +1,9 @@
 //! `t2m doctor`: is everything there that a server needs, and does it fit together? It works beside
 //! a running server and on a stopped one, and changes nothing.
 
-use std::collections::HashMap;
+mod users;
+
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,17 +14,21 @@ use serde::Serialize;
 use super::assemble;
 use super::log::{Which, bar};
 use super::say;
+use crate::actors::keyring::Keyring;
 use crate::actors::standing::{self, Standing};
 use crate::clock::Clock;
 use crate::config::{BlobStore, Options};
+use crate::domain::ids::UserId;
 use crate::log::{self, EventLog};
 use crate::media::blobs::Blobs;
 use crate::media::disk::Space;
 use crate::media::vault::{MasterKey, Vault};
-use crate::views::{self, Parked, peek};
+use crate::views::{self, Parked, Peek, peek};
 
 /// Sealed documents that are opened to see whether the master key is theirs.
 const TRIED: usize = 20;
+/// Users that are named of those whose keys are in disorder.
+const NAMED: usize = 20;
 /// Clocks of several machines never agree quite.
 const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(5);
 
@@ -98,10 +104,14 @@ impl Doctoring {
             return self.fault("log", missing);
         }
         let log = self.log(asked).await;
-        let blobs = self.views(log.as_deref()).await;
+        let found = self.views(log.as_deref()).await;
+        let (blobs, users) = found.map(|found| (found.blobs, found.users)).unzip();
         match self.store(&asked.options.blobs) {
             Some(store) => {
                 self.keys(asked, &store).await;
+                if let Some(log) = log {
+                    self.keys_of_users(&*log, &store, users.filter(|_| !asked.full)).await;
+                }
                 self.blobs(&store, blobs).await;
             }
             None => self.warning("blobs", "there is no store of files yet"),
@@ -161,8 +171,8 @@ impl Doctoring {
         }
     }
 
-    /// The blobs that files refer to, as far as the read model knows.
-    async fn views(&mut self, log: Option<&dyn EventLog>) -> Option<HashMap<String, u64>> {
+    /// What the read model knows, if it can be read.
+    async fn views(&mut self, log: Option<&dyn EventLog>) -> Option<Peek> {
         let head = log.map_or(0, |log| *log.head().borrow());
         let found = match peek(&self.data_dir.join("views.sqlite")) {
             Ok(Some(found)) => found,
@@ -220,7 +230,7 @@ impl Doctoring {
             let says = format!("{count} events were given up and are passed over: {positions}");
             self.warning("skipped", says);
         }
-        Some(found.blobs)
+        Some(found)
     }
 
     fn store(&mut self, setting: &str) -> Option<Blobs> {
@@ -280,6 +290,39 @@ impl Doctoring {
                 let tried = "the others were not tried";
                 self.ok("keys", if opened == sealed { says } else { format!("{says}; {tried}") });
             }
+        }
+    }
+
+    /// Users known from the read model, else from the whole log.
+    async fn keys_of_users(
+        &mut self,
+        log: &dyn EventLog,
+        store: &Blobs,
+        known: Option<HashMap<UserId, bool>>,
+    ) {
+        const CHECK: &str = "keys of users";
+        // None of them is opened.
+        let keyring = Keyring::new(store, MasterKey::kept_in(&self.data_dir.join("master.key")));
+        let found = match users::look(log, &keyring, known).await {
+            Ok(found) => found,
+            Err(error) => return self.fault(CHECK, format!("{error:#}")),
+        };
+        let users::Found { keys, erased, lost, returned, unerased } = found;
+        if lost.is_empty() && returned.is_empty() && unerased.is_empty() {
+            let says = format!("{keys} keys, {erased} users erased; none is lost or has come back");
+            self.ok(CHECK, says);
+        }
+        if !lost.is_empty() {
+            let remedy = "bring them back, or give them up with `t2m erase`";
+            self.fault(CHECK, format!("lost, with no note in `erased`: {}; {remedy}", few(&lost)));
+        }
+        if !returned.is_empty() {
+            let remedy = "a server destroys them at its start";
+            self.fault(CHECK, format!("destroyed and there again: {}; {remedy}", few(&returned)));
+        }
+        if !unerased.is_empty() {
+            let remedy = "a server destroys their keys within moments of its start";
+            self.warning(CHECK, format!("deleted, and not erased: {}; {remedy}", few(&unerased)));
         }
     }
 
@@ -344,5 +387,14 @@ impl Doctoring {
 
     fn note(&mut self, check: &'static str, verdict: Verdict, says: impl ToString) {
         self.findings.push(Finding { check, verdict, says: says.to_string() });
+    }
+}
+
+/// The first of the users, and how many more there are.
+fn few(users: &BTreeSet<UserId>) -> String {
+    let named: Vec<&str> = users.iter().take(NAMED).map(UserId::as_str).collect();
+    match users.len() - named.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
     }
 }

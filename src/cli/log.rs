@@ -76,11 +76,7 @@ impl Log {
         });
         // A thread may wait for standard input still.
         runtime.shutdown_background();
-        // A reader that has seen enough (`| head`) is no failure.
-        match done {
-            Err(error) if is_broken_pipe(&error) => Ok(()),
-            other => other,
-        }
+        done
     }
 }
 
@@ -91,6 +87,14 @@ impl Which {
     /// [`BadConfiguration`] when the setting names no log; there is none, or it cannot be reached.
     pub async fn open_for_reading(&self) -> anyhow::Result<Arc<dyn EventLog>> {
         self.opened(log::open_for_reading(&self.setting, &self.data_dir)).await
+    }
+
+    /// Whether it is the setting of a log, which need not be there.
+    ///
+    /// # Errors
+    /// [`BadConfiguration`].
+    pub fn check(&self) -> Result<(), BadConfiguration> {
+        log::check(&self.setting).map_err(|fault| BadConfiguration(vec![fault.to_string()]))
     }
 
     /// To write to it; where there is none it is made.
@@ -131,7 +135,7 @@ impl Which {
         &self,
         opening: impl Future<Output = Result<Arc<dyn EventLog>, log::Error>>,
     ) -> anyhow::Result<Arc<dyn EventLog>> {
-        log::check(&self.setting).map_err(|fault| BadConfiguration(vec![fault.to_string()]))?;
+        self.check()?;
         let mut opening = pin!(opening);
         let opened = tokio::select! {
             biased;
@@ -175,11 +179,4 @@ pub async fn verify_all(log: &dyn EventLog) -> anyhow::Result<log::Verified> {
     let verified = log.verify_after(0, Box::new(move |at| moving.set_position(at))).await;
     bar.finish_and_clear();
     Ok(verified?)
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
 }

@@ -1,18 +1,21 @@
 //! The operator's command line: one file a command.
 
-// It panics when its reader is gone, after the work was done: `say` and `hand_over` do not.
+// It panics when its reader is gone, after the work was done: `say` does not.
 #![deny(clippy::print_stdout)]
 
 mod agreed;
+mod arguments;
 mod assemble;
 mod backup;
 mod clerk;
 mod demo;
 mod doctor;
+mod dotenv;
 mod erase;
 mod keys;
 mod log;
 mod openapi;
+mod output;
 mod owner;
 mod read_model;
 mod replay;
@@ -25,12 +28,9 @@ mod token;
 mod webhooks;
 mod worker;
 
-use std::fmt::Arguments;
-use std::io::{ErrorKind, Write};
-
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use self::output::say;
 use crate::config::Options;
 
 /// The event-sourced back end of text-to-media apps on Clerk.
@@ -93,17 +93,9 @@ impl std::fmt::Display for BadConfiguration {
 
 impl std::error::Error for BadConfiguration {}
 
-/// Prints a line. Whoever has stopped reading does not stop the work.
-fn say(line: Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-/// Prints what the command is there for. Whoever has stopped reading has seen enough; half of it on a
-/// full disk is a failure.
-fn hand_over(text: &str) -> anyhow::Result<()> {
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("printing it"),
-        _ => Ok(()),
+impl Cli {
+    fn into_command(self) -> Command {
+        self.command.unwrap_or(Command::Serve(self.options))
     }
 }
 
@@ -111,14 +103,17 @@ fn hand_over(text: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Whatever the command could not do; [`BadConfiguration`] before anything was started.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
-    let command = cli.command.unwrap_or(Command::Serve(cli.options));
+pub fn run() -> anyhow::Result<()> {
+    // Before clap reads the environment.
+    dotenv::load()?;
+    let command = arguments::parse()?.into_command();
     if !matches!(command, Command::Demo(_)) {
         // What is written holds personal data: for this user alone.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     }
-    match command {
-        Command::Serve(options) => serve::run(*options),
+    let done = match command {
+        // It did what it is there for, whatever became of the line with the address.
+        Command::Serve(options) => return serve::run(*options),
         Command::Demo(demo) => demo.run(),
         Command::Worker(worker) => worker.run(),
         Command::Log(log) => log.run(),
@@ -133,5 +128,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Clerk(clerk) => clerk.run(),
         Command::Token(token) => token.run(),
         Command::Openapi => openapi::run(),
-    }
+    };
+    output::settle(done)
 }

@@ -2,10 +2,10 @@
 
 use anyhow::Context;
 
-use super::hand_over;
+use super::say;
 
 pub fn run() -> anyhow::Result<()> {
     let document = crate::http::openapi::describe();
-    hand_over(&document.to_pretty_json().context("writing the document")?)?;
+    say(format_args!("{}", document.to_pretty_json().context("writing the document")?));
     Ok(())
 }

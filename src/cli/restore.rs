@@ -78,6 +78,7 @@ impl Restore {
     async fn restore(&self) -> anyhow::Result<Restored> {
         let store = BlobStore::parse(&self.store)
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
+        self.log.check()?;
         let manifest = Manifest::read(&self.from)?;
         let erased = self.erased()?;
         let (staging, broken_off, _held) = self.begin()?;

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::assemble::development_key;
-use super::{BadConfiguration, hand_over, owner};
+use super::{BadConfiguration, owner, say};
 use crate::clock::Clock;
 use crate::config::{DEVELOPMENT_ISSUER, Environment};
 use crate::domain::ids::UserId;
@@ -61,7 +61,7 @@ impl Token {
                 claims[name] = value.into();
             }
         }
-        hand_over(&development_key(&self.data_dir)?.sign(&claims)?)?;
+        say(format_args!("{}", development_key(&self.data_dir)?.sign(&claims)?));
         Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! `t2m webhooks dead`: deliveries that could not be used. They can be listed and discarded beside a
 //! running server; to retry one is to deliver it anew to that server, which alone writes the log.
 
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -157,15 +156,14 @@ async fn list(place: &Place) -> anyhow::Result<()> {
     if letters.is_empty() {
         eprintln!("no dead letters in {}", place.data_dir.display());
     }
-    let mut out = std::io::stdout().lock();
     for heading in letters {
         if place.json {
-            writeln!(out, "{}", serde_json::to_string(&heading)?)?;
+            say(format_args!("{}", serde_json::to_string(&heading)?));
         } else {
             let Heading { message_id, received_at, kind, reason } = heading;
             let received = received_at.format("%Y-%m-%dT%H:%M:%S%.3fZ");
             let kind = kind.unwrap_or_else(|| "-".to_owned());
-            writeln!(out, "{message_id}  {received}  {kind}  {reason}")?;
+            say(format_args!("{message_id}  {received}  {kind}  {reason}"));
         }
     }
     Ok(())
@@ -173,16 +171,15 @@ async fn list(place: &Place) -> anyhow::Result<()> {
 
 async fn show(id: &str, place: &Place) -> anyhow::Result<()> {
     let letter = found(&place.open()?, id).await?;
-    let mut out = std::io::stdout().lock();
     if place.json {
-        writeln!(out, "{}", serde_json::to_string(&letter)?)?;
+        say(format_args!("{}", serde_json::to_string(&letter)?));
         return Ok(());
     }
     let Letter { heading: Heading { message_id, received_at, kind, reason }, body } = letter;
-    writeln!(out, "message   {message_id}")?;
-    writeln!(out, "received  {received_at}")?;
-    writeln!(out, "type      {}", kind.unwrap_or_else(|| "-".to_owned()))?;
-    writeln!(out, "reason    {reason}\n\n{}", harmless(&body))?;
+    say(format_args!("message   {message_id}"));
+    say(format_args!("received  {received_at}"));
+    say(format_args!("type      {}", kind.unwrap_or_else(|| "-".to_owned())));
+    say(format_args!("reason    {reason}\n\n{}", harmless(&body)));
     Ok(())
 }
 

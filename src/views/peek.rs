@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::column::unsigned;
+use super::column::{Text, unsigned};
 use super::file::{self, Found};
 use super::parked::{self, Parked};
 use super::{Error, Seen, seen};
+use crate::domain::ids::UserId;
 
 /// What operators ask of views that a server may be using.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Peek {
     pub skipped: Arc<BTreeSet<u64>>,
     /// The blobs that files refer to, with their sizes in bytes.
     pub blobs: HashMap<String, u64>,
+    /// The users who were registered, and whether they are deleted.
+    pub users: HashMap<UserId, bool>,
 }
 
 /// None when there are no views at `path`.
@@ -34,13 +37,18 @@ pub fn peek(path: &Path) -> Result<Option<Peek>, Error> {
         Found::Nothing => return Ok(None),
     }
     let mut sql = file::reader(&real)?;
-    // One moment for both.
+    // One moment for all.
     let moment = sql.transaction()?;
     let seen = seen(&moment)?;
     let mut files = moment.prepare("SELECT DISTINCT sha256, size FROM files")?;
     let blobs = files.query_map([], |row| Ok((row.get(0)?, unsigned(row.get(1)?))))?;
     let blobs = blobs.collect::<rusqlite::Result<_>>()?;
-    Ok(Some(Peek { seen, parked: parked::load(&moment)?, skipped: parked::skipped(path)?, blobs }))
+    let mut users =
+        moment.prepare("SELECT user_id, deleted FROM users WHERE position IS NOT NULL")?;
+    let users = users.query_map([], |row| Ok((row.get::<_, Text<UserId>>(0)?.0, row.get(1)?)))?;
+    let users = users.collect::<rusqlite::Result<_>>()?;
+    let (parked, skipped) = (parked::load(&moment)?, parked::skipped(path)?);
+    Ok(Some(Peek { seen, parked, skipped, blobs, users }))
 }
 
 #[cfg(test)]

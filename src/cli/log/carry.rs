@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
 
+use super::super::output::Stdout;
 use super::super::{owner, say, server_lock};
 use super::{Where, Which, bar, verify_all};
 use crate::log::dump::{self, Header, Lines};
@@ -62,7 +63,7 @@ impl Export {
     pub async fn run(self) -> anyhow::Result<()> {
         let log = self.place.log.open_for_reading().await?;
         if is_standard(&self.to) {
-            export(&*log, &mut BufWriter::new(std::io::stdout().lock())).await?;
+            export(&*log, &mut BufWriter::new(Stdout)).await?;
             return Ok(());
         }
         ensure!(!self.to.exists(), "{} exists; name another file", self.to.display());

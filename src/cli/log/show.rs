@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Where;
 use super::selection::{Selection, Then};
 use crate::actors::records::Envelope;
-use crate::cli::say;
+use crate::cli::output::{Stdout, say};
 use crate::log::{EventLog, Recorded};
 
 const PAGE: usize = 500;
@@ -67,7 +67,7 @@ pub fn print(out: &mut impl Write, event: &Recorded, json: bool) -> std::io::Res
 impl Show {
     pub async fn run(self) -> anyhow::Result<()> {
         let log = self.place.log.open_for_reading().await?;
-        let mut out = BufWriter::new(std::io::stdout().lock());
+        let mut out = BufWriter::new(Stdout);
         let mut left = self.limit;
         if left == 0 {
             return Ok(());
@@ -94,7 +94,7 @@ impl Tail {
         while left > 0 {
             loop {
                 let page = log.read_all(after, PAGE).await.context("reading the log")?;
-                let mut out = BufWriter::new(std::io::stdout().lock());
+                let mut out = BufWriter::new(Stdout);
                 for event in page.iter().filter(|event| self.selection.wants(event)) {
                     if left == 0 {
                         break;

@@ -2,12 +2,15 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use t2m::actors::dead_letters::{DeadLetters, Heading, Letter};
 use t2m::clock::Clock;
+use t2m::config::BlobStore;
 use t2m::http::routes::table;
 use t2m::log::{EmbeddedLog, EventLog, Expected, NewEvent};
+use t2m::media::blobs::Blobs;
 use tempfile::TempDir;
 
-use crate::server::{Server, Setup, ask};
+use crate::server::{Server, Setup, UNDER, ask};
 
 fn parsed(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
@@ -46,6 +49,86 @@ fn the_openapi_document_lists_every_route() {
     assert_eq!(document["servers"], json!([{ "url": "/api/v1" }, { "url": "/api" }]));
 }
 
+/// What it says on stderr, with exit code 2, before anything is started.
+fn refused(setup: &Setup, arguments: &[&str], dotenv: &str) -> Vec<String> {
+    let data = TempDir::new().unwrap();
+    std::fs::write(data.path().join(".env"), dotenv).unwrap();
+    let output = setup.clone().with(UNDER, "/usr/bin/timeout 60").run(data.path(), arguments);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{arguments:?}: {told}");
+    assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), 1, "{arguments:?} left something");
+    told.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn each_variable_with_a_bad_value_is_a_line() {
+    let bad = Setup::clerk()
+        .with("T2M_LISTEN", "everywhere")
+        .with("ENVIRONMENT", "staging")
+        .with("DEV_MODE", "perhaps")
+        .with("CALLBACK_ALLOW_PRIVATE", "")
+        .with("MAX_UPLOAD_BYTES", "2 GiB")
+        .with("T2M_STALLED_S", "0")
+        .with("T2M_LOG_FORMAT", "xml")
+        .with("T2M_ENGINE_TIME_LIMIT", "soon")
+        .with("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")
+        .with("RATE_LIMIT_READS", "many");
+    let named = [
+        "CALLBACK_ALLOW_PRIVATE",
+        "DEV_MODE",
+        "ENVIRONMENT",
+        "MAX_UPLOAD_BYTES",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "RATE_LIMIT_READS",
+        "T2M_ENGINE_TIME_LIMIT",
+        "T2M_LISTEN",
+        "T2M_LOG_FORMAT",
+        "T2M_STALLED_S",
+    ];
+    for arguments in [&[][..], &["serve"]] {
+        let mut told = refused(&bad, arguments, "");
+        told.sort();
+        let names: Vec<_> = told.iter().filter_map(|line| Some(line.split_once(": ")?.0)).collect();
+        assert_eq!(names, named, "{told:?}");
+    }
+    let flag = refused(&Setup::clerk(), &["serve", "--listen", "everywhere"], "");
+    assert!(flag[0].contains("'--listen <LISTEN>'"), "{flag:?}");
+    // It is no variable of this command's.
+    let data = TempDir::new().unwrap();
+    assert!(bad.run(data.path(), &["openapi"]).status.success());
+}
+
+#[test]
+fn a_line_of_dotenv_that_cannot_be_read_is_named_without_its_value() {
+    let told = refused(&Setup::clerk(), &["serve"], "A=1\nFILE_SIGNING_SECRET=new, old\n");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("FILE_SIGNING_SECRET: line 2 of .env "), "{told:?}");
+    assert!(!told[0].contains("new") && told[0].contains("single quotes"), "{told:?}");
+    let taken = refused(&Setup::clerk(), &["serve"], "T2M_ENGINE='command:no-such-thing $x'");
+    assert_eq!(taken.len(), 1, "{taken:?}");
+    assert!(taken[0].starts_with("T2M_ENGINE: `no-such-thing` is not there"), "{taken:?}");
+}
+
+#[test]
+fn a_bad_log_is_bad_configuration_of_every_command() {
+    let setup = Setup::clerk().with("T2M_LOG", "nonsense").with("CLERK_SECRET_KEY", "sk_test_x");
+    for arguments in [
+        &["serve"][..],
+        &["restore", "backup"],
+        &["clerk", "sync"],
+        &["clerk", "import"],
+        &["clerk", "reconcile"],
+        &["log", "stats"],
+        &["backup", "backup"],
+        &["replay"],
+        &["state", "job-1"],
+    ] {
+        let told = refused(&setup, arguments, "");
+        assert_eq!(told.len(), 1, "{arguments:?}: {told:?}");
+        assert!(told[0].starts_with("T2M_LOG: "), "{arguments:?}: {told:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_log_can_be_read_beside_a_running_server() {
     let server = Server::start(Setup::clerk());
@@ -73,7 +156,7 @@ async fn the_log_can_be_read_beside_a_running_server() {
 }
 
 #[tokio::test]
-async fn a_reader_that_is_gone_is_no_failure() {
+async fn a_reader_that_is_gone_is_no_failure_and_a_full_disk_is() {
     let data = TempDir::new().unwrap();
     let event = NewEvent {
         id: uuid::Uuid::nil(),
@@ -84,23 +167,58 @@ async fn a_reader_that_is_gone_is_no_failure() {
     };
     let log = EmbeddedLog::open(&data.path().join("log.sqlite")).unwrap();
     log.append("thing-1", Expected::NoStream, vec![event]).await.unwrap();
+    let stored = NewEvent {
+        id: uuid::Uuid::max(),
+        kind: "file.deleted.v2".to_owned(),
+        time: Clock::system().now(),
+        data: json!({ "user_id": "user_x", "reason": "requested", "sha256": "0".repeat(64) })
+            .to_string()
+            .into_bytes(),
+        metadata: b"{}".to_vec(),
+    };
+    log.append("file-1", Expected::NoStream, vec![stored]).await.unwrap();
     drop(log);
+    let letters = DeadLetters::new(&Blobs::open(&BlobStore::File, data.path()).unwrap());
+    let heading = Heading {
+        message_id: "msg_1".to_owned(),
+        received_at: Clock::system().now(),
+        kind: None,
+        reason: "a test".to_owned(),
+    };
+    let letter = Letter { heading, body: "{}".to_owned() };
+    letters.keep(&letter, Clock::system().now()).await.unwrap();
     let stats = ["log", "stats"];
-    for arguments in [
-        &["openapi"][..],
-        &["token", "--user", "user_x"],
-        &stats,
-        &[&stats[..], &["--json"]].concat(),
-        &[&stats[..], &["--stream", "thing-1"]].concat(),
-        &["log", "export", "log.txt"],
-        &["log", "import", "log.txt"],
+    for (arguments, is_done_first) in [
+        (&["openapi"][..], false),
+        (&["token", "--user", "user_x"], false),
+        (&stats, false),
+        (&[&stats[..], &["--json"]].concat(), false),
+        (&[&stats[..], &["--stream", "thing-1"]].concat(), false),
+        (&["log", "show"], false),
+        (&["log", "export", "-"], false),
+        (&["log", "export", "log.txt"], true),
+        (&["log", "import", "log.txt"], true),
+        (&["log", "verify", "--json"], false),
+        (&["state", "file-1", "--json"], false),
+        (&["doctor", "--json"], false),
+        (&["keys", "status"], false),
+        (&["webhooks", "dead"], false),
+        (&["webhooks", "dead", "show", "msg_1"], false),
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = Setup::development().command(data.path(), arguments);
-        let output = command.stdout(writer).output().unwrap();
+        let command = || Setup::development().command(data.path(), arguments);
+        let output = command().stdout(writer).output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {told}");
+        if is_done_first {
+            continue;
+        }
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command().stdout(full).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.contains("No space left on device"), "{arguments:?}: {told}");
     }
 }
 

@@ -248,6 +248,17 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
     let text = String::from_utf8(bad.stdout).unwrap();
     assert!(text.contains("fault    configuration  RATE_LIMIT_READS"), "{text}");
     std::fs::remove_file(data.join("blobs/secrets/job-1")).unwrap();
+    let (key, tombstone) = (format!("blobs/keys/{ADA}"), format!("blobs/erased/{ADA}"));
+    let (key, tombstone) = (data.join(key), data.join(tombstone));
+    std::fs::rename(&key, &hidden).unwrap();
+    assert_eq!(verdicts(&[]), ["keys of users"], "it is lost");
+    assert_eq!(verdicts(&["--full"]), ["keys of users"]);
+    std::fs::create_dir_all(tombstone.parent().unwrap()).unwrap();
+    std::fs::write(&tombstone, TOMBSTONE).unwrap();
+    assert_eq!(verdicts(&[]), [] as [&str; 0], "it was destroyed");
+    std::fs::rename(&hidden, &key).unwrap();
+    assert_eq!(verdicts(&[]), ["keys of users"], "it has come back");
+    std::fs::remove_file(&tombstone).unwrap();
 
     // While another master key takes its place, and with none given.
     let (old, new) = (std::fs::read(data.join("master.key")).unwrap(), [7; 32]);

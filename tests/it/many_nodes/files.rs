@@ -111,7 +111,7 @@ async fn nodes_that_start_at_once_on_an_empty_store_seal_with_the_same_keys() {
 async fn a_node_with_another_master_key_does_not_start() {
     let cluster = Cluster::start().await;
     cluster.node(0).generate(ADA, "a secret").await;
-    // Without any it makes one, which is not that of the others.
+    // Without any it would need that of the others, and makes none of its own.
     for other in [STANDARD.encode([8; 32]), String::new()] {
         let directory = tempfile::tempdir().unwrap();
         let setup = cluster.setup.clone().with("T2M_MASTER_KEY", other);
