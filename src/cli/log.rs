@@ -107,6 +107,8 @@ impl Which {
     /// # Errors
     /// As [`Which::open_for_reading`].
     pub async fn open_alone(&self) -> anyhow::Result<Option<(Arc<dyn EventLog>, File)>> {
+        let context = || format!("making the data directory {}", self.data_dir.display());
+        std::fs::create_dir_all(&self.data_dir).with_context(context)?;
         let Some(held) = server_lock::take(&self.data_dir)? else { return Ok(None) };
         match self.open().await {
             Ok(log) => Ok(Some((log, held))),
