@@ -81,7 +81,7 @@ impl Backup {
         say(format_args!("files      {} ({} bytes), {}", blobs.count, blobs.bytes, blobs.how));
         if !blobs.missing.is_empty() {
             say(format_args!(
-                "missing    {} files are not in the store either",
+                "missing    {} files are not in the store either, or damaged there",
                 blobs.missing.len()
             ));
         }
