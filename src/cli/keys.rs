@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 
 use super::assemble::MASTER_KEY;
 use super::log::Which;
-use super::{BadConfiguration, agreed, owner, say, server_lock};
+use super::{BadConfiguration, agreed, owner, restore, say, server_lock};
 use crate::actors::keyring::{KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
@@ -160,6 +160,7 @@ async fn status(place: &Place) -> anyhow::Result<()> {
 /// Both keys open everything until the last step, so it may break off anywhere and be repeated.
 async fn rotate(place: &Place) -> anyhow::Result<()> {
     owner::refuse_root(place.data_dir())?;
+    restore::refuse_unfinished(place.data_dir())?;
     // A slip of the pen must not make a key where nothing is sealed.
     drop(place.log.open_for_reading().await?);
     let opened = place.open()?;
