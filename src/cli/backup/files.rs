@@ -15,10 +15,14 @@ use super::manifest::{Part, hash_file};
 use crate::log::Recorded;
 use crate::media::blobs::Blobs;
 
+/// How what is sealed begins in an event's data. Within a text, the quotes would be escaped.
+const SEALED: &[u8] = br#"{"sealed":"#;
+
 /// The files that are there after the events seen so far. What names them is not sealed.
 #[derive(Debug, Default)]
 pub struct Needed {
     files: HashMap<String, (String, u64)>,
+    has_sealed: bool,
 }
 
 #[derive(Deserialize)]
@@ -40,7 +44,14 @@ impl Needed {
         } else if event.kind.starts_with("file.deleted.") {
             self.files.remove(&*event.stream);
         }
+        self.has_sealed =
+            self.has_sealed || event.data.windows(SEALED.len()).any(|part| part == SEALED);
         Ok(())
+    }
+
+    /// Whether there was anything that a user's key has sealed.
+    pub fn has_sealed(&self) -> bool {
+        self.has_sealed
     }
 
     /// Each once, with its size in bytes.
