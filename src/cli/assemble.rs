@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::log::Which;
 use super::read_model::open_views;
-use super::{BadConfiguration, agreed, server_lock};
+use super::{BadConfiguration, agreed, restore, server_lock};
 use crate::actors::callbacks::Callbacks;
 use crate::actors::callbacks::sender::Sender;
 use crate::actors::dead_letters::DeadLetters;
@@ -167,11 +167,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let data_dir = &settings.data_dir;
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("making the data directory {}", data_dir.display()))?;
-    anyhow::ensure!(
-        !data_dir.join(super::restore::STAGING).exists(),
-        "a restore into {} is at work, or broke off; repeat it, or empty the directory",
-        data_dir.display()
-    );
+    restore::refuse_unfinished(data_dir)?;
     let listener = TcpListener::bind(settings.listen)
         .with_context(|| format!("listening on {}", settings.listen))?;
     let address = format!("http://{}", listener.local_addr().context("reading the address")?);

@@ -16,21 +16,23 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
+use super::keys::given_master_key;
 use super::log::{Which, bar};
 use super::say;
 use crate::clock::Clock;
-use crate::config::BlobStore;
+use crate::config::{BlobStore, Secret};
 use crate::log::transfer::Reading;
 use crate::log::{EventLog, Import, Verified};
 use crate::media::blobs::Blobs;
 use files::{Copying, Needed};
+use keys::Keys;
 use manifest::{BlobPart, LogPart, Manifest, Part};
 
 /// What is kept in the store for more than a moment, beside the keys.
 const OTHER_FOLDERS: [&str; 3] = ["dead-letters", "callbacks", "callbacks-waiting"];
-/// How far the push to Clerk is, and the callbacks. Copied before the log, so that they are not ahead
-/// of it.
-const POSITIONS: [&str; 2] = ["clerk-sync-position", "callbacks-position"];
+/// How far the push to Clerk is, and the callbacks, and which events the operator has given up. Copied
+/// before the log, so that they are not ahead of it.
+const POSITIONS: [&str; 3] = ["clerk-sync-position", "callbacks-position", "views.skipped"];
 /// How often files that were deleted meanwhile are looked up in what the log has since.
 const TRIES: u32 = 5;
 
@@ -44,6 +46,9 @@ pub struct Backup {
     /// The server's store of files: `file` or `s3://bucket/prefix`
     #[arg(long = "store", env = "T2M_BLOBS", default_value = "file")]
     store: String,
+    /// The same as the server's; it is not copied
+    #[arg(long, env = "T2M_MASTER_KEY", hide_env_values = true)]
+    master_key: Option<Secret>,
     /// Whether files are copied, linked (the same disk; damage to one is damage to both), or only
     /// listed [default: link where that is possible, else copy; in S3 none]
     #[arg(long, value_name = "HOW")]
@@ -81,7 +86,7 @@ impl Backup {
         say(format_args!("files      {} ({} bytes), {}", blobs.count, blobs.bytes, blobs.how));
         if !blobs.missing.is_empty() {
             say(format_args!(
-                "missing    {} files are not in the store either",
+                "missing    {} files are not in the store either, or damaged there",
                 blobs.missing.len()
             ));
         }
@@ -92,11 +97,17 @@ impl Backup {
     async fn make(&self) -> anyhow::Result<Manifest> {
         let store = BlobStore::parse(&self.store)
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
+        let given = given_master_key(self.master_key.as_ref())?;
+        let data_dir = &self.log.data_dir;
+        // A log over the network does not tell that it is the wrong one.
+        ensure!(data_dir.is_dir(), "there is no data directory {}", data_dir.display());
         let log = self.log.open_for_reading().await?;
-        begin(&self.to)?;
-        let positions = POSITIONS.map(|name| (name, std::fs::read(self.log.data_dir.join(name))));
         let blobs =
-            Blobs::open(&store, &self.log.data_dir).context("opening the store of files")?;
+            Blobs::open_for_reading(&store, data_dir).context("opening the store of files")?;
+        let keys = Keys { blobs: &blobs, data_dir, given: given.as_ref() };
+        keys.ensure_openable().await?;
+        begin(&self.to)?;
+        let positions = POSITIONS.map(|name| (name, std::fs::read(data_dir.join(name))));
 
         let mut reading = Reading::of(&*log);
         let (verified, needed, copying) =
@@ -105,7 +116,7 @@ impl Backup {
         let list = needed.write_list(&self.to.join("blobs.txt"))?;
 
         let mut parts = vec![list];
-        parts.extend(keys::copy(&blobs, &self.log.data_dir, &self.to).await?);
+        parts.extend(keys.copy(&self.to, needed.has_sealed()).await?);
         for (name, position) in positions {
             // Where the copy has other positions, who followed the log begins anew.
             if let (Ok(position), true) = (position, reading.keeps_positions()) {

@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::log::Which;
-use super::{BadConfiguration, keys, owner, say};
+use super::{BadConfiguration, keys, owner, restore, say};
 use crate::actors::codec::{self, AnyEvent, Metadata, Source};
 use crate::actors::entity::Entity;
 use crate::actors::keyring::Keyring;
@@ -328,6 +328,7 @@ async fn read_users(log: &str, data_dir: &Path) -> anyhow::Result<Here> {
 
 /// An embedded log has one writer.
 async fn open_for_writing(log: &str, data_dir: &Path) -> anyhow::Result<Arc<dyn EventLog>> {
+    restore::refuse_unfinished(data_dir)?;
     match log::open(log, data_dir).await {
         Err(log::Error::Unwritable(why)) => bail!(
             "the log in {} is held by a running server ({why}): stop it, import, start it again",

@@ -239,11 +239,11 @@ impl Doctoring {
             // Said already, of the configuration.
             Err(_) => return None,
         };
-        // Opening makes the directory.
         if store == BlobStore::File && !self.data_dir.join("blobs/sha256").is_dir() {
             return None;
         }
-        Blobs::open(&store, &self.data_dir).map_err(|error| self.fault("blobs", error)).ok()
+        let opened = Blobs::open_for_reading(&store, &self.data_dir);
+        opened.map_err(|error| self.fault("blobs", error)).ok()
     }
 
     async fn keys(&mut self, asked: &Doctor, store: &Blobs) {

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::keys::{Opened, Place};
 use super::read_model::open_views;
-use super::{owner, say};
+use super::{owner, restore, say};
 use crate::actors::System;
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::dead_letters::DeadLetters;
@@ -48,6 +48,7 @@ fn user(text: &str) -> Result<UserId, String> {
 impl Erase {
     pub fn run(self) -> anyhow::Result<()> {
         owner::refuse_root(self.place.data_dir())?;
+        restore::refuse_unfinished(self.place.data_dir())?;
         actix::System::new().block_on(async {
             let opened = self.place.open()?;
             let keyring = opened.keyring();

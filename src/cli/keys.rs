@@ -9,11 +9,11 @@ use clap::{Args, Subcommand};
 
 use super::assemble::MASTER_KEY;
 use super::log::Which;
-use super::{BadConfiguration, agreed, owner, say, server_lock};
+use super::{BadConfiguration, agreed, owner, restore, say, server_lock};
 use crate::actors::keyring::{KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
-use crate::media::blobs::Blobs;
+use crate::media::blobs::{self, Blobs};
 use crate::media::vault::{MasterKey, Vault};
 
 /// Beside the kept key, locked while that is exchanged; it says nothing by being there.
@@ -52,15 +52,26 @@ impl Place {
     /// # Errors
     /// [`BadConfiguration`], or the store cannot be opened.
     pub fn open(&self) -> anyhow::Result<Opened> {
+        self.opened(Blobs::open)
+    }
+
+    /// To look only; nothing is made where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Place::open`].
+    pub fn open_for_reading(&self) -> anyhow::Result<Opened> {
+        self.opened(Blobs::open_for_reading)
+    }
+
+    fn opened(
+        &self,
+        open: fn(&BlobStore, &Path) -> Result<Blobs, blobs::Error>,
+    ) -> anyhow::Result<Opened> {
         let store = BlobStore::parse(&self.blobs)
             .map_err(|fault| BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
-        let given = self.master_key.as_ref().filter(|key| !key.reveal().trim().is_empty());
-        let master = match given {
-            Some(key) => MasterKey::parse(key.reveal())
-                .map_err(|fault| BadConfiguration(vec![format!("T2M_MASTER_KEY: {fault}")]))?,
-            None => MasterKey::kept_in(&self.data_dir().join("master.key")),
-        };
-        let blobs = Blobs::open(&store, self.data_dir());
+        let master = given_master_key(self.master_key.as_ref())?
+            .unwrap_or_else(|| MasterKey::kept_in(&self.data_dir().join(MASTER_KEY)));
+        let blobs = open(&store, self.data_dir());
         let blobs = blobs.with_context(|| format!("opening {}", self.data_dir().display()))?;
         Ok(Opened { blobs, master })
     }
@@ -68,6 +79,16 @@ impl Place {
     pub fn data_dir(&self) -> &Path {
         &self.log.data_dir
     }
+}
+
+/// The master key that a setting holds; none if it is not set.
+///
+/// # Errors
+/// [`BadConfiguration`].
+pub fn given_master_key(setting: Option<&Secret>) -> anyhow::Result<Option<MasterKey>> {
+    let given = setting.filter(|key| !key.reveal().trim().is_empty());
+    let parsed = given.map(|key| MasterKey::parse(key.reveal())).transpose();
+    Ok(parsed.map_err(|fault| BadConfiguration(vec![format!("T2M_MASTER_KEY: {fault}")]))?)
 }
 
 impl Opened {
@@ -119,7 +140,7 @@ impl Keys {
 }
 
 async fn status(place: &Place) -> anyhow::Result<()> {
-    let opened = place.open()?;
+    let opened = place.open_for_reading()?;
     for (what, vault) in opened.vaults() {
         let (mut count, mut older) = (0, 0);
         for sealed in vault.list().await.with_context(|| format!("listing the {what}"))? {
@@ -139,9 +160,10 @@ async fn status(place: &Place) -> anyhow::Result<()> {
 /// Both keys open everything until the last step, so it may break off anywhere and be repeated.
 async fn rotate(place: &Place) -> anyhow::Result<()> {
     owner::refuse_root(place.data_dir())?;
-    let opened = place.open()?;
+    restore::refuse_unfinished(place.data_dir())?;
     // A slip of the pen must not make a key where nothing is sealed.
     drop(place.log.open_for_reading().await?);
+    let opened = place.open()?;
     let shared = agreed::in_store(&opened.blobs);
     anyhow::ensure!(
         opened.master.path().is_none()

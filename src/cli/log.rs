@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{BadConfiguration, say, server_lock};
+use super::{BadConfiguration, restore, say, server_lock};
 use crate::log::{self, EventLog};
 
 /// How long a server that is not there is waited for in silence.
@@ -111,7 +111,10 @@ impl Which {
     /// # Errors
     /// As [`Which::open_for_reading`].
     pub async fn open_alone(&self) -> anyhow::Result<Option<(Arc<dyn EventLog>, File)>> {
+        let context = || format!("making the data directory {}", self.data_dir.display());
+        std::fs::create_dir_all(&self.data_dir).with_context(context)?;
         let Some(held) = server_lock::take(&self.data_dir)? else { return Ok(None) };
+        restore::refuse_unfinished(&self.data_dir)?;
         match self.open().await {
             Ok(log) => Ok(Some((log, held))),
             Err(error) => match error.downcast_ref() {

@@ -183,7 +183,7 @@ impl Replay {
     }
 
     fn keyring(&self) -> anyhow::Result<Keyring> {
-        Ok(self.place.open()?.keyring())
+        Ok(self.place.open_for_reading()?.keyring())
     }
 
     fn base(&self) -> PathBuf {

@@ -1,30 +1,31 @@
 //! `t2m restore`: a backup into an empty data directory. Everything is checked before anything
 //! takes its place: each file against the manifest, each blob against its name, the log's chain.
 
+mod staging;
+
 use std::collections::HashSet;
-use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::backup::files::{copy_as, parse_list, place};
-use super::backup::manifest::{Manifest, Part, sync_tree, write_private};
+use super::backup::files::{copy_as, ensure_whole, parse_list, place};
+use super::backup::manifest::{Manifest, Part, write_private};
 use super::log::carry::copy_into;
 use super::log::{Which, verify_all};
-use super::{owner, say, server_lock};
+use super::{owner, say};
 use crate::actors::keyring;
 use crate::config::BlobStore;
 use crate::log::transfer::{Carrying, Reading};
 use crate::log::{EmbeddedLog, EventLog};
-use crate::media::blobs::Blobs;
+use crate::media::blobs::{self, Blobs};
 use crate::media::documents::is_unfinished;
+use staging::{LOG, Restored, Staging};
 
-/// What a restore that was cut off leaves in the data directory, and the next one removes.
-pub const STAGING: &str = "restoring";
-/// A backup holds the log in this form, whatever the engine.
-const LOG: &str = "log.sqlite";
+pub use staging::refuse_unfinished;
+
 /// Of somebody who was erased before the restore; when, nobody says.
 const TOMBSTONE: &[u8] = br#"{"erased_at":"before a restore"}"#;
 
@@ -45,6 +46,9 @@ pub struct Restore {
     /// the names in it, one a line. Their keys are not restored
     #[arg(long, value_name = "DIR_OR_FILE")]
     tombstones: Option<PathBuf>,
+    /// Go on without the files that are damaged in the backup, or not there; each is named
+    #[arg(long)]
+    without_damaged_files: bool,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -54,13 +58,14 @@ impl Restore {
     pub fn run(self) -> anyhow::Result<()> {
         owner::refuse_root(&self.log.data_dir)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let done = runtime.block_on(self.restore())?;
-        let Restored { manifest, blobs, erased } = done;
-        let (events, head_hash) = (manifest.log.events, &manifest.log.head_hash);
+        let (manifest, restored) = runtime.block_on(self.restore())?;
+        let Restored { head_hash, blobs, erased, left_out, .. } = restored;
+        let (events, erased) = (manifest.log.events, erased.len());
         if self.json {
             let restored = json!({
                 "events": events, "head_hash": head_hash, "blobs": blobs, "erased": erased,
-                "missing_blobs": manifest.blobs.missing, "backup_of": manifest.created_at,
+                "missing_blobs": manifest.blobs.missing, "left_out_blobs": left_out,
+                "backup_of": manifest.created_at,
             });
             say(format_args!("{restored}"));
             return Ok(());
@@ -70,52 +75,110 @@ impl Restore {
         say(format_args!("events     {events}, each chained to the one before it"));
         say(format_args!("head hash  {head_hash}"));
         say(format_args!("files      {blobs} of {}", manifest.blobs.count));
+        if !left_out.is_empty() {
+            say(format_args!("left out   {} files that are damaged or not there", left_out.len()));
+        }
         say(format_args!("erased     {erased} users since the backup"));
         say(format_args!("`t2m serve` computes the read model anew at its start"));
         Ok(())
     }
 
-    async fn restore(&self) -> anyhow::Result<Restored> {
+    async fn restore(&self) -> anyhow::Result<(Manifest, Restored)> {
         let store = BlobStore::parse(&self.store)
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
         self.log.check()?;
         let manifest = Manifest::read(&self.from)?;
         let erased = self.erased()?;
-        let (staging, broken_off, _held) = self.begin()?;
-        let give_up = |error: anyhow::Error| match broken_off {
-            // What an earlier one brought into a log over the network is half a log.
-            true => empty(&staging).map_or_else(|it| it, |()| error.context("repeat the restore")),
-            false => std::fs::remove_dir_all(&staging)
-                .context("removing what was restored")
-                .map_or_else(|it| it, |()| error.context("nothing was restored")),
-        };
-        tell_strangers(&manifest, &erased);
-        let restored = self.stage(&store, &staging, &manifest, &erased).await;
-        let (blobs, documents) = match restored {
-            Ok(staged) => staged,
-            Err(error) => return Err(give_up(error)),
-        };
-        let network = match self.log.file() {
-            Some(_) => None,
-            None => {
-                self.ensure_fits(&staging).await.map_err(give_up)?;
-                Some(staging.join(LOG))
+        let bucket = match store {
+            BlobStore::File => None,
+            _ => {
+                let bucket =
+                    Blobs::open(&store, &self.log.data_dir).context("opening the store")?;
+                bucket.probe().await.context("looking into the store")?;
+                Some(bucket)
             }
         };
-        if store != BlobStore::File {
-            // The last thing that can fail; the store's own tombstones go before the keys.
-            let target = Blobs::open(&store, &self.log.data_dir).context("opening the store")?;
-            bring_documents(&target, &documents, &erased).await?;
+        let staging = Staging::begin(&self.log.data_dir)?;
+        if let Some(moving) = &staging.moving {
+            let Restored { backup_of, head_hash, erased: they, .. } = &moving.restored;
+            ensure!(
+                *backup_of == manifest.created_at
+                    && *head_hash == manifest.log.head_hash
+                    && they.iter().eq(sorted(&erased)),
+                "a restore of the backup of {} broke off while it came into its place: repeat that \
+                 one, with the same tombstones, or empty {}",
+                backup_of.to_rfc3339(),
+                self.log.data_dir.display()
+            );
+            staging.move_on(moving)?;
+            return Ok((manifest, moving.restored.clone()));
         }
-        if let Some(path) = network {
+        tell_strangers(&manifest, &erased);
+        let restored = match self.bring(&staging, bucket.as_ref(), &manifest, &erased).await {
+            Ok(restored) => restored,
+            Err(error) => return Err(self.give_up(&staging, error)),
+        };
+        if self.log.file().is_none() {
             // What is staged stays if it breaks off, so that no server starts on half a log.
+            let path = staging.path.join(LOG);
             let log = EmbeddedLog::open_read_only(&path).context("reading the restored log")?;
             copy_into(&log, &self.log, "restoring the log").await?;
             drop(log);
             remove_log(&path).context("removing the copy of the log")?;
         }
-        put_into_place(&staging, &self.log.data_dir)?;
-        Ok(Restored { manifest, blobs, erased: erased.len() })
+        match staging.put_into_place(&restored) {
+            Ok(()) => Ok((manifest, restored)),
+            Err(error) if staging.is_moving() || self.log.file().is_none() => Err(error),
+            Err(error) => Err(self.give_up(&staging, error)),
+        }
+    }
+
+    /// Everything but a log over the network; what comes into a bucket comes last.
+    async fn bring(
+        &self,
+        staging: &Staging,
+        bucket: Option<&Blobs>,
+        manifest: &Manifest,
+        erased: &HashSet<String>,
+    ) -> anyhow::Result<Restored> {
+        let (files, left_out) = self.stage_blobs(&staging.path, bucket, manifest)?;
+        let documents = self.stage_parts(&staging.path, manifest)?;
+        if bucket.is_none() {
+            let target = Blobs::open(&BlobStore::File, &staging.path);
+            let target = target.context("making the store of files")?;
+            bring_documents(&target, &documents, erased).await?;
+        }
+        self.stage_log(&staging.path, manifest).await?;
+        if self.log.file().is_none() {
+            self.ensure_fits(&staging.path).await?;
+        }
+        if let Some(bucket) = bucket {
+            let what = "what was brought into the store stays there";
+            self.bring_files(bucket, &files).await.context(what)?;
+            // The store's own tombstones go before the keys.
+            bring_documents(bucket, &documents, erased).await.context(what)?;
+        }
+        Ok(Restored {
+            backup_of: manifest.created_at,
+            head_hash: manifest.log.head_hash.clone(),
+            erased: sorted(erased).cloned().collect(),
+            blobs: files.len() as u64,
+            left_out,
+        })
+    }
+
+    /// Nothing of what was restored stays, but what says that there may be half a log elsewhere.
+    fn give_up(&self, staging: &Staging, error: anyhow::Error) -> anyhow::Error {
+        // What an earlier one brought into a log over the network is half a log; nobody reads half
+        // an embedded one.
+        let (cleared, so) = match staging.broke_off && self.log.file().is_none() {
+            true => (staging.empty(), "repeat the restore"),
+            false => (staging.remove(), "nothing was restored"),
+        };
+        match cleared {
+            Ok(()) => error.context(so),
+            Err(uncleared) => uncleared,
+        }
     }
 
     /// Before anything is brought anywhere: a log over the network must be empty, or have the
@@ -145,49 +208,8 @@ impl Restore {
         }
     }
 
-    /// The directory in which everything is put together, whether an earlier restore broke off, and
-    /// a hold on the data directory.
-    fn begin(&self) -> anyhow::Result<(PathBuf, bool, File)> {
-        let target = &self.log.data_dir;
-        let context = || format!("making the data directory {}", target.display());
-        std::fs::create_dir_all(target).with_context(context)?;
-        let held = File::open(target).with_context(context)?;
-        match held.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!("another restore into {} is at work", target.display())
-            }
-            Err(TryLockError::Error(error)) => return Err(error).with_context(context),
-        }
-        let staging = target.join(STAGING);
-        for entry in std::fs::read_dir(target).with_context(context)? {
-            let name = entry.with_context(context)?.file_name();
-            let is_ours = name == STAGING || server_lock::is_named(&name);
-            ensure!(
-                is_ours,
-                "{} is not empty; a backup is never restored over data",
-                target.display()
-            );
-        }
-        let broken_off = staging.exists();
-        match broken_off {
-            // It stays where it is: by being there it keeps servers from starting.
-            true => empty(&staging)?,
-            false => std::fs::create_dir(&staging).with_context(context)?,
-        }
-        // Nobody reads half an embedded log.
-        Ok((staging, broken_off && self.log.file().is_none(), held))
-    }
-
-    /// The number of files, and the documents of the store.
-    async fn stage(
-        &self,
-        store: &BlobStore,
-        staging: &Path,
-        manifest: &Manifest,
-        erased: &HashSet<String>,
-    ) -> anyhow::Result<(u64, Vec<Document>)> {
-        let blobs = self.stage_blobs(staging, manifest)?;
+    /// The documents of the store; what belongs right into the data directory is staged.
+    fn stage_parts(&self, staging: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Document>> {
         let mut documents = Vec::new();
         let keys = self.keys.clone().unwrap_or_else(|| self.from.join("keys"));
         for part in manifest.parts.iter().filter(|part| part.path != "blobs.txt") {
@@ -202,33 +224,68 @@ impl Restore {
                 }),
             }
         }
-        if *store == BlobStore::File {
-            let target = Blobs::open(store, staging).context("making the store of files")?;
-            bring_documents(&target, &documents, erased).await?;
-        }
-        self.stage_log(staging, manifest).await?;
-        Ok((blobs, documents))
+        Ok(documents)
     }
 
-    fn stage_blobs(&self, staging: &Path, manifest: &Manifest) -> anyhow::Result<u64> {
+    /// The files that are sound, each with its size in bytes, and those that are left out. They come
+    /// into the staging directory, unless they are for a bucket: then each is only looked at.
+    fn stage_blobs(
+        &self,
+        staging: &Path,
+        bucket: Option<&Blobs>,
+        manifest: &Manifest,
+    ) -> anyhow::Result<(Vec<(String, u64)>, Vec<String>)> {
         let list = manifest.parts.iter().find(|part| part.path == "blobs.txt");
         let list = list.context("the manifest names no list of files")?;
-        let list = parse_list(&list.read(&self.from, &self.from)?)?;
+        let mut list = parse_list(&list.read(&self.from, &self.from)?)?;
         if manifest.blobs.how == "listed" {
-            return Ok(0);
+            return Ok((Vec::new(), Vec::new()));
         }
         let missing: HashSet<_> = manifest.blobs.missing.iter().collect();
-        let mut brought = 0;
-        for (sha256, _) in list.iter().filter(|(sha256, _)| !missing.contains(sha256)) {
-            let target = place(staging, sha256);
-            if let Some(directory) = target.parent() {
-                std::fs::create_dir_all(directory).context("making the store of files")?;
+        list.retain(|(sha256, _)| !missing.contains(sha256));
+        let (mut files, mut left_out) = (Vec::new(), Vec::new());
+        for (sha256, size) in list {
+            let source = place(&self.from, &sha256);
+            let staged = match bucket {
+                Some(_) => ensure_whole(&source, &sha256),
+                None => stage_blob(&source, &place(staging, &sha256), &sha256),
+            };
+            match staged {
+                Ok(()) => files.push((sha256, size)),
+                Err(error) if self.without_damaged_files && is_of_the_backup(&error) => {
+                    eprintln!("the file {sha256} is left out: {error}");
+                    left_out.push(sha256);
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "restoring the file {sha256} (with --without-damaged-files it is left \
+                             out)"
+                        )
+                    });
+                }
             }
-            copy_as(&place(&self.from, sha256), &target, sha256)
-                .with_context(|| format!("restoring the file {sha256}"))?;
-            brought += 1;
         }
-        Ok(brought)
+        Ok((files, left_out))
+    }
+
+    /// Those that the bucket does not have. May be repeated.
+    async fn bring_files(&self, bucket: &Blobs, files: &[(String, u64)]) -> anyhow::Result<()> {
+        for (sha256, size) in files {
+            let context = || format!("bringing the file {sha256} into the store");
+            match bucket.bring_back(sha256).await {
+                Ok(_) => {}
+                Err(blobs::Error::NotFound) => {
+                    let stored = bucket.copy_in(&place(&self.from, sha256)).await;
+                    let stored = stored.with_context(context)?;
+                    ensure!(stored.sha256 == *sha256, "the file {sha256} has changed meanwhile");
+                }
+                Err(error) => return Err(error).with_context(context),
+            }
+            let there = bucket.size(sha256).await.with_context(context)?;
+            ensure!(there == *size, "the file {sha256} has {there} bytes in the store, not {size}");
+        }
+        Ok(())
     }
 
     async fn stage_log(&self, staging: &Path, manifest: &Manifest) -> anyhow::Result<()> {
@@ -296,10 +353,22 @@ fn tell_strangers(manifest: &Manifest, erased: &HashSet<String>) {
     }
 }
 
-struct Restored {
-    manifest: Manifest,
-    blobs: u64,
-    erased: usize,
+fn sorted(names: &HashSet<String>) -> impl Iterator<Item = &String> {
+    let mut names: Vec<_> = names.iter().collect();
+    names.sort();
+    names.into_iter()
+}
+
+fn stage_blob(source: &Path, target: &Path, sha256: &str) -> std::io::Result<()> {
+    if let Some(directory) = target.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    copy_as(source, target, sha256)
+}
+
+/// Whether it is the file that is at fault, and not what it is to come into.
+fn is_of_the_backup(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound)
 }
 
 struct Document {
@@ -366,35 +435,6 @@ fn remove_log(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The log last: without one, a data directory is an empty server's.
-fn put_into_place(staging: &Path, data_dir: &Path) -> anyhow::Result<()> {
-    let context = || format!("moving what was restored into {}", data_dir.display());
-    sync_tree(staging).with_context(context)?;
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(staging).with_context(context)? {
-        names.push(entry.with_context(context)?.file_name());
-    }
-    names.sort_by_key(|name| name == LOG);
-    for name in names {
-        std::fs::rename(staging.join(&name), data_dir.join(&name)).with_context(context)?;
-    }
-    std::fs::remove_dir(staging).with_context(context)?;
-    File::open(data_dir).and_then(|dir| dir.sync_all()).with_context(context)
-}
-
-fn empty(directory: &Path) -> anyhow::Result<()> {
-    let context = || format!("emptying {}", directory.display());
-    for entry in std::fs::read_dir(directory).with_context(context)? {
-        let path = entry.with_context(context)?.path();
-        let removed = match path.is_dir() {
-            true => std::fs::remove_dir_all(&path),
-            false => std::fs::remove_file(&path),
-        };
-        removed.with_context(context)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,7 +448,8 @@ mod tests {
         let log = Which { data_dir: PathBuf::new(), setting: "embedded".to_owned() };
         let tombstones = Some(dir.path().to_owned());
         let (from, store) = (PathBuf::new(), "file".to_owned());
-        let restore = Restore { from, log, store, keys: None, tombstones, json: false };
+        let (keys, without_damaged_files, json) = (None, false, false);
+        let restore = Restore { from, log, store, keys, tombstones, without_damaged_files, json };
         assert_eq!(restore.erased().unwrap(), HashSet::from(["user_ada".to_owned()]));
         std::fs::write(dir.path().join("user_bob"), "no tombstone").unwrap();
         assert!(restore.erased().is_err());

@@ -82,7 +82,7 @@ impl State {
             let log = self.place.log.open_for_reading().await?;
             let head = *log.head().borrow();
             let events = self.events(&*log).await?;
-            let keyring = self.place.open()?.keyring();
+            let keyring = self.place.open_for_reading()?.keyring();
             let (state, steps) = match codec::category(&self.stream) {
                 User::CATEGORY => fold::<User>(&keyring, events).await?,
                 Session::CATEGORY => fold::<Session>(&keyring, events).await?,

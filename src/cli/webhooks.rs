@@ -2,7 +2,7 @@
 //! running server; to retry one is to deliver it anew to that server, which alone writes the log.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -15,7 +15,7 @@ use crate::actors::dead_letters::{DeadLetters, Heading, Letter};
 use crate::clerk::webhook::{WebhookVerifier, sign};
 use crate::clock::Clock;
 use crate::config::BlobStore;
-use crate::media::blobs::Blobs;
+use crate::media::blobs::{self, Blobs};
 
 #[derive(Subcommand)]
 pub enum Webhooks {
@@ -112,10 +112,22 @@ impl Webhooks {
 }
 
 impl Place {
+    /// To look only, which makes nothing.
+    fn open_for_reading(&self) -> anyhow::Result<DeadLetters> {
+        self.opened(Blobs::open_for_reading)
+    }
+
     fn open(&self) -> anyhow::Result<DeadLetters> {
+        self.opened(Blobs::open)
+    }
+
+    fn opened(
+        &self,
+        open: fn(&BlobStore, &Path) -> Result<Blobs, blobs::Error>,
+    ) -> anyhow::Result<DeadLetters> {
         let store = BlobStore::parse(&self.blobs)
             .map_err(|fault| BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
-        let blobs = Blobs::open(&store, &self.data_dir);
+        let blobs = open(&store, &self.data_dir);
         let blobs = blobs.with_context(|| format!("opening {}", self.data_dir.display()))?;
         Ok(DeadLetters::new(&blobs))
     }
@@ -152,7 +164,7 @@ async fn found(letters: &DeadLetters, id: &str) -> anyhow::Result<Letter> {
 }
 
 async fn list(place: &Place) -> anyhow::Result<()> {
-    let letters = all(&place.open()?).await?;
+    let letters = all(&place.open_for_reading()?).await?;
     if letters.is_empty() {
         eprintln!("no dead letters in {}", place.data_dir.display());
     }
@@ -170,7 +182,7 @@ async fn list(place: &Place) -> anyhow::Result<()> {
 }
 
 async fn show(id: &str, place: &Place) -> anyhow::Result<()> {
-    let letter = found(&place.open()?, id).await?;
+    let letter = found(&place.open_for_reading()?, id).await?;
     if place.json {
         say(format_args!("{}", serde_json::to_string(&letter)?));
         return Ok(());

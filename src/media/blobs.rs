@@ -12,7 +12,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::{
     GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt,
-    RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path, prefix::PrefixStore,
+    RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, memory::InMemory, path::Path,
+    prefix::PrefixStore,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -75,38 +76,56 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Opens the store that is configured. Blocking; for the start.
+    /// Opens the store that is configured; its directory is made, if it is one. Blocking; for the
+    /// start.
     ///
     /// # Errors
     /// The directory cannot be made, or the settings of S3 (`AWS_…`) make no sense.
     pub fn open(store: &BlobStore, data_dir: &FsPath) -> Result<Self, Error> {
         let root = data_dir.join("blobs");
-        std::fs::create_dir_all(root.join("incoming"))?;
+        if *store == BlobStore::File {
+            std::fs::create_dir_all(root.join("incoming"))?;
+            std::fs::create_dir_all(root.join("sha256"))?;
+            for directory in [data_dir, root.as_path()] {
+                std::fs::File::open(directory)?.sync_all()?;
+            }
+        }
+        Self::around(store, root)
+    }
+
+    /// Opens it to be read alone, which makes nothing: a directory that is not there is read as an
+    /// empty store.
+    ///
+    /// # Errors
+    /// As [`Blobs::open`].
+    pub fn open_for_reading(store: &BlobStore, data_dir: &FsPath) -> Result<Self, Error> {
+        let root = data_dir.join("blobs");
         match store {
-            BlobStore::File => Self::open_local(data_dir, root),
-            BlobStore::S3 { bucket, prefix, aws } => Self::open_s3(bucket, prefix, aws, root),
+            BlobStore::File if !root.try_exists()? => {
+                let nothing = Arc::new(InMemory::new());
+                Ok(Self { store: nothing, root, is_local: true, part_bytes: PART_BYTES })
+            }
+            _ => Self::around(store, root),
         }
     }
 
     /// Over a store that somebody else has opened, which need not be on any disk.
-    ///
-    /// # Errors
-    /// The directory for what passes through this machine cannot be made.
-    pub fn over(store: Arc<dyn ObjectStore>, data_dir: &FsPath) -> Result<Self, Error> {
+    pub fn over(store: Arc<dyn ObjectStore>, data_dir: &FsPath) -> Self {
         let root = data_dir.join("blobs");
-        std::fs::create_dir_all(root.join("incoming"))?;
-        Ok(Self { store, root, is_local: false, part_bytes: S3_PART_BYTES })
+        Self { store, root, is_local: false, part_bytes: S3_PART_BYTES }
     }
 
-    fn open_local(data_dir: &FsPath, root: PathBuf) -> Result<Self, Error> {
-        std::fs::create_dir_all(root.join("sha256"))?;
-        for directory in [data_dir, root.as_path()] {
-            std::fs::File::open(directory)?.sync_all()?;
+    fn around(store: &BlobStore, root: PathBuf) -> Result<Self, Error> {
+        match store {
+            BlobStore::File => {
+                // With fsync the store syncs a file before it renames it, then both directories and
+                // any it had to make; without it a power cut could lose a blob whose event is in
+                // the log.
+                let store = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
+                Ok(Self { store: Arc::new(store), root, is_local: true, part_bytes: PART_BYTES })
+            }
+            BlobStore::S3 { bucket, prefix, aws } => Self::open_s3(bucket, prefix, aws, root),
         }
-        // With fsync the store syncs a file before it renames it, then both directories and any
-        // it had to make; without it a power cut could lose a blob whose event is in the log.
-        let store = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), root, is_local: true, part_bytes: PART_BYTES })
     }
 
     fn open_s3(
@@ -146,6 +165,9 @@ impl Blobs {
     /// Only for the start, before the first writer: it would take a living writer's file too.
     pub fn sweep_incoming(&self) -> Result<usize, Error> {
         let mut swept = 0;
+        if !self.is_local {
+            return Ok(swept);
+        }
         for entry in std::fs::read_dir(self.root.join("incoming"))? {
             std::fs::remove_file(entry?.path())?;
             swept += 1;
@@ -200,14 +222,19 @@ impl Blobs {
 
     /// Takes in a finished file, e.g. a rendered one, and removes it from where it was.
     pub async fn put_file(&self, path: &FsPath) -> Result<Stored, Error> {
+        let stored = self.copy_in(path).await?;
+        tokio::fs::remove_file(path).await?;
+        Ok(stored)
+    }
+
+    /// Takes in a file and leaves it where it is.
+    pub async fn copy_in(&self, path: &FsPath) -> Result<Stored, Error> {
         let mut writer = self.writer().await?;
         let mut chunks = Box::pin(read_on(tokio::fs::File::open(path).await?, None));
         while let Some(chunk) = chunks.next().await {
             writer.write(chunk?).await?;
         }
-        let stored = writer.finish().await?;
-        tokio::fs::remove_file(path).await?;
-        Ok(stored)
+        writer.finish().await
     }
 
     /// The bytes of `range`, in order. A blob that is not there is the stream's first item.

@@ -93,10 +93,32 @@ async fn what_a_crash_left_is_swept() {
 }
 
 #[tokio::test]
+async fn what_is_elsewhere_or_only_read_makes_nothing_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = BlobStore::S3 {
+        bucket: "far-away".to_owned(),
+        prefix: "some".to_owned(),
+        aws: vec![("AWS_REGION".to_owned(), "us-east-1".to_owned().into())],
+    };
+    assert_eq!(Blobs::open(&elsewhere, dir.path()).unwrap().sweep_incoming().unwrap(), 0);
+    let data_dir = dir.path().join("not there");
+    let blobs = Blobs::open_for_reading(&BlobStore::File, &data_dir).unwrap();
+    assert_eq!(blobs.names_in("keys").await.unwrap(), [""; 0]);
+    assert!(blobs.sizes().await.unwrap().is_empty() && blobs.file_of(HELLO).is_none());
+    assert!(matches!(read(&blobs, HELLO, 0..11).await, Err(Error::NotFound)));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
+    let (there, blobs) = self::blobs();
+    put(&blobs, &[b"hello world"]).await;
+    let blobs = Blobs::open_for_reading(&BlobStore::File, there.path()).unwrap();
+    assert_eq!(read(&blobs, HELLO, 0..11).await.unwrap(), b"hello world");
+}
+
+#[tokio::test]
 async fn a_rendered_file_is_moved_in() {
     let (dir, blobs) = blobs();
     let path = dir.path().join("video.mp4");
     std::fs::write(&path, "hello world").unwrap();
+    assert_eq!(blobs.copy_in(&path).await.unwrap().sha256, HELLO);
     assert_eq!(blobs.put_file(&path).await.unwrap().sha256, HELLO);
     assert!(!path.exists());
 }
@@ -112,7 +134,7 @@ async fn only_hashes_are_names() {
 #[tokio::test]
 async fn what_is_brought_back_in_a_bucket_outlives_who_was_still_putting_it_aside() {
     let (dir, bucket) = (tempfile::tempdir().unwrap(), Arc::new(InMemory::new()));
-    let blobs = Blobs::over(bucket.clone(), dir.path()).unwrap();
+    let blobs = Blobs::over(bucket.clone(), dir.path());
     let sha256 = put(&blobs, &[b"hello"]).await.sha256;
     let place = location(&sha256).unwrap();
     // A bucket moves in two steps: this is the first one.

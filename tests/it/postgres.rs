@@ -149,6 +149,8 @@ struct Line {
     left: AtomicU64,
     /// Milliseconds that each piece of an answer is held back.
     delay_ms: AtomicU64,
+    /// How often somebody has connected.
+    connected: AtomicU64,
     /// Counts what was cut; those who carry a connection end with it.
     cuts: watch::Sender<u64>,
 }
@@ -161,11 +163,13 @@ impl Proxy {
             server: server.port,
             left: AtomicU64::new(u64::MAX),
             delay_ms: AtomicU64::new(0),
+            connected: AtomicU64::new(0),
             cuts: watch::Sender::new(0),
         });
         let carried = Arc::clone(&line);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                carried.connected.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(carry(Arc::clone(&carried), client));
             }
         });
@@ -184,6 +188,11 @@ impl Proxy {
     /// Whether the last [`Proxy::cut_after`] has come to pass.
     pub fn was_cut(&self) -> bool {
         self.line.left.load(Ordering::SeqCst) == u64::MAX
+    }
+
+    /// How often somebody has connected.
+    pub fn connected(&self) -> u64 {
+        self.line.connected.load(Ordering::SeqCst)
     }
 
     pub fn hold_answers(&self, delay: Duration) {

@@ -11,14 +11,18 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::HowBlobs;
-use super::manifest::Part;
+use super::manifest::{Part, hash_file};
 use crate::log::Recorded;
 use crate::media::blobs::Blobs;
+
+/// How what is sealed begins in an event's data. Within a text, the quotes would be escaped.
+const SEALED: &[u8] = br#"{"sealed":"#;
 
 /// The files that are there after the events seen so far. What names them is not sealed.
 #[derive(Debug, Default)]
 pub struct Needed {
     files: HashMap<String, (String, u64)>,
+    has_sealed: bool,
 }
 
 #[derive(Deserialize)]
@@ -40,7 +44,14 @@ impl Needed {
         } else if event.kind.starts_with("file.deleted.") {
             self.files.remove(&*event.stream);
         }
+        self.has_sealed =
+            self.has_sealed || event.data.windows(SEALED.len()).any(|part| part == SEALED);
         Ok(())
+    }
+
+    /// Whether there was anything that a user's key has sealed.
+    pub fn has_sealed(&self) -> bool {
+        self.has_sealed
     }
 
     /// Each once, with its size in bytes.
@@ -79,6 +90,8 @@ pub struct Copying {
     copied: u64,
     /// Those that the store does not have, or has with other bytes.
     pub missing: Vec<String>,
+    /// Of them those with other bytes, which are looked at once.
+    damaged: HashSet<String>,
 }
 
 impl Copying {
@@ -91,6 +104,7 @@ impl Copying {
             linked: 0,
             copied: 0,
             missing: Vec::new(),
+            damaged: HashSet::new(),
         }
     }
 
@@ -115,12 +129,16 @@ impl Copying {
         if self.how == HowBlobs::None {
             return Ok(());
         }
-        for (sha256, size) in needed.blobs() {
+        for sha256 in needed.blobs().into_keys() {
             let target = place(backup, &sha256);
             if target.exists() {
                 continue;
             }
-            let done = self.bring(blobs, &sha256, size, &target);
+            if self.damaged.contains(&sha256) {
+                self.missing.push(sha256);
+                continue;
+            }
+            let done = self.bring(blobs, &sha256, &target);
             if !done.with_context(|| format!("copying the file {sha256}"))? {
                 self.missing.push(sha256);
             }
@@ -130,13 +148,7 @@ impl Copying {
 
     /// False when the store does not have it. It may be moved aside, or back, while it is looked
     /// for.
-    fn bring(
-        &mut self,
-        blobs: &Blobs,
-        sha256: &str,
-        size: u64,
-        target: &Path,
-    ) -> std::io::Result<bool> {
+    fn bring(&mut self, blobs: &Blobs, sha256: &str, target: &Path) -> std::io::Result<bool> {
         if let Some(directory) = target.parent() {
             std::fs::create_dir_all(directory)?;
         }
@@ -150,17 +162,22 @@ impl Copying {
                 _ => None,
             };
             let by_link = linked.is_some();
-            match linked.unwrap_or_else(|| copy_as(&source, target, sha256)) {
-                Ok(()) if std::fs::metadata(target)?.len() == size => {
+            let brought = match linked {
+                // A link says nothing of the bytes, and a restore takes none but these.
+                Some(linked) => linked.and_then(|()| keep_if_whole(target, sha256)),
+                None => copy_as(&source, target, sha256),
+            };
+            match brought {
+                Ok(()) => {
                     *(if by_link { &mut self.linked } else { &mut self.copied }) += 1;
                     return Ok(true);
                 }
-                Ok(()) => {
-                    std::fs::remove_file(target)?;
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    eprintln!("{} is damaged, and not in the backup", source.display());
+                    self.damaged.insert(sha256.to_owned());
                     return Ok(false);
                 }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) if error.kind() == ErrorKind::InvalidData => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
@@ -183,9 +200,18 @@ impl Copying {
     }
 }
 
+/// Of a link to anything else nothing stays.
+fn keep_if_whole(target: &Path, sha256: &str) -> std::io::Result<()> {
+    let whole = ensure_whole(target, sha256);
+    if whole.is_err() {
+        std::fs::remove_file(target)?;
+    }
+    whole
+}
+
 /// Whether a copy is possible where a link is not. The device does not tell: two mounts of one file
 /// system are one device, and no link leads from one into the other.
-fn is_refusal(error: &std::io::Error) -> bool {
+pub fn is_refusal(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::CrossesDevices
@@ -213,12 +239,25 @@ pub fn copy_as(source: &Path, target: &Path, sha256: &str) -> std::io::Result<()
     }
     if hex::encode(sha.finalize()) != sha256 {
         std::fs::remove_file(target)?;
-        return Err(std::io::Error::new(
-            ErrorKind::InvalidData,
-            format!("{} is damaged: its SHA-256 is not the one it should have", source.display()),
-        ));
+        return Err(damaged(source));
     }
     to.sync_all()
+}
+
+/// Looks whether a file has this hash.
+///
+/// # Errors
+/// `InvalidData` when it has another.
+pub fn ensure_whole(path: &Path, sha256: &str) -> std::io::Result<()> {
+    match hash_file(path)? {
+        (_, found) if found == sha256 => Ok(()),
+        _ => Err(damaged(path)),
+    }
+}
+
+fn damaged(path: &Path) -> std::io::Error {
+    let what = "is damaged: its SHA-256 is not the one it should have";
+    std::io::Error::new(ErrorKind::InvalidData, format!("{} {what}", path.display()))
 }
 
 /// A directory that only this user may look into.
@@ -257,16 +296,22 @@ mod tests {
         }
     }
 
-    fn bring(texts: &[&str], asked: Option<HowBlobs>) -> (anyhow::Result<()>, &'static str) {
-        let [data, backup] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    /// A store with these files in it, which a log names.
+    fn stored(data: &Path, texts: &[&str]) -> Needed {
         let mut needed = Needed::default();
         for text in texts {
             let sha256 = hex::encode(Sha256::digest(text));
-            let path = place(data.path(), &sha256);
+            let path = place(data, &sha256);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
             needed.files.insert((*text).to_owned(), (sha256, text.len() as u64));
         }
+        needed
+    }
+
+    fn bring(texts: &[&str], asked: Option<HowBlobs>) -> (anyhow::Result<()>, &'static str) {
+        let [data, backup] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let needed = stored(data.path(), texts);
         let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
         let mut copying = Copying { link: link_some, ..Copying::new(asked) };
         let done = copying.bring_all(&blobs, &needed, backup.path());
@@ -290,6 +335,26 @@ mod tests {
         assert_eq!(how(&["one", "no link"], Some(HowBlobs::Copy)).unwrap(), "copied");
         let refused = how(&["one", "no link"], Some(HowBlobs::Link)).unwrap_err();
         assert!(refused.starts_with("copying the file ") && refused.contains("link"), "{refused}");
+    }
+
+    #[test]
+    fn a_damaged_file_is_missing_in_the_backup_however_it_would_have_come_there() {
+        for asked in [None, Some(HowBlobs::Link), Some(HowBlobs::Copy)] {
+            let [data, backup] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+            let needed = stored(data.path(), &["sound", "whole"]);
+            let damaged = hex::encode(Sha256::digest("whole"));
+            // As long as it was.
+            std::fs::write(place(data.path(), &damaged), "whale").unwrap();
+            let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
+            let mut copying = Copying::new(asked);
+            for _ in 0..2 {
+                copying.bring_all(&blobs, &needed, backup.path()).unwrap();
+                assert_eq!(copying.missing, [damaged.clone()]);
+                assert!(!place(backup.path(), &damaged).exists());
+                copying.ensure_whole(&needed, backup.path()).unwrap();
+            }
+            assert_eq!(copying.linked + copying.copied, 1);
+        }
     }
 
     #[test]

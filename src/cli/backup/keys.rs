@@ -8,7 +8,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::manifest::Part;
 use super::{copy_folder, files};
@@ -20,26 +20,81 @@ const MASTER_KEY: &str = "master.key";
 /// What else of the data directory is secret.
 const SECRETS: [&str; 3] =
     ["file-signing-secret", "callback-signing-secret", "development-key.pem"];
-/// Folders of the store that hold sealed keys and secrets, or say which were destroyed.
-const FOLDERS: [&str; 3] = [keyring::KEYS, "erased", secrets::SECRETS];
+/// Folders of the store that hold sealed keys and secrets.
+const SEALED: [&str; 2] = [keyring::KEYS, secrets::SECRETS];
+/// The folder that says which were destroyed.
+const ERASED: &str = "erased";
 /// How often it is begun anew; a rotation changes the master key twice.
 const TRIES: u32 = 5;
 
-/// Copies all of them to `keys`.
-///
-/// # Errors
-/// Something cannot be read or written, or the master key changes again and again.
-pub async fn copy(blobs: &Blobs, data_dir: &Path, backup: &Path) -> anyhow::Result<Vec<Part>> {
-    let parts = under_one_key(data_dir, backup, async || copy_rest(blobs, data_dir, backup).await);
-    let parts = parts.await?;
-    let unopened = count_unopened(&parts, backup)?;
-    if unopened > 0 {
-        eprintln!(
-            "{unopened} of the sealed keys and secrets do not open with the {MASTER_KEY} in this \
-             backup: they are damaged, or T2M_MASTER_KEY is what seals them"
-        );
+/// Where they are.
+pub struct Keys<'a> {
+    pub blobs: &'a Blobs,
+    pub data_dir: &'a Path,
+    /// The master key, where it does not lie in the data directory.
+    pub given: Option<&'a MasterKey>,
+}
+
+impl Keys<'_> {
+    /// Before anything is copied: in another directory than the server's there is no master key.
+    ///
+    /// # Errors
+    /// Something is sealed, and nothing is there to open it.
+    pub async fn ensure_openable(&self) -> anyhow::Result<()> {
+        for folder in SEALED {
+            let names = self.blobs.names_in(folder).await.context("looking at the keys")?;
+            self.ensure_master(names.len(), read(self.data_dir, MASTER_KEY)?.is_some())?;
+        }
+        Ok(())
     }
-    Ok(parts)
+
+    /// Copies all of them to `keys`. The log may hold what was sealed by a user's key.
+    ///
+    /// # Errors
+    /// Something cannot be read or written, the master key changes again and again, or there is
+    /// nothing to open what was sealed.
+    pub async fn copy(&self, backup: &Path, log_has_sealed: bool) -> anyhow::Result<Vec<Part>> {
+        let Self { blobs, data_dir, given } = *self;
+        let parts =
+            under_one_key(data_dir, backup, async || copy_rest(blobs, data_dir, backup).await);
+        let parts = parts.await?;
+        let is_of = |part: &Part, folder: &str| {
+            let below = part.path.strip_prefix("keys/").and_then(|below| below.split_once('/'));
+            below.is_some_and(|(it, _)| it == folder)
+        };
+        let count = |folder| parts.iter().filter(|part| is_of(part, folder)).count();
+        let master = parts.iter().any(|part| part.path == path_of(MASTER_KEY));
+        self.ensure_master(SEALED.map(count).iter().sum(), master)?;
+        ensure!(
+            !log_has_sealed || count(keyring::KEYS) + count(ERASED) > 0,
+            "the log holds what users' keys have sealed, and the store has neither a key nor a \
+             tombstone: {} (T2M_DATA_DIR) or T2M_BLOBS is not that log's",
+            data_dir.display()
+        );
+        let unopened = count_unopened(&parts, backup, given)?;
+        if unopened > 0 {
+            let (which, other) = match given {
+                Some(_) => ("T2M_MASTER_KEY", "another one seals them"),
+                None => ("the master.key in this backup", "T2M_MASTER_KEY is what seals them"),
+            };
+            eprintln!(
+                "{unopened} of the sealed keys and secrets do not open with {which}: they are \
+                 damaged, or {other}"
+            );
+        }
+        Ok(parts)
+    }
+
+    fn ensure_master(&self, sealed: usize, is_there: bool) -> anyhow::Result<()> {
+        ensure!(
+            sealed == 0 || is_there || self.given.is_some(),
+            "the store holds {sealed} sealed keys or secrets, and there is neither {} nor \
+             T2M_MASTER_KEY to open them: name the server's data directory (T2M_DATA_DIR), or give \
+             its T2M_MASTER_KEY",
+            self.data_dir.join(MASTER_KEY).display()
+        );
+        Ok(())
+    }
 }
 
 /// The master key, which stayed the same while `rest` was copied, and that rest.
@@ -71,7 +126,7 @@ async fn copy_rest(blobs: &Blobs, data_dir: &Path, backup: &Path) -> anyhow::Res
             parts.push(Part::write(backup, &path_of(name), &bytes)?);
         }
     }
-    for folder in FOLDERS {
+    for folder in SEALED.into_iter().chain([ERASED]) {
         parts.extend(copy_folder(blobs, folder, backup, "keys").await?);
     }
     Ok(parts)
@@ -90,18 +145,22 @@ fn read(data_dir: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     }
 }
 
-/// How much of what is sealed does not open with the master key of the backup; nothing is known
-/// where it holds none.
-fn count_unopened(parts: &[Part], backup: &Path) -> anyhow::Result<usize> {
-    if !parts.iter().any(|part| part.path == path_of(MASTER_KEY)) {
-        return Ok(0);
-    }
-    let master = MasterKey::kept_in(&backup.join(path_of(MASTER_KEY)));
+/// How much of what is sealed does not open with the given master key, or that of the backup;
+/// nothing is known where there is none.
+fn count_unopened(
+    parts: &[Part],
+    backup: &Path,
+    given: Option<&MasterKey>,
+) -> anyhow::Result<usize> {
+    let kept = parts.iter().any(|part| part.path == path_of(MASTER_KEY));
+    let kept = kept.then(|| MasterKey::kept_in(&backup.join(path_of(MASTER_KEY))));
+    let Some(master) = given.or(kept.as_ref()) else { return Ok(0) };
     let mut unopened = 0;
     for part in parts {
         let below = part.path.strip_prefix("keys/").and_then(|below| below.split_once('/'));
-        let Some((keyring::KEYS | secrets::SECRETS, _)) = below else { continue };
-        let Some((folder, name)) = below else { continue };
+        let Some((folder, name)) = below.filter(|(folder, _)| SEALED.contains(folder)) else {
+            continue;
+        };
         let sealed = part.read(backup, &backup.join("keys"))?;
         // A master key that is broken opens nothing either.
         unopened += usize::from(!master.has_sealed(folder, name, &sealed));
@@ -146,7 +205,7 @@ mod tests {
             copy_rest(&blobs, data.path(), &backup).await
         });
         let parts = copied.await.unwrap();
-        assert_eq!((parts.len(), count_unopened(&parts, &backup).unwrap()), (3, 0));
+        assert_eq!((parts.len(), count_unopened(&parts, &backup, None).unwrap()), (3, 0));
         assert_eq!(rounds, 2);
         let mut rounds = 0;
         let copied = under_one_key(data.path(), to.path(), async || {
@@ -160,18 +219,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_another_master_key_has_sealed_is_counted_where_the_backup_has_one() {
+    async fn what_another_master_key_has_sealed_is_counted_and_with_none_at_all_it_is_refused() {
         let [data, to, without] = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
-        let vault = |name: &str| {
-            let master = MasterKey::kept_in(&data.path().join(name));
-            Vault::new(&blobs, secrets::SECRETS, master)
-        };
+        let kept = |name: &str| MasterKey::kept_in(&data.path().join(name));
+        let vault = |name: &str| Vault::new(&blobs, secrets::SECRETS, kept(name));
         vault("another.key").seal("job-1", b"a secret").await.unwrap();
-        let parts = copy(&blobs, data.path(), without.path()).await.unwrap();
-        assert_eq!((parts.len(), count_unopened(&parts, without.path()).unwrap()), (1, 0));
+        let (given, data_dir) = (kept("another.key"), data.path());
+        let keys = Keys { blobs: &blobs, data_dir, given: None };
+        let refused = keys.ensure_openable().await.unwrap_err().to_string();
+        assert!(refused.contains("holds 1 sealed keys or secrets, and there is neither"));
+        let late = keys.copy(without.path(), false).await.unwrap_err().to_string();
+        assert_eq!(late, refused);
         vault(MASTER_KEY).seal("job-2", b"a secret").await.unwrap();
-        let parts = copy(&blobs, data.path(), to.path()).await.unwrap();
-        assert_eq!((parts.len(), count_unopened(&parts, to.path()).unwrap()), (3, 1));
+        for (given, unopened) in [(None, 1), (Some(&given), 1)] {
+            let to = to.path().join(format!("{}", given.is_some()));
+            let keys = Keys { given, ..keys };
+            keys.ensure_openable().await.unwrap();
+            let parts = keys.copy(&to, false).await.unwrap();
+            let counted = count_unopened(&parts, &to, given).unwrap();
+            assert_eq!((parts.len(), counted), (3, unopened));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_with_sealed_fields_has_keys_or_tombstones() {
+        let data = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
+        let keys = Keys { blobs: &blobs, data_dir: data.path(), given: None };
+        let copy = async |sealed| {
+            let to = tempfile::tempdir().unwrap();
+            keys.copy(to.path(), sealed).await.map(|parts| parts.len())
+        };
+        assert_eq!(copy(false).await.unwrap(), 0);
+        let refused = copy(true).await.unwrap_err().to_string();
+        assert!(refused.contains("neither a key nor a tombstone"), "{refused}");
+        blobs.bring_document(ERASED, "ada", b"gone".to_vec()).await.unwrap();
+        assert_eq!(copy(true).await.unwrap(), 1);
     }
 }

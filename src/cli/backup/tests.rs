@@ -50,6 +50,7 @@ impl Growing {
             to: to.to_owned(),
             log: Which { data_dir, setting },
             store: "file".to_owned(),
+            master_key: None,
             blobs: None,
             json: false,
         }

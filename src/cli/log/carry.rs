@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::super::backup::files::is_refusal;
 use super::super::output::Stdout;
-use super::super::{owner, say, server_lock};
+use super::super::{owner, restore, say, server_lock};
 use super::{Where, Which, bar, verify_all};
 use crate::log::dump::{self, Header, Lines};
 use crate::log::transfer::{self, Carrying, Reading, Stopped};
@@ -49,6 +51,58 @@ pub struct Copy {
     to_data_dir: Option<PathBuf>,
 }
 
+/// A file on its way: it gets its name when it is whole, and is gone if it never is. Of several on
+/// their way to one name each is a file of its own.
+struct Draft {
+    path: PathBuf,
+    to: PathBuf,
+}
+
+impl Draft {
+    fn beside(to: &Path) -> std::io::Result<(Self, File)> {
+        let mut path = to.to_owned().into_os_string();
+        path.push(format!(".{:016x}.unfinished", rand::random::<u64>()));
+        let path = PathBuf::from(path);
+        let file = File::options().write(true).create_new(true).open(&path)?;
+        Ok((Self { path, to: to.to_owned() }, file))
+    }
+
+    /// Its bytes are durable already.
+    fn keep(self) -> std::io::Result<()> {
+        // A link never replaces what somebody else has put there meanwhile; a rename would.
+        match std::fs::hard_link(&self.path, &self.to) {
+            Err(error) if is_refusal(&error) && self.to.symlink_metadata().is_err() => {
+                std::fs::rename(&self.path, &self.to)?;
+            }
+            linked => linked?,
+        }
+        sync_parent(&self.to)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // It may have been moved.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What a Ctrl-C ends, once it is listened for, wherever the work is.
+struct Interrupt(Signal);
+
+impl Interrupt {
+    fn on(kind: SignalKind) -> anyhow::Result<Self> {
+        Ok(Self(signal(kind).context("listening for signals")?))
+    }
+
+    async fn or<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        tokio::select! {
+            done = work => done,
+            _ = self.0.recv() => Err(anyhow!("interrupted")),
+        }
+    }
+}
+
 /// A name that a file was given is durable with its directory.
 fn sync_parent(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -67,23 +121,7 @@ impl Export {
             return Ok(());
         }
         ensure!(!self.to.exists(), "{} exists; name another file", self.to.display());
-        // Under its name only when it is whole.
-        let mut unfinished = self.to.clone().into_os_string();
-        unfinished.push(".unfinished");
-        let context = || format!("writing {}", self.to.display());
-        let mut out = BufWriter::new(File::create(&unfinished).with_context(context)?);
-        let header = match export(&*log, &mut out).await {
-            Ok(header) => header,
-            Err(error) => {
-                drop(out);
-                let _ = std::fs::remove_file(&unfinished);
-                return Err(error);
-            }
-        };
-        let file = out.into_inner().map_err(|error| error.into_error()).with_context(context)?;
-        file.sync_all().with_context(context)?;
-        std::fs::rename(&unfinished, &self.to).with_context(context)?;
-        sync_parent(&self.to).with_context(context)?;
+        let header = export_to(&*log, &self.to).await?;
         let Header { events, position, head_hash, .. } = header;
         match self.place.json {
             true => say(format_args!(
@@ -97,6 +135,19 @@ impl Export {
         }
         Ok(())
     }
+}
+
+/// Under its name only when it is whole.
+async fn export_to(log: &dyn EventLog, to: &Path) -> anyhow::Result<Header> {
+    let context = || format!("writing {}", to.display());
+    let mut interrupt = Interrupt::on(SignalKind::interrupt())?;
+    let (draft, file) = Draft::beside(to).with_context(context)?;
+    let mut out = BufWriter::new(file);
+    let header = interrupt.or(export(log, &mut out)).await?;
+    let file = out.into_inner().map_err(|error| error.into_error()).with_context(context)?;
+    file.sync_all().with_context(context)?;
+    draft.keep().with_context(context)?;
+    Ok(header)
 }
 
 /// Up to where the log is now; what is appended meanwhile is left to the next export.
@@ -122,6 +173,7 @@ async fn export(log: &dyn EventLog, out: &mut impl Write) -> anyhow::Result<Head
 impl Import {
     pub async fn run(self) -> anyhow::Result<()> {
         owner::refuse_root(&self.place.log.data_dir)?;
+        restore::refuse_unfinished(&self.place.log.data_dir)?;
         let lines: Box<dyn BufRead + Send> = if is_standard(&self.from) {
             Box::new(BufReader::new(std::io::stdin()))
         } else {
@@ -148,6 +200,7 @@ impl Copy {
             to.setting
         );
         owner::refuse_root(&to.data_dir)?;
+        restore::refuse_unfinished(&to.data_dir)?;
         let from = &self.place.log;
         ensure!(from.shown() != to.shown(), "{} is the log that is to be copied", to.shown());
         let log = from.open_for_reading().await?;
@@ -295,20 +348,22 @@ impl Target<'_> {
         }
     }
 
-    async fn finish(self, events: u64) -> anyhow::Result<Brought> {
+    /// What is interrupted here was brought, and not compared to its end.
+    async fn finish(self, events: u64, interrupt: &mut Interrupt) -> anyhow::Result<Brought> {
         match self {
             Self::File { path, import, had, .. } => {
                 let taken = import.finish().context("writing the log")?;
                 let log = log::EmbeddedLog::open_read_only(&path);
                 let log = log.with_context(|| format!("opening the log {}", path.display()))?;
-                let verified = verify_all(&log).await.context("verifying the log")?;
+                let verified = interrupt.or(verify_all(&log)).await.context("verifying the log")?;
                 ensure!(verified == taken, "the log does not read as what was written");
                 Ok(Brought { taken: verified.events - had.0, verified })
             }
             Self::Log { carrying, .. } => {
                 let bar = bar("compare", events)?;
                 let taken = carrying.appended();
-                let verified = carrying.finish(|at| bar.set_position(at)).await;
+                let comparing = carrying.finish(|at| bar.set_position(at));
+                let verified = interrupt.or(async { Ok(comparing.await?) }).await;
                 bar.finish_and_clear();
                 Ok(Brought { taken, verified: verified.context("comparing the two")? })
             }
@@ -323,16 +378,17 @@ async fn bring(
     what: &str,
 ) -> anyhow::Result<Brought> {
     // From here on: whoever interrupts it has what was begun cleared away.
-    let interrupt = tokio::signal::unix::SignalKind::interrupt();
-    let mut interrupt = tokio::signal::unix::signal(interrupt).context("listening for SIGINT")?;
+    let mut interrupt = Interrupt::on(SignalKind::interrupt())?;
+    let brings = || format!("{what} into {}", to.shown());
     let (opened, _held);
     let mut target = match to.file() {
         Some(path) => {
-            if path.with_extension("importing").exists() {
+            let import = interrupt.or(begin(&path)).await.with_context(brings)?;
+            // Who holds the log now is seen by a restore that begins, and sees one that has begun.
+            restore::refuse_unfinished(&to.data_dir)?;
+            if import.has_cleared() {
                 eprintln!("an import into {} was broken off; what it left is removed", to.shown());
             }
-            let opening = || format!("opening the log {}", path.display());
-            let import = Box::new(log::Import::begin(&path).with_context(opening)?);
             let had = import.end();
             Target::File { path, import, had, end: (0, GENESIS) }
         }
@@ -342,23 +398,28 @@ async fn bring(
                 let running = || format!("a server runs in {}: stop it", to.data_dir.display());
                 _held = held.with_context(running)?;
             }
-            opened = to.open().await?;
+            opened = interrupt.or(to.open()).await.with_context(brings)?;
             Target::Log { log: &*opened, carrying: Carrying::into(&*opened) }
         }
     };
-    let had = target.had().await?;
+    let had = interrupt.or(target.had()).await.with_context(brings)?;
     ensure!(
         had <= header.events,
         "the log {} ends at position {had} and the export at {}: it does not continue it",
         to.shown(),
         header.events
     );
-    let done = tokio::select! {
-        done = pump(&mut source, &header, &mut target) => done,
-        _ = interrupt.recv() => Err(anyhow!("interrupted")),
-    };
-    done.with_context(|| format!("{what} into {}; {}", to.shown(), target.left()))?;
-    target.finish(header.events).await
+    let done = interrupt.or(pump(&mut source, &header, &mut target)).await;
+    done.with_context(|| format!("{}; {}", brings(), target.left()))?;
+    target.finish(header.events, &mut interrupt).await
+}
+
+/// On another thread, so that an interruption is heard.
+async fn begin(path: &Path) -> anyhow::Result<Box<log::Import>> {
+    let opened = path.to_owned();
+    let beginning = tokio::task::spawn_blocking(move || log::Import::begin(&opened));
+    let import = beginning.await?.with_context(|| format!("opening the log {}", path.display()))?;
+    Ok(Box::new(import))
 }
 
 async fn pump(
@@ -427,3 +488,6 @@ fn follow(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

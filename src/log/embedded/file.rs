@@ -83,8 +83,11 @@ pub(super) fn lock(path: &Path) -> Result<File, Error> {
     }
 }
 
-/// Make an empty log beside its place and move it there whole, so that a crash leaves no half one.
-pub(super) fn create(path: &Path) -> Result<(), Error> {
+/// Whoever puts a log where there is none asks this first.
+///
+/// # Errors
+/// [`Error::Foreign`] when there is a WAL without its log.
+pub(super) fn refuse_stray_wal(path: &Path) -> Result<(), Error> {
     let wal = beside(path, "-wal");
     if wal.exists() {
         // SQLite would replay it into the new file.
@@ -93,6 +96,12 @@ pub(super) fn create(path: &Path) -> Result<(), Error> {
             wal.display()
         )));
     }
+    Ok(())
+}
+
+/// Make an empty log beside its place and move it there whole, so that a crash leaves no half one.
+pub(super) fn create(path: &Path) -> Result<(), Error> {
+    refuse_stray_wal(path)?;
     let new = path.with_extension("new");
     move_into_place(lay_out(&new)?, &new, path)
 }

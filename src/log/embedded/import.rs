@@ -3,18 +3,21 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::file::{Found, inspect, lay_out, lock, move_into_place, remove};
+use super::file::{Found, inspect, lay_out, lock, move_into_place, refuse_stray_wal, remove};
 use super::writer::Writer;
 use super::{Error, io};
 use crate::log::{Recorded, Verified};
 
-/// Removes what an import left that was killed; whoever calls it holds the lock.
-pub(super) fn clear(path: &Path) -> Result<(), Error> {
+/// Removes what an import left that was killed, and says whether there was anything; whoever calls it
+/// holds the lock.
+pub(super) fn clear(path: &Path) -> Result<bool, Error> {
     let left = path.with_extension(IMPORTING);
-    if left.exists() {
+    let was_there = left.exists();
+    if was_there {
         tracing::warn!(path = %left.display(), "an import was broken off; what it left is removed");
     }
-    remove(&left)
+    remove(&left)?;
+    Ok(was_there)
 }
 
 /// What the new file is called until it is whole.
@@ -31,6 +34,7 @@ pub struct Import {
     path: PathBuf,
     /// Where the new one lies until it is whole.
     new: Option<PathBuf>,
+    has_cleared: bool,
     /// Let go last.
     _lock: File,
 }
@@ -40,22 +44,24 @@ impl Import {
     ///
     /// # Errors
     /// [`Error::Unwritable`] when it is open for writing elsewhere, [`Error::Foreign`] when it is
-    /// not a log of a version known here.
+    /// not a log of a version known here, or a WAL without its log.
     pub fn begin(path: &Path) -> Result<Self, Error> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(io)?;
         }
-        inspect(path)?;
+        look(path)?;
         let lock = lock(path)?;
-        clear(path)?;
-        let new = (inspect(path)? == Found::Nothing).then(|| path.with_extension(IMPORTING));
+        // Once more: another process may have made it between the two.
+        let new = (look(path)? == Found::Nothing).then(|| path.with_extension(IMPORTING));
+        let has_cleared = clear(path)?;
         // Made before anything is written, so that an error from here on removes the new file.
-        let mut import = Self { writer: None, path: path.to_owned(), new, _lock: lock };
+        let path = path.to_owned();
+        let mut import = Self { writer: None, path, new, has_cleared, _lock: lock };
         if let Some(new) = &import.new {
             // Nothing of it counts before it is whole, so that it needs no journal.
             lay_out(new)?.close().map_err(|(_, error)| error)?;
         }
-        let writer = Writer::open(import.new.as_deref().unwrap_or(path))?;
+        let writer = Writer::open(import.new.as_ref().unwrap_or(&import.path))?;
         if import.new.is_some() {
             writer.conn.pragma_update(None, "synchronous", "off")?;
             writer.conn.pragma_update(None, "journal_mode", "off")?;
@@ -63,6 +69,11 @@ impl Import {
         writer.conn.execute_batch("BEGIN IMMEDIATE")?;
         import.writer = Some(writer);
         Ok(import)
+    }
+
+    /// Whether it began with removing what an import left that was broken off.
+    pub fn has_cleared(&self) -> bool {
+        self.has_cleared
     }
 
     /// The last position and its hash, with what was taken so far.
@@ -96,6 +107,18 @@ impl Import {
         }
         Ok(Verified { events, head_hash })
     }
+}
+
+/// What is at `path`, where a log may be put if there is none.
+fn look(path: &Path) -> Result<Found, Error> {
+    if inspect(path)? == Found::Nothing
+        && let Err(stray) = refuse_stray_wal(path)
+        // Somebody may just have made a log there, whose WAL it is.
+        && inspect(path)? == Found::Nothing
+    {
+        return Err(stray);
+    }
+    inspect(path)
 }
 
 impl Drop for Import {

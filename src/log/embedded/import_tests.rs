@@ -142,10 +142,26 @@ async fn an_import_that_was_killed_is_begun_anew() {
     let mut left = File::create(path.with_extension("importing")).unwrap();
     left.write_all(b"half a file").unwrap();
     let source = filled(&dir.path().join("source.sqlite"), 10).await;
+    let busy = lock(&path).unwrap();
+    assert!(matches!(Import::begin(&path).err(), Some(Error::Unwritable(_))));
+    assert!(path.with_extension("importing").exists(), "another import may be at work on it");
+    drop(busy);
     let mut import = Import::begin(&path).unwrap();
+    assert!(import.has_cleared());
     for event in source.read_all(0, 100).await.unwrap() {
         import.take(&event).unwrap();
     }
     assert_eq!(import.finish().unwrap().events, 10);
     assert!(!path.with_extension("importing").exists());
+}
+
+#[test]
+fn no_log_is_put_under_the_wal_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log.sqlite");
+    std::fs::write(file::beside(&path, "-wal"), "of a log that was moved away").unwrap();
+    let refused = Import::begin(&path).err().unwrap();
+    assert!(matches!(&refused, Error::Foreign(what) if what.contains("without its log")));
+    let left: Vec<_> = dir.path().read_dir().unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(left, ["log.sqlite-wal"], "something was written");
 }

@@ -76,18 +76,115 @@ async fn a_backup_over_postgres_is_restored_into_any_engine_that_is_empty() {
 }
 
 #[tokio::test]
+async fn another_data_directory_than_the_servers_is_no_backup_of_a_log_over_the_network() {
+    let setup = fresh().await;
+    let server = Server::start(setup.clone());
+    server.generate(ADA, "sealed by a key").await;
+    let (place, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let missing = path(&place, "not there");
+    let backup = path(&place, "backup");
+    let arguments = ["backup", &backup, "--data-dir", &missing];
+    let refused = run(&setup, other.path(), &arguments).unwrap_err();
+    assert!(refused.contains("there is no data directory"), "{refused}");
+    let refused = run(&setup, other.path(), &["backup", &backup]).unwrap_err();
+    assert!(refused.contains("neither a key nor a tombstone"), "{refused}");
+    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0, "it made something");
+    assert!(!Path::new(&missing).exists() && !Path::new(&backup).join("manifest.json").exists());
+    std::fs::remove_dir_all(&backup).unwrap();
+    // The right one, without what opens the keys in it.
+    std::fs::remove_file(server.data_dir().join("master.key")).unwrap();
+    let refused = run(&setup, server.data_dir(), &["backup", &backup]).unwrap_err();
+    assert!(refused.contains("to open them: name the server's data directory"), "{refused}");
+    assert!(!Path::new(&backup).exists());
+    let given = setup.with("T2M_MASTER_KEY", "BwcH".repeat(10) + "Bwc=");
+    let output = given.run(server.data_dir(), &["backup", &backup]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("do not open with T2M_MASTER_KEY"), "{told}");
+}
+
+#[tokio::test]
+async fn files_of_a_backup_are_brought_into_a_bucket() {
+    let s3 = S3::start().await;
+    let server = Server::start(Setup::clerk());
+    let kept = server.upload(ADA, "kept.txt", "kept in the backup").await;
+    let other = server.upload(ADA, "other.txt", "will be damaged").await;
+    let place = TempDir::new().unwrap();
+    let backup = path(&place, "backup");
+    server.printed(&["backup", &backup, "--blobs", "copy"]);
+    let with = |url: &str| {
+        let setup = Setup::clerk().with("T2M_BLOBS", url);
+        s3.variables().fold(setup, |it, (name, value)| it.with(name, value))
+    };
+    let elsewhere = TempDir::new().unwrap();
+    let left = || std::fs::read_dir(elsewhere.path()).unwrap().count();
+    let nowhere = with("s3://no-such-bucket/some");
+    run(&nowhere, elsewhere.path(), &["restore", &backup]).unwrap_err();
+    assert_eq!(left(), 0, "it left something");
+    let damaged = other["sha256"].as_str().unwrap();
+    let file = Path::new(&backup).join("blobs/sha256").join(&damaged[..2]).join(damaged);
+    std::fs::write(file, "it is damaged !").unwrap();
+    let setup = with(&s3.url);
+    let refused = run(&setup, elsewhere.path(), &["restore", &backup]).unwrap_err();
+    assert!(refused.contains(damaged) && refused.contains("is damaged"), "{refused}");
+    assert_eq!(left(), 0, "it left something");
+    let arguments = ["restore", &backup, "--without-damaged-files", "--json"];
+    let restored = parsed(&run(&setup, elsewhere.path(), &arguments).unwrap());
+    assert_eq!((&restored["blobs"], &restored["left_out_blobs"]), (&json!(1), &json!([damaged])));
+    assert!(!elsewhere.path().join("blobs").exists(), "files for a bucket were left here");
+    // Once more, into the bucket that has them.
+    run(&setup, TempDir::new().unwrap().path(), &arguments).unwrap();
+    let restored = Server::start_in(setup, elsewhere);
+    let id = kept["file_id"].as_str().unwrap();
+    assert_eq!(text_of(&restored, id).await, b"kept in the backup");
+    let status = restored.run(&["doctor"]);
+    let told = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(told.contains(&format!("1 files without their bytes, such as {damaged}")), "{told}");
+}
+
+#[tokio::test]
+async fn what_the_operator_gave_up_is_in_the_backup_and_a_restore_goes_to_a_fresh_volume() {
+    let (data, place) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    crate::engines::filled(&data.path().join("log.sqlite"), 1).await;
+    std::fs::write(data.path().join("views.skipped"), "7\n").unwrap();
+    let backup = path(&place, "backup");
+    let setup = Setup::clerk();
+    run(&setup, data.path(), &["backup", &backup]).unwrap();
+    let volume = TempDir::new().unwrap();
+    std::fs::create_dir(volume.path().join("lost+found")).unwrap();
+    // As long as one is at work there, or broke off, nobody else writes.
+    std::fs::create_dir(volume.path().join("restoring")).unwrap();
+    let export = path(&place, "log.jsonl");
+    run(&setup, data.path(), &["log", "export", &export]).unwrap();
+    let into = volume.path().to_str().unwrap();
+    let copy = ["log", "copy", "--to", "embedded", "--to-data-dir", into];
+    let copied = run(&setup, data.path(), &copy).unwrap_err();
+    for refused in [run(&setup, volume.path(), &["log", "import", &export]).unwrap_err(), copied] {
+        assert!(refused.contains("a restore into") && refused.contains("broke off"), "{refused}");
+    }
+    assert_eq!(std::fs::read_dir(volume.path()).unwrap().count(), 2);
+    run(&setup, volume.path(), &["restore", &backup]).unwrap();
+    assert_eq!(std::fs::read(volume.path().join("views.skipped")).unwrap(), b"7\n");
+    assert!(!volume.path().join("restoring").exists());
+}
+
+#[tokio::test]
 async fn a_restore_into_postgres_that_broke_off_lets_no_server_start_and_is_repeated() {
     let (data, place) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     crate::engines::filled(&data.path().join("log.sqlite"), 20).await;
     let elsewhere = TempDir::new().unwrap();
     let backup = path(&place, "backup");
     let made = parsed(&run(&Setup::clerk(), data.path(), &["backup", &backup, "--json"]).unwrap());
-    let postgres = Postgres::shared();
+    let (postgres, s3) = (Postgres::shared(), S3::start().await);
     let database = postgres.database().await;
-    let direct = Setup::clerk().with("T2M_LOG", postgres.address(&database));
+    // With the files elsewhere too, nothing of which lies here.
+    let over = |address: String| {
+        let setup = Setup::clerk().with("T2M_LOG", address).with("T2M_BLOBS", &s3.url);
+        s3.variables().fold(setup, |it, (name, value)| it.with(name, value))
+    };
+    let direct = over(postgres.address(&database));
     let proxy = Proxy::to(postgres).await;
     proxy.hold_answers(Duration::from_millis(100));
-    let slowly = Setup::clerk().with("T2M_LOG", proxy.address(&database));
+    let slowly = over(proxy.address(&database));
     let mut restore = slowly.command(elsewhere.path(), &["restore", &backup]);
     let mut restore = restore.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until("some events are there", async || {

@@ -282,6 +282,46 @@ async fn an_import_into_postgres_that_was_interrupted_is_ended_by_the_same_comma
 }
 
 #[tokio::test]
+async fn who_interrupts_it_while_a_server_does_not_answer_is_heard() {
+    let (data, place) = (filled(20).await, TempDir::new().unwrap());
+    let file = path(&place, "log.jsonl");
+    run(&setup(), data.path(), &["log", "export", &file]).unwrap();
+    let server = Postgres::shared();
+    let database = server.database().await;
+    let proxy = Proxy::to(server).await;
+    proxy.hold_answers(Duration::from_secs(3600));
+    let silent = proxy.address(&database);
+    for arguments in [["log", "import", &file, "--log"], ["log", "copy", "--json", "--to"]] {
+        let before = proxy.connected();
+        let mut command = setup().command(data.path(), &arguments);
+        let command = command.arg(&silent).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        until("it has connected", async || proxy.connected() > before).await;
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let told = said(child.wait_with_output().unwrap()).unwrap_err();
+        assert!(told.trim().ends_with(": interrupted"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn an_import_beside_one_that_is_at_work_says_nothing_of_what_that_has_made() {
+    let (data, place) = (filled(20).await, TempDir::new().unwrap());
+    let file = path(&place, "log.jsonl");
+    run(&setup(), data.path(), &["log", "export", &file]).unwrap();
+    let at_work = t2m::log::Import::begin(&place.path().join("log.sqlite")).unwrap();
+    assert!(place.path().join("log.importing").exists());
+    let told = run(&setup(), place.path(), &["log", "import", &file]).unwrap_err();
+    assert!(told.contains("is open for writing elsewhere"), "{told}");
+    assert!(!told.contains("was broken off"), "{told}");
+    drop(at_work);
+    // Nor where a WAL was left without its log.
+    std::fs::write(place.path().join("log.sqlite-wal"), "of another log").unwrap();
+    let told = run(&setup(), place.path(), &["log", "import", &file]).unwrap_err();
+    assert!(told.contains("lies there without its log"), "{told}");
+    assert!(!place.path().join("log.sqlite").exists());
+}
+
+#[tokio::test]
 async fn an_import_into_a_file_that_is_interrupted_leaves_nothing() {
     let (data, place) = (filled(20).await, TempDir::new().unwrap());
     let export = run(&setup(), data.path(), &["log", "export", "-"]).unwrap();

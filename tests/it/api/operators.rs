@@ -354,6 +354,17 @@ async fn a_backup_of_a_busy_server_is_restored_elsewhere_to_all_that_was_acknowl
     server.printed(&["doctor", "--full"]);
 }
 
+#[test]
+fn who_only_looks_makes_nothing() {
+    let data = TempDir::new().unwrap();
+    let status = run(data.path(), &["keys", "status"]).unwrap();
+    assert!(status.contains("users' keys              0, "), "{status}");
+    run(data.path(), &["webhooks", "dead"]).unwrap();
+    run(data.path(), &["keys", "rotate"]).unwrap_err();
+    run(data.path(), &["doctor"]).unwrap();
+    assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), 0, "something was made");
+}
+
 #[tokio::test]
 async fn a_damaged_or_unfinished_backup_is_refused_and_leaves_nothing() {
     let server = lived_in().await;

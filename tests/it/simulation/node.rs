@@ -80,7 +80,7 @@ impl Node {
         let simulated = storage.open(&format!("node {index}"));
         let log = Arc::clone(&simulated) as Arc<dyn EventLog>;
         let views = Views::open(&views_of(&dir)).unwrap();
-        let blobs = Arc::new(Blobs::over(Arc::clone(store) as _, &dir).unwrap());
+        let blobs = Arc::new(Blobs::over(Arc::clone(store) as _, &dir));
         let master = || MasterKey::given(SealingKey::new(&[7; 32]).unwrap());
         let keyring = Keyring::new(&blobs, master());
         let projector = Projector::new(Arc::clone(&log), views.clone(), keyring.clone());
