@@ -13,6 +13,7 @@ use super::app::App;
 use super::caller::Caller;
 use super::edges::RequestId;
 use super::problem::{Code, Problem};
+use super::routes::without_prefix;
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::entity::Failure;
 use crate::clerk::jwt::{CLOCK_SKEW_S, Rejected, Verified};
@@ -249,8 +250,8 @@ fn start_of(
 
 /// What a waiting page does by itself is not activity (CONTRACT §4).
 fn is_activity(request: &HttpRequest) -> bool {
-    let path = request.path();
-    let waiting = ["/jobs/", "/status/", "/events"].iter().any(|part| path.contains(part));
+    let path = without_prefix(request.path()).unwrap_or_default();
+    let waiting = path == "/events" || path.starts_with("/jobs/") || path.starts_with("/status/");
     !(request.method() == Method::GET && waiting)
 }
 
@@ -276,4 +277,31 @@ fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>
         access.permissions.iter().cloned().collect()
     };
     (role, permissions, tier)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn what_a_waiting_page_does_by_itself_is_no_activity() {
+        let table = [
+            ("GET", "/api/v1/events", false),
+            ("GET", "/api/jobs/1", false),
+            ("GET", "/api/v1/jobs/1/events", false),
+            ("GET", "/api/status/1", false),
+            ("GET", "/api/v1/jobs", true),
+            ("GET", "/api/v1/me", true),
+            ("GET", "/api/v1/admin/events", true),
+            ("GET", "/api/admin/events", true),
+            ("POST", "/api/v1/jobs/1/cancel", true),
+        ];
+        for (method, path, is) in table {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let request = TestRequest::with_uri(path).method(method).to_http_request();
+            assert_eq!(is_activity(&request), is, "{path}");
+        }
+    }
 }

@@ -190,8 +190,8 @@ pub fn table() -> Vec<Route> {
     ]
 }
 
-/// The routes that the translation app's client asks for without a prefix.
-const AT_ROOT: [&str; 2] = ["/uploadfile", "/uploadfile/"];
+/// The routes that the translation app's client and Prometheus ask for without a prefix.
+const AT_ROOT: [&str; 3] = ["/uploadfile", "/uploadfile/", "/metrics"];
 
 /// Serves the table under each prefix, and the documentation page beside it.
 pub fn configure(config: &mut ServiceConfig) {

@@ -127,4 +127,16 @@ async fn in_development_mode_every_request_is_somebody_and_every_answer_warns() 
     assert_eq!(me["subscription_tier"], "premium");
     let other = server.request(Method::GET, "me").header("x-dev-user", "user_other");
     assert_eq!(ask(other).await.data(200)["user"]["id"], "user_other");
+    let post = || server.request(Method::POST, "videos/generate").json(&json!({ "prompt": "a" }));
+    let preflight = server.request(Method::OPTIONS, "videos/generate");
+    let preflight = preflight.header("access-control-request-method", "POST");
+    for (request, status) in [
+        (preflight.header("origin", &server.address), 200),
+        (post().header("origin", "https://evil.test"), 403),
+        (server.request(Method::POST, "/metrics"), 405),
+        (server.request(Method::GET, "/nothing"), 404),
+    ] {
+        let answer = ask(request).await;
+        assert_eq!((answer.status, answer.header("x-dev-mode")), (status, "true"));
+    }
 }
