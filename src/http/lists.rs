@@ -7,7 +7,7 @@ use std::future::{Ready, ready};
 
 use super::problem::Problem;
 use crate::actors::{dead_letters, records};
-use crate::views::Cursor;
+use crate::views::{Cursor, SessionCursor};
 
 const DEFAULT: usize = 50;
 const MAX: usize = 200;
@@ -28,6 +28,12 @@ pub trait AnyCursor: Sized {
 impl AnyCursor for Cursor {
     fn parse_text(text: &str) -> Option<Self> {
         Self::parse(text).ok()
+    }
+}
+
+impl AnyCursor for SessionCursor {
+    fn parse_text(text: &str) -> Option<Self> {
+        Self::parse(text)
     }
 }
 

@@ -8,17 +8,31 @@ use super::app::App;
 use super::caller::Caller;
 use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
+use super::lists::{PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use super::{admin, answer};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{Command, EndReason};
-use crate::views::{SessionRow, View};
+use crate::views::{SessionCursor, SessionRow, View};
 
 /// `GET sessions`
-pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
-    let rows = app.system.views.sessions_of(&caller.user_id)?;
-    let items: Vec<_> = rows.iter().map(|row| shown(row, &caller)).collect();
-    Ok(answer::ok(json!({ "items": items, "next_cursor": null })))
+pub async fn list(
+    app: web::Data<App>,
+    caller: Caller,
+    page: PageQuery<SessionCursor>,
+) -> Result<HttpResponse, Problem> {
+    listed(&app, &caller, &caller.user_id, &page)
+}
+
+fn listed(
+    app: &App,
+    caller: &Caller,
+    user_id: &UserId,
+    page: &PageQuery<SessionCursor>,
+) -> Result<HttpResponse, Problem> {
+    let found = app.system.views.sessions_of(user_id, page.cursor.as_ref(), page.limit)?;
+    let items: Vec<_> = found.items.iter().map(|row| shown(row, caller)).collect();
+    Ok(answer::ok(PageAnswer { items, next_cursor: found.next_cursor }))
 }
 
 /// `DELETE sessions/{id}`
@@ -36,11 +50,10 @@ pub async fn list_of_user(
     app: web::Data<App>,
     caller: Caller,
     id: web::Path<String>,
+    page: PageQuery<SessionCursor>,
 ) -> Result<HttpResponse, Problem> {
     let user = admin::known(&app, &admin::parse_id(&id)?)?;
-    let rows = app.system.views.sessions_of(&user.user_id)?;
-    let items: Vec<_> = rows.iter().map(|row| shown(row, &caller)).collect();
-    Ok(answer::ok(json!({ "items": items, "next_cursor": null })))
+    listed(&app, &caller, &user.user_id, &page)
 }
 
 /// `DELETE admin/users/{id}/sessions/{session_id}`

@@ -145,7 +145,8 @@ impl World {
         let user_id = UserId::try_from(user_id(number)).unwrap();
         let session_id = SessionId::try_from(session_id(number)).unwrap();
         let row = json!(views.user(&user_id).unwrap());
-        let seen = (views.session_standing(&session_id), views.sessions_of(&user_id).unwrap());
+        let sessions = views.sessions_of(&user_id, None, 50).unwrap().items;
+        let seen = (views.session_standing(&session_id), sessions);
         let state = (&self.users[&user_id], &self.sessions[&session_id]);
         format!("{row}\n{seen:?}\n{state:?}")
             .replace(user_id.as_str(), "USER")

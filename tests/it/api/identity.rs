@@ -312,3 +312,39 @@ async fn a_token_near_its_end_is_advised_to_be_renewed() {
         assert_eq!((answer.status, answer.header("x-token-refresh")), (200, advice));
     }
 }
+
+#[tokio::test]
+async fn sessions_are_listed_a_page_at_a_time() {
+    let server = Server::start(Setup::clerk());
+    for number in 0..5 {
+        let token = signed(&with("sid", json!(format!("sess_{number}"))));
+        me_with(&server, &token).await.data(200);
+    }
+    let mut admin = claims("user_admin");
+    admin["role"] = json!("admin");
+    let boss = signed(&admin);
+    let path = format!("admin/users/{ADA}/sessions");
+    let last = signed(&with("sid", json!("sess_4")));
+    for (path, token) in [("sessions", &last), (path.as_str(), &boss)] {
+        let list = |query: String| {
+            ask(server.request(Method::GET, &format!("{path}?{query}")).bearer_auth(token))
+        };
+        let mut seen = Vec::new();
+        let mut query = "limit=2".to_owned();
+        loop {
+            let page = list(query).await.data(200);
+            let items = page["items"].as_array().unwrap();
+            assert!(items.len() <= 2);
+            seen.extend(items.iter().map(|it| it["session_id"].as_str().unwrap().to_owned()));
+            let Some(cursor) = page["next_cursor"].as_str() else { break };
+            query = format!("limit=2&cursor={cursor}");
+        }
+        assert_eq!(seen, ["sess_4", "sess_3", "sess_2", "sess_1", "sess_0"]);
+        for (query, field) in [("limit=0", "limit"), ("limit=201", "limit"), ("cursor=x", "cursor")]
+        {
+            let refused = list(query.to_owned()).await;
+            refused.assert_refused(422, "validation_failed");
+            assert!(refused.body["detail"]["fields"][field].is_string(), "{}", refused.body);
+        }
+    }
+}
