@@ -162,15 +162,30 @@ impl Membership {
     fn is_administered(&self) -> bool {
         self.membership_id.starts_with(ADMINISTERED)
     }
+
+    /// The id of a membership that a token claims, for none tells Clerk's; Clerk's own replaces it.
+    pub fn claimed(organization_id: &str) -> String {
+        format!("{CLAIMED}{organization_id}")
+    }
+
+    pub fn is_claimed(&self) -> bool {
+        self.membership_id.starts_with(CLAIMED)
+    }
 }
 
 const ADMINISTERED: &str = "t2m_";
+const CLAIMED: &str = "token_";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Onboarding {
     pub step: u32,
     pub total_steps: u32,
     pub status: OnboardingStatus,
+}
+
+impl Onboarding {
+    /// Steps where nobody names a total (seed `marketplace-session-token`).
+    pub const DEFAULT_STEPS: u32 = 8;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -201,6 +216,22 @@ pub struct Snapshot {
     pub banned: bool,
 }
 
+/// All that the claims of a token say of its user.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Claims {
+    pub snapshot: Snapshot,
+    /// Under ids of [`Membership::claimed`].
+    pub memberships: Vec<Membership>,
+    pub onboarding: Option<Onboarding>,
+    pub issued_at: DateTime<Utc>,
+}
+
+impl From<Snapshot> for Claims {
+    fn from(snapshot: Snapshot) -> Self {
+        Self { snapshot, ..Self::default() }
+    }
+}
+
 /// What kind of user this is, and of which organization.
 #[derive(Debug, Clone)]
 pub struct Placement {
@@ -222,7 +253,7 @@ pub enum Assignment {
 #[derive(Debug, Clone)]
 pub enum Command {
     /// The first request of a user whom no webhook has told of yet: the claims of the token.
-    Provision(Snapshot),
+    Provision(Claims),
     /// Clerk tells how the user was at `source_updated_at`.
     Sync {
         snapshot: Snapshot,
@@ -308,7 +339,7 @@ impl Aggregate for User {
             return self.decide_deleted(command);
         }
         match command {
-            Command::Provision(snapshot) => Ok(self.provision(snapshot)),
+            Command::Provision(claims) => Ok(self.provision(claims)),
             Command::Sync { snapshot, source_updated_at } => {
                 Ok(self.sync(snapshot, *source_updated_at))
             }
@@ -464,16 +495,26 @@ impl User {
         }
     }
 
-    fn provision(&self, snapshot: &Snapshot) -> Vec<Event> {
+    fn provision(&self, claims: &Claims) -> Vec<Event> {
         if self.standing != Standing::Unknown {
             return vec![];
         }
+        let snapshot = &claims.snapshot;
         let mut events = vec![Event::Registered {
             profile: Box::new(snapshot.profile.clone()),
             provisional: true,
             told: snapshot.told.clone(),
         }];
         events.extend(self.differences(&snapshot.told, None));
+        // Who was told of any membership by Clerk, be it one that is over, knows better.
+        if self.memberships.is_empty() {
+            events.extend(claims.memberships.iter().map(|membership| Event::OrganizationJoined {
+                membership: membership.clone(),
+                source_updated_at: claims.issued_at,
+            }));
+        }
+        let onboarding = claims.onboarding.clone();
+        events.extend(onboarding.map(|onboarding| Event::OnboardingProgressed { onboarding }));
         events
     }
 
@@ -562,10 +603,13 @@ impl User {
 
     fn join(&self, membership: &Membership, source_updated_at: DateTime<Utc>) -> Vec<Event> {
         match self.memberships.get(&membership.membership_id) {
-            None => vec![Event::OrganizationJoined {
-                membership: membership.clone(),
-                source_updated_at,
-            }],
+            None => {
+                let mut events: Vec<Event> =
+                    self.end_of_claimed(&membership.organization_id).collect();
+                let membership = membership.clone();
+                events.push(Event::OrganizationJoined { membership, source_updated_at });
+                events
+            }
             Some(MembershipState::Member { membership: known, as_of })
                 if source_updated_at > *as_of =>
             {
@@ -589,10 +633,23 @@ impl User {
         if self.memberships.get(membership_id) == Some(&MembershipState::Left) {
             return vec![];
         }
-        vec![Event::OrganizationLeft {
+        let mut events = vec![Event::OrganizationLeft {
             membership_id: membership_id.to_owned(),
             organization_id: organization_id.to_owned(),
-        }]
+        }];
+        events.extend(self.end_of_claimed(organization_id));
+        events
+    }
+
+    /// Clerk has told of the membership that a token claimed.
+    fn end_of_claimed(&self, organization_id: &str) -> impl Iterator<Item = Event> {
+        let claimed = self.present_memberships().filter(move |present| {
+            present.is_claimed() && present.organization_id == organization_id
+        });
+        claimed.map(|present| Event::OrganizationLeft {
+            membership_id: present.membership_id.clone(),
+            organization_id: present.organization_id.clone(),
+        })
     }
 
     fn place(&self, placement: &Placement, now: DateTime<Utc>) -> Vec<Event> {

@@ -17,11 +17,11 @@ use super::routes::without_prefix;
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::entity::Failure;
 use crate::clerk::jwt::{CLOCK_SKEW_S, Rejected, Verified};
-use crate::clerk::translate::claims_snapshot;
+use crate::clerk::translate::claims;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
 use crate::domain::text::Personal;
-use crate::domain::user::{self, Profile, Snapshot, Told};
+use crate::domain::user::{self, Claims, Profile, Snapshot, Told};
 use crate::views::{SessionStanding, UserAccess};
 
 /// A token this close to its end is worth renewing (seed, `refreshThreshold`).
@@ -69,7 +69,7 @@ async fn developer(app: &App, request: &HttpRequest) -> Result<Caller, Problem> 
             },
             ..Snapshot::default()
         };
-        provision(app, &caller.user_id, snapshot, caller.origin()).await?;
+        provision(app, &caller.user_id, snapshot.into(), caller.origin()).await?;
     }
     Ok(caller)
 }
@@ -145,7 +145,7 @@ async fn known_user(
     let access = match views.user_standing(user_id) {
         Some(access) => access,
         None => {
-            provision(app, user_id, claims_snapshot(token), origin(request, user_id)).await?;
+            provision(app, user_id, claims(token), origin(request, user_id)).await?;
             views.user_standing(user_id).ok_or_else(|| Problem::new(Code::NotCaughtUp))?
         }
     };
@@ -161,10 +161,10 @@ async fn known_user(
 async fn provision(
     app: &App,
     user_id: &UserId,
-    snapshot: Snapshot,
+    claims: Claims,
     origin: Metadata,
 ) -> Result<(), Problem> {
-    match app.system.users.execute(user_id, user::Command::Provision(snapshot), origin).await {
+    match app.system.users.execute(user_id, user::Command::Provision(claims), origin).await {
         Ok(done) => Ok(app.system.visible(done.position).await?),
         Err(Failure::Refused(user::Refusal::Deleted)) => Err(session_ended(EndReason::UserDeleted)),
         Err(failure) => Err(failure.into()),

@@ -12,9 +12,6 @@ use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
 use crate::domain::user::{Command, Onboarding, OnboardingStatus};
 
-/// Steps of an onboarding whose client names no total (seed `marketplace-session-token`).
-const DEFAULT_STEPS: u32 = 8;
-
 /// `GET me`
 pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
     let views = &app.system.views;
@@ -41,7 +38,7 @@ pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Pro
         "user_type": user.user_type,
         "organizations": user.organizations,
         "feature_flags": user.feature_flags,
-        "onboarding": onboarding(user.onboarding.as_ref()),
+        "onboarding": onboarding(caller.onboarding(user.onboarding).as_ref()),
         "usage": {
             "jobs": usage.jobs,
             "files": usage.files,
@@ -90,11 +87,12 @@ pub async fn progress(
     body: Json<OnboardingRequest>,
 ) -> Result<HttpResponse, Problem> {
     let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
+    let known = caller.onboarding(known);
     let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     let step = number(body.0.step);
     let total_steps = match body.0.total_steps {
         Some(total) => number(total),
-        None => known.map_or(DEFAULT_STEPS, |known| known.total_steps),
+        None => known.map_or(Onboarding::DEFAULT_STEPS, |known| known.total_steps),
     };
     if step > total_steps {
         return Err(Problem::field("step", "must not be beyond total_steps"));

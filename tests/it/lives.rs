@@ -261,7 +261,7 @@ proptest! {
                     ..Snapshot::default()
                 };
                 let id = UserId::try_from(user_id(0)).unwrap();
-                world.tell_user(id, &user::Command::Provision(claims));
+                world.tell_user(id, &user::Command::Provision(claims.into()));
             }
             if let Some(index) = order.get(at) {
                 world.deliver(&deliveries[*index]);

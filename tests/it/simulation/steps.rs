@@ -87,7 +87,7 @@ fn of_user(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
     let banned = snapshot.banned;
     let command = match dice.below(20) {
         0..=12 => user::Command::Sync { snapshot, source_updated_at: at },
-        13..=15 => user::Command::Provision(snapshot),
+        13..=15 => user::Command::Provision(snapshot.into()),
         16 | 17 => user::Command::SetAccess(user::Access {
             role: format!("role {}", dice.below(3)),
             ..user::Access::default()
