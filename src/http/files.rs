@@ -50,6 +50,14 @@ impl From<FileRow> for FileAnswer {
     }
 }
 
+/// The form of `POST files/upload`; fields with other names become the file's `metadata`.
+#[derive(Debug, utoipa::ToSchema)]
+#[allow(dead_code, reason = "it describes the form, which is read as it comes")]
+pub struct UploadForm {
+    #[schema(value_type = String, format = Binary)]
+    pub file: Vec<u8>,
+}
+
 /// The answer to an upload (CONTRACT §3); the rest is at `GET files/{id}`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct UploadAnswer {

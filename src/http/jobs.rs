@@ -308,9 +308,13 @@ fn seed_of(job_id: JobId) -> u64 {
     (high ^ low) & ((1 << 53) - 1)
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// The query of `GET jobs`.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 pub struct FilterQuery {
+    /// Only jobs in this state: `queued`, `running`, `retry_wait`, `cancelling`, `completed`,
+    /// `failed` or `cancelled`.
     state: Option<String>,
+    /// Only jobs of this kind: `video` or `translation`.
     kind: Option<String>,
 }
 

@@ -2,7 +2,8 @@
 //! anybody.
 
 use actix_web::{HttpResponse, web};
-use serde_json::json;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 
 use super::app::App;
 use super::caller::Caller;
@@ -89,7 +90,16 @@ async fn end(
 ) -> Result<HttpResponse, Problem> {
     let done = app.system.sessions.execute(id, Command::End { reason }, caller.origin()).await?;
     app.system.visible_in(View::Sessions, done.position).await?;
-    Ok(at_position(answer::ok(json!({ "session_id": id, "status": "ended" })), done.position))
+    let ended = SessionEnded { session_id: id.to_string(), status: "ended" };
+    Ok(at_position(answer::ok(ended), done.position))
+}
+
+/// The answer when a session was ended.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SessionEnded {
+    pub session_id: String,
+    /// `ended`.
+    pub status: &'static str,
 }
 
 /// The body of `PATCH sessions/current`.
@@ -133,16 +143,29 @@ async fn change_current(
     Ok(at_position(answer::ok(shown(&row, caller)), done.position))
 }
 
-fn shown(row: &SessionRow, caller: &Caller) -> serde_json::Value {
-    let current = caller.session_id.as_ref().is_some_and(|id| *id == row.session_id);
-    json!({
-        "session_id": row.session_id,
-        "current": current,
-        "started_at": row.started_at,
-        "expires_at": row.expires_at,
-        "last_active_at": row.last_active_at,
-        "remember_me": row.remembered,
-        "ip_address": row.ip_address,
-        "user_agent": row.user_agent,
-    })
+/// A session as its user sees it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SessionAnswer {
+    pub session_id: String,
+    /// Whether it is the one that asks.
+    pub current: bool,
+    pub started_at: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
+    pub last_active_at: DateTime<Utc>,
+    pub remember_me: bool,
+    pub ip_address: Option<String>,
+    pub user_agent: Option<String>,
+}
+
+fn shown(row: &SessionRow, caller: &Caller) -> SessionAnswer {
+    SessionAnswer {
+        session_id: row.session_id.to_string(),
+        current: caller.session_id.as_ref().is_some_and(|id| *id == row.session_id),
+        started_at: row.started_at,
+        expires_at: row.expires_at,
+        last_active_at: row.last_active_at,
+        remember_me: row.remembered,
+        ip_address: row.ip_address.clone(),
+        user_agent: row.user_agent.clone(),
+    }
 }

@@ -31,7 +31,7 @@ use crate::views::FileRow;
 pub const VERSION: &str = "1.0.0";
 const EXTENSIONS: &str = "creation,creation-with-upload,expiration,checksum,termination";
 const ALGORITHMS: &str = "sha1,sha256";
-const PIECE: &str = "application/offset+octet-stream";
+pub const PIECE: &str = "application/offset+octet-stream";
 
 /// What a page of another origin may send.
 pub const REQUEST_HEADERS: [&str; 6] = [

@@ -28,7 +28,7 @@ use super::links::{LinkAnswer, sign};
 use super::problem::{Code, Problem};
 use super::{answer, jobs};
 use crate::actors::codec::Metadata;
-use crate::actors::leasing::{Completed, Done, Leased, Shape, by};
+use crate::actors::leasing::{Completed, Done, Leased, Report, Shape, by};
 use crate::actors::outputs::{Handed, Slot, slots};
 use crate::config::Secret;
 use crate::domain::ids::{JobId, LeaseId};
@@ -245,6 +245,15 @@ fn lease_id(fields: &mut Fields) -> Uuid {
     })
 }
 
+/// What a worker is told when it reports.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ReportAnswer {
+    /// The job is to be stopped: end it with `fail`.
+    pub cancelled: bool,
+    /// Of the lease.
+    pub expires_at: DateTime<Utc>,
+}
+
 /// `POST worker/jobs/{id}/progress`
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 pub async fn progress(
@@ -259,15 +268,27 @@ pub async fn progress(
     let origin = origin_under(&app, job_id, lease_id, request_id).await;
     let message = body.0.message;
     let done = app.leasing.progress(job_id, lease_id, &origin, percent, message).await?;
-    let (cancelled, expires_at) = (done.outcome.cancelled, done.outcome.expires_at);
-    told(&done, answer::ok(json!({ "cancelled": cancelled, "expires_at": expires_at })))
+    let Report { cancelled, expires_at } = done.outcome;
+    told(&done, answer::ok(ReportAnswer { cancelled, expires_at }))
 }
 
 /// The query of `PUT worker/jobs/{id}/output`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct OutputQuery {
+    #[param(required = true, value_type = Option<Uuid>)]
     lease_id: Option<String>,
+    /// One of the lease's `outputs`; the first if absent.
     name: Option<String>,
+}
+
+/// What was handed in.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct HandedAnswer {
+    pub name: &'static str,
+    pub content_type: String,
+    /// In bytes.
+    pub size: u64,
+    pub sha256: String,
 }
 
 /// `PUT worker/jobs/{id}/output`: the bytes themselves.
@@ -296,12 +317,8 @@ pub async fn output(
     let content_type = fits.ok_or_else(|| wrong_type(slot))?.to_owned();
     let handed = Handed { content_type, size: stored.size, sha256: stored.sha256 };
     app.leasing.hand_in(job_id, lease_id, slot, &handed).await?;
-    Ok(answer::ok(json!({
-        "name": slot.name,
-        "content_type": handed.content_type,
-        "size": handed.size,
-        "sha256": handed.sha256,
-    })))
+    let Handed { content_type, size, sha256 } = handed;
+    Ok(answer::ok(HandedAnswer { name: slot.name, content_type, size, sha256 }))
 }
 
 fn slot(kind: Kind, name: Option<&str>) -> Result<&'static Slot, Problem> {

@@ -44,15 +44,19 @@ CREATE INDEX sessions_due ON sessions (due_at) WHERE due_at IS NOT NULL;
 const COLUMNS: &str = "session_id, user_id, started_at, expires_at, last_active_at, remembered, \
                        ended_reason, ended_at, ip_address, user_agent";
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = OwnSession)]
 pub struct SessionRow {
+    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// Absent when the end was all that was ever heard of it.
+    #[schema(value_type = Option<String>)]
     pub user_id: Option<UserId>,
     pub started_at: DateTime<Utc>,
     pub expires_at: DateTime<Utc>,
     pub last_active_at: DateTime<Utc>,
     pub remembered: bool,
+    #[schema(value_type = Option<String>)]
     pub ended_reason: Option<EndReason>,
     pub ended_at: Option<DateTime<Utc>>,
     pub ip_address: Option<String>,

@@ -112,11 +112,12 @@ async fn a_difference_between_log_and_read_model_is_found_row_by_row() {
 
 #[tokio::test]
 async fn an_event_of_a_newer_version_parks_its_view_until_it_is_skipped() {
-    let mut server = Server::start(Setup::clerk().with("T2M_WORKER_TOKENS", "a-worker-token"));
+    let mut server =
+        Server::start(Setup::clerk().with("T2M_WORKER_TOKENS", "a-worker-token-of-the-tests"));
     let held = server.generate(ADA, "a pier").await;
     let worker = |server: &Server, path: &str, body: &Value| {
         let request = server.request(Method::POST, &format!("worker/{path}"));
-        ask(request.bearer_auth("a-worker-token").json(body))
+        ask(request.bearer_auth("a-worker-token-of-the-tests").json(body))
     };
     let body = json!({ "worker_id": "w", "kinds": ["video"] });
     let leased = worker(&server, "lease", &body).await.data(200);

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 fn at(second: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(second, 0).unwrap()
@@ -58,6 +59,42 @@ fn a_webhook_completes_what_a_token_provisioned() {
     assert_eq!(user.standing, Standing::Registered);
     assert_eq!(user.profile.email, Some(Personal::Known("ada@example.com".to_owned())));
     assert_eq!(user.access.role, "admin");
+}
+
+#[test]
+fn what_a_token_claims_of_an_organization_gives_way_to_clerk_in_any_order() {
+    let claims = || Claims {
+        snapshot: snapshot("claims@x", "user"),
+        memberships: vec![Membership {
+            membership_id: Membership::claimed("o1"),
+            organization_id: "o1".to_owned(),
+            name: None,
+            slug: None,
+            role: "org:admin".to_owned(),
+            permissions: BTreeSet::new(),
+        }],
+        issued_at: at(9),
+        ..Claims::default()
+    };
+    let provision = || Command::Provision(claims());
+    for (life, roles) in [
+        (vec![provision()], vec!["org:admin"]),
+        (vec![provision(), sync(5, "ada@x", "user")], vec!["org:admin"]),
+        (vec![provision(), join(5, "org:member")], vec!["org:member"]),
+        (vec![join(5, "org:member"), provision()], vec!["org:member"]),
+        (vec![sync(5, "ada@x", "user"), provision()], vec![]),
+        (vec![provision(), leave()], vec![]),
+        (vec![leave(), provision()], vec![]),
+        (vec![provision(), leave(), join(5, "org:member")], vec![]),
+        (vec![provision(), join(5, "org:member"), leave()], vec![]),
+    ] {
+        let (user, _) = run(&life);
+        let present = user.memberships.values().filter_map(|state| match state {
+            MembershipState::Member { membership, .. } => Some(membership.role.as_str()),
+            MembershipState::Left => None,
+        });
+        assert_eq!(present.collect::<Vec<_>>(), roles, "{life:?}");
+    }
 }
 
 #[test]

@@ -42,6 +42,52 @@ fn the_openapi_document_lists_every_route() {
         let method = route.method.as_str().to_lowercase();
         let described = &document["paths"][route.path][&method];
         assert!(described["responses"].is_object(), "{method} {}", route.path);
+        assert_eq!(route.body.is_some(), described["requestBody"].is_object(), "{}", route.path);
+    }
+    let parameters = |path: &str, method: &str| -> Vec<String> {
+        let found = document["paths"][path][method]["parameters"].as_array();
+        let text = |it: &Value| format!("{}:{}", it["in"].as_str().unwrap(), it["name"]);
+        found.into_iter().flatten().map(|it| text(it).replace('"', "")).collect()
+    };
+    let position = "header:X-Log-Position";
+    let table: [(&str, &str, &[&str]); 9] = [
+        ("/me", "get", &[position]),
+        ("/system/ready", "get", &[]),
+        ("/sessions", "get", &["query:limit", "query:cursor", position]),
+        ("/jobs", "get", &["query:state", "query:kind", "query:limit", "query:cursor", position]),
+        (
+            "/files/secure/{id}",
+            "head",
+            &["path:id", "query:user_id", "query:expires", "query:signature"],
+        ),
+        (
+            "/admin/events",
+            "get",
+            &["query:stream", "query:type", "query:from", "query:limit", "query:cursor", position],
+        ),
+        ("/videos/generate", "post", &["header:Idempotency-Key", position]),
+        ("/jobs/{id}/events", "get", &["path:id", "header:Last-Event-ID", position]),
+        ("/worker/jobs/{id}/output", "put", &["path:id", "query:lease_id", "query:name"]),
+    ];
+    for (path, method, expected) in table {
+        assert_eq!(parameters(path, method), expected, "{method} {path}");
+    }
+    let signature = &document["paths"]["/files/secure/{id}"]["get"]["parameters"][3];
+    assert_eq!((&signature["name"], &signature["required"]), (&json!("signature"), &json!(true)));
+    for (path, media_type) in [
+        ("/files/upload", "multipart/form-data"),
+        ("/translations", "multipart/form-data"),
+        ("/uploadfile/", "multipart/form-data"),
+        ("/videos/batch", "application/json"),
+    ] {
+        let content = &document["paths"][path]["post"]["requestBody"]["content"];
+        assert!(content[media_type]["schema"]["$ref"].is_string(), "{path}: {content}");
+    }
+    // Nothing is referred to that is not there.
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
     }
     assert_eq!(document["servers"], json!([{ "url": "/api/v1" }, { "url": "/api" }]));
 }
