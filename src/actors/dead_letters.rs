@@ -37,7 +37,8 @@ pub struct Letter {
 }
 
 /// What may be shown of a letter in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = DeadLetter)]
 pub struct Heading {
     pub message_id: String,
     pub received_at: DateTime<Utc>,

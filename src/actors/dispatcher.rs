@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::System;
 use super::entity::Failure;
-use super::leasing::{Error, Leased, Leasing, Shape};
+use super::leasing::{Error, Leased, Leasing, Shape, by};
 use super::outputs::{Handed, Slot, slots};
 use super::secrets::Secrets;
 use crate::config::Secret;
@@ -102,7 +102,8 @@ async fn lease_next(rendering: &Rendering, busy: &Busy) -> Option<(Leased, Mine)
     // An attempt that lost its lease may still be stopping: the next one must not meet it in the
     // job's directory.
     let skip = |id| busy.jobs().contains(&id);
-    match rendering.leasing.lease(rendering.engine.name(), &[rendering.kind], skip).await {
+    let origin = by(rendering.engine.name());
+    match rendering.leasing.lease(&origin, &[rendering.kind], skip).await {
         Ok(leased) => leased.map(|leased| {
             let mine = busy.take(leased.job_id);
             (leased, mine)
@@ -168,9 +169,9 @@ async fn work(system: &System, rendering: &Rendering, leased: &Leased) {
         Err(Ended::Cancelled) => ("cancelled".to_owned(), false),
         Err(Ended::Failed { error, retryable }) => (error, retryable),
     };
-    let (leasing, worker_id) = (&rendering.leasing, rendering.engine.name());
+    let (leasing, origin) = (&rendering.leasing, by(rendering.engine.name()));
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
-    if let Err(error) = leasing.fail(job_id, lease_id, worker_id, error, retryable).await {
+    if let Err(error) = leasing.fail(job_id, lease_id, &origin, error, retryable).await {
         // The lease runs out by itself, and another attempt begins.
         tracing::warn!(%job_id, %error, "the end of an attempt was not recorded");
     }
@@ -230,8 +231,8 @@ async fn attempt(
     let handed = hand_in(rendering, &made).await?;
     let shape = Shape { duration: made.duration, width: made.width, height: made.height };
     let (job_id, lease_id, request) = (leased.job_id, leased.lease_id, &leased.request);
-    let worker_id = rendering.engine.name();
-    let finish = rendering.leasing.finish(job_id, lease_id, worker_id, request, &handed, shape);
+    let origin = by(rendering.engine.name());
+    let finish = rendering.leasing.finish(job_id, lease_id, &origin, request, &handed, shape);
     match finish.await {
         Ok(_) => Ok(()),
         Err(Error::Job(Failure::Refused(_))) => Err(Ended::LeaseLost),
@@ -357,9 +358,9 @@ async fn record_progress(
     progress: Progress,
 ) -> Option<Ended> {
     let Progress { percent, message } = progress;
-    let (job_id, lease_id, worker_id) = (leased.job_id, leased.lease_id, rendering.engine.name());
-    match rendering.leasing.progress(job_id, lease_id, worker_id, percent, message).await {
-        Ok(report) => report.cancelled.then_some(Ended::Cancelled),
+    let (job_id, lease_id, origin) = (leased.job_id, leased.lease_id, by(rendering.engine.name()));
+    match rendering.leasing.progress(job_id, lease_id, &origin, percent, message).await {
+        Ok(done) => done.outcome.cancelled.then_some(Ended::Cancelled),
         Err(Error::Job(Failure::Refused(_))) => Some(Ended::LeaseLost),
         Err(error) => {
             tracing::warn!(%job_id, %error, "progress was not recorded");

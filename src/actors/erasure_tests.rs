@@ -46,7 +46,7 @@ impl House {
         let email = Some(Personal::Known(MARKER.to_owned()));
         let profile = Profile { email, ..Profile::default() };
         let house = Self { system, eraser, dir };
-        house.tell(Command::Provision(Snapshot { profile, ..Snapshot::default() })).await;
+        house.tell(Command::Provision(Snapshot { profile, ..Snapshot::default() }.into())).await;
         house.write_letter().await;
         house
     }

@@ -14,6 +14,7 @@ use super::System;
 use super::codec::{Metadata, Source};
 use super::entity::{Executed, Failure};
 use super::outputs::{Handed, Outputs, Slot, slots};
+use super::projector::NotCaughtUp;
 use crate::domain::file::{self, Stored};
 use crate::domain::ids::{FileId, JobId, LeaseId, UserId, derived_id};
 use crate::domain::job::{self, Command, Job, Kind, Options, Output, Phase, Request};
@@ -21,6 +22,7 @@ use crate::domain::text::Personal;
 use crate::domain::tier::Caps;
 use crate::media::blobs::{self, Blobs};
 use crate::media::renderer::output::translated_name;
+use crate::views::View;
 
 /// How often one look for a job is begun anew because another node took the one that was found.
 const TRIES: usize = 8;
@@ -46,6 +48,17 @@ pub struct Leased {
     pub attempt: u32,
     pub expires_at: DateTime<Utc>,
     pub request: Request,
+    /// Where in the log the lease lies.
+    pub position: u64,
+}
+
+/// What a worker's call came to, and where in the log that lies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done<T> {
+    pub outcome: T,
+    pub position: u64,
+    /// Whether it can be read already; it stands in any case.
+    pub visible: Result<(), NotCaughtUp>,
 }
 
 /// What a worker learns when it reports.
@@ -113,13 +126,14 @@ impl Leasing {
         self.outputs.sweep(|id| matches!(views.job(&id), Ok(Some(job)) if job.is_over())).await
     }
 
-    /// Takes the job whose turn it is; nothing when there is none. `skip` names jobs to pass over.
+    /// Takes the job whose turn it is for the worker that `origin` names; nothing when there is
+    /// none. `skip` names jobs to pass over.
     ///
     /// # Errors
     /// [`Failure`], never a refusal: a job that another node took is passed over.
     pub async fn lease(
         &self,
-        worker_id: &str,
+        origin: &Metadata,
         kinds: &[Kind],
         skip: impl Fn(JobId) -> bool,
     ) -> Result<Option<Leased>, Error> {
@@ -138,13 +152,15 @@ impl Leasing {
                 continue;
             }
             let lease_id = LeaseId(self.system.clock.fresh_id());
-            let command = Command::Lease { lease_id, worker_id: worker_id.to_owned() };
-            match self.execute(job_id, command, worker_id).await {
+            let command = Command::Lease { lease_id, worker_id: origin.actor.clone() };
+            match self.execute(job_id, command, origin).await {
                 Ok(done) => {
-                    // Else the next look would find the same job still waiting.
+                    // Else the next look would find the same job still waiting. Where it takes too
+                    // long, the worker gets its job nevertheless: nobody else would work on it until
+                    // the lease runs out, and the attempt would be lost.
                     let _ = self.system.visible(done.position).await;
                     self.discard_leftovers(job_id, &[]).await?;
-                    return Ok(leased(job_id, done.state));
+                    return Ok(leased(job_id, done.state, done.position));
                 }
                 Err(Failure::Refused(_)) => drop(taken.insert(job_id)),
                 Err(other) => return Err(other.into()),
@@ -159,7 +175,7 @@ impl Leasing {
     /// As [`Leasing::lease`].
     pub async fn lease_within(
         &self,
-        worker_id: &str,
+        origin: &Metadata,
         kinds: &[Kind],
         wait: Duration,
         mut stopping: watch::Receiver<bool>,
@@ -167,7 +183,7 @@ impl Leasing {
         let mut progress = self.system.progress.clone();
         let until = Instant::now() + wait;
         loop {
-            if let Some(leased) = self.lease(worker_id, kinds, |_| false).await? {
+            if let Some(leased) = self.lease(origin, kinds, |_| false).await? {
                 return Ok(Some(leased));
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -190,25 +206,34 @@ impl Leasing {
         &self,
         job_id: JobId,
         lease_id: LeaseId,
-        worker_id: &str,
+        origin: &Metadata,
         percent: u8,
         message: Option<String>,
-    ) -> Result<Report, Error> {
+    ) -> Result<Done<Report>, Error> {
         let command = Command::Progress { lease_id, progress: percent, message };
-        let done = self.execute(job_id, command, worker_id).await?;
-        // Who asks once this is answered must see it.
-        let _ = self.system.visible(done.position).await;
-        let Job::Requested(job) = done.state else { return Err(Error::lost()) };
-        match job.phase {
-            Phase::Running(lease) => Ok(Report { cancelled: false, expires_at: lease.expires_at }),
-            Phase::Cancelling(lease) => {
-                Ok(Report { cancelled: true, expires_at: lease.expires_at })
-            }
+        let Executed { state, position, .. } = self.execute(job_id, command, origin).await?;
+        let Job::Requested(job) = state else { return Err(Error::lost()) };
+        let report = match job.phase {
+            Phase::Running(lease) => Report { cancelled: false, expires_at: lease.expires_at },
+            Phase::Cancelling(lease) => Report { cancelled: true, expires_at: lease.expires_at },
             // The job's deadline has passed, and the worker hears of it now.
             _ if job.cut_off == Some(lease_id) => {
-                Ok(Report { cancelled: true, expires_at: self.system.clock.now() })
+                Report { cancelled: true, expires_at: self.system.clock.now() }
             }
-            _ => Err(Error::lost()),
+            _ => return Err(Error::lost()),
+        };
+        Ok(self.done(report, position).await)
+    }
+
+    /// The worker that holds a lease, if it is held.
+    pub async fn holder(&self, job_id: JobId, lease_id: LeaseId) -> Option<String> {
+        let found = self.execute(job_id, Command::Look, &by("")).await.ok()?;
+        let Job::Requested(job) = found.state else { return None };
+        match job.phase {
+            Phase::Running(lease) | Phase::Cancelling(lease) if lease.id == lease_id => {
+                Some(lease.worker_id)
+            }
+            _ => None,
         }
     }
 
@@ -217,7 +242,7 @@ impl Leasing {
     /// # Errors
     /// A lost lease is refused.
     pub async fn hold(&self, job_id: JobId, lease_id: LeaseId) -> Result<Request, Error> {
-        let done = self.execute(job_id, Command::Hold { lease_id }, "").await?;
+        let done = self.execute(job_id, Command::Hold { lease_id }, &by("")).await?;
         match done.state {
             Job::Requested(job) => Ok(job.request),
             Job::Absent => Err(Error::lost()),
@@ -248,16 +273,16 @@ impl Leasing {
         &self,
         job_id: JobId,
         lease_id: LeaseId,
-        worker_id: &str,
+        origin: &Metadata,
         shape: impl FnOnce(&Request) -> Shape,
-    ) -> Result<Completed, Error> {
+    ) -> Result<Done<Completed>, Error> {
         let request = match self.hold(job_id, lease_id).await {
             Ok(request) => request,
-            Err(error) => return self.completed_before(job_id, lease_id)?.ok_or(error),
+            Err(error) => return self.completed_before(job_id, lease_id).await?.ok_or(error),
         };
         let handed = self.outputs.of(request.kind, job_id, lease_id).await?;
         let shape = shape(&request);
-        let done = self.finish(job_id, lease_id, worker_id, &request, &handed, shape).await?;
+        let done = self.finish(job_id, lease_id, origin, &request, &handed, shape).await?;
         self.outputs.forget(request.kind, job_id, lease_id).await;
         Ok(done)
     }
@@ -270,11 +295,11 @@ impl Leasing {
         &self,
         job_id: JobId,
         lease_id: LeaseId,
-        worker_id: &str,
+        origin: &Metadata,
         request: &Request,
         handed: &[(&'static Slot, Handed)],
         shape: Shape,
-    ) -> Result<Completed, Error> {
+    ) -> Result<Done<Completed>, Error> {
         let find = |slot: &Slot| handed.iter().find(|(it, _)| it.name == slot.name);
         let file_of = |name: &str| {
             handed
@@ -285,7 +310,7 @@ impl Leasing {
         let main = slots(request.kind).first().expect("each kind has an output");
         let Some((_, about)) = find(main) else { return Err(Error::OutputMissing(main.name)) };
         for (slot, handed) in handed {
-            self.keep(job_id, lease_id, worker_id, request, slot, handed).await?;
+            self.keep(job_id, lease_id, origin, request, slot, handed).await?;
         }
         let output = Output {
             file_id: output_id(&request.user_id, lease_id, main),
@@ -298,7 +323,7 @@ impl Leasing {
             captions_file_id: file_of("captions"),
         };
         let command = Command::Complete { lease_id, output: output.clone() };
-        let outcome = self.execute(job_id, command, worker_id).await;
+        let outcome = self.execute(job_id, command, origin).await;
         let kept = match &outcome {
             Ok(done) => is_completed(&done.state),
             Err(Failure::Refused(_)) => false,
@@ -311,13 +336,13 @@ impl Leasing {
         if !kept {
             self.discard(&request.user_id, &files).await;
         }
-        let done = outcome?;
-        let _ = self.system.visible(done.position).await;
+        let position = outcome?.position;
         if !kept {
-            return Ok(Completed::Cancelled);
+            return Ok(self.done(Completed::Cancelled, position).await);
         }
+        let done = self.done(Completed::Done(output), position).await;
         self.discard_leftovers(job_id, &files).await?;
-        Ok(Completed::Done(output))
+        Ok(done)
     }
 
     /// Ends an attempt without a result; gives the state of the job after it.
@@ -328,36 +353,46 @@ impl Leasing {
         &self,
         job_id: JobId,
         lease_id: LeaseId,
-        worker_id: &str,
+        origin: &Metadata,
         error: String,
         retryable: bool,
-    ) -> Result<&'static str, Error> {
+    ) -> Result<Done<&'static str>, Error> {
         let command = Command::Fail { lease_id, error, retryable };
-        let done = self.execute(job_id, command, worker_id).await?;
-        let _ = self.system.visible(done.position).await;
-        let Job::Requested(job) = done.state else { return Err(Error::lost()) };
+        let Executed { state, position, .. } = self.execute(job_id, command, origin).await?;
+        let Job::Requested(job) = state else { return Err(Error::lost()) };
+        let done = self.done(job.phase.name(), position).await;
         self.outputs.forget(job.request.kind, job_id, lease_id).await;
-        Ok(job.phase.name())
+        Ok(done)
     }
 
-    /// The answer to a completion whose first answer was lost: the output's id names the lease.
-    fn completed_before(
+    /// The answer to a completion whose first answer was lost: the output's id names the lease. The
+    /// job itself is asked, for the first answer may have been that it cannot be read yet.
+    async fn completed_before(
         &self,
         job_id: JobId,
         lease_id: LeaseId,
-    ) -> Result<Option<Completed>, Error> {
-        let Some(job) = self.system.views.job(&job_id)? else { return Ok(None) };
-        let main = slots(job.kind).first().expect("each kind has an output");
-        let mine = output_id(&job.user_id, lease_id, main);
-        let output = job.output.clone().filter(|output| output.file_id == mine);
-        Ok(output.map(Completed::Done))
+    ) -> Result<Option<Done<Completed>>, Error> {
+        let found = self.execute(job_id, Command::Look, &by("")).await?;
+        let Job::Requested(job) = found.state else { return Ok(None) };
+        let Phase::Completed(output) = job.phase else { return Ok(None) };
+        let main = slots(job.request.kind).first().expect("each kind has an output");
+        if output.file_id != output_id(&job.request.user_id, lease_id, main) {
+            return Ok(None);
+        }
+        Ok(Some(self.done(Completed::Done(output), found.position).await))
+    }
+
+    /// Who asks once this is answered must see it.
+    async fn done<T>(&self, outcome: T, position: u64) -> Done<T> {
+        let visible = self.system.visible_in(View::Jobs, position).await;
+        Done { outcome, position, visible }
     }
 
     async fn keep(
         &self,
         job_id: JobId,
         lease_id: LeaseId,
-        worker_id: &str,
+        origin: &Metadata,
         request: &Request,
         slot: &Slot,
         handed: &Handed,
@@ -373,7 +408,8 @@ impl Leasing {
             fingerprint: None,
         };
         let file_id = output_id(&request.user_id, lease_id, slot);
-        match self.system.files.execute(file_id, file::Command::Store(file), by(worker_id)).await {
+        let command = file::Command::Store(file);
+        match self.system.files.execute(file_id, command, origin.clone()).await {
             Ok(_) => Ok(()),
             // A later attempt has cleared it away; or a completion of this one broke off after the
             // file, and its user has deleted that since, or other bytes were handed in. Nothing can
@@ -411,13 +447,13 @@ impl Leasing {
         &self,
         job_id: JobId,
         command: Command,
-        worker_id: &str,
+        origin: &Metadata,
     ) -> Result<Executed<Job>, Failure<job::Refusal>> {
-        self.system.jobs.execute(job_id, command, by(worker_id)).await
+        self.system.jobs.execute(job_id, command, origin.clone()).await
     }
 }
 
-fn leased(job_id: JobId, state: Job) -> Option<Leased> {
+fn leased(job_id: JobId, state: Job, position: u64) -> Option<Leased> {
     let Job::Requested(job) = state else { return None };
     let Phase::Running(lease) = job.phase else { return None };
     Some(Leased {
@@ -426,6 +462,7 @@ fn leased(job_id: JobId, state: Job) -> Option<Leased> {
         attempt: job.attempts,
         expires_at: lease.expires_at,
         request: job.request,
+        position,
     })
 }
 
@@ -446,7 +483,8 @@ fn output_id(user_id: &UserId, lease_id: LeaseId, slot: &Slot) -> FileId {
     FileId(derived_id(user_id, slot.name, &lease_id.0.to_string()))
 }
 
-fn by(worker_id: &str) -> Metadata {
+/// The origin of what a worker does.
+pub fn by(worker_id: &str) -> Metadata {
     Metadata::by(worker_id, Source::Worker)
 }
 

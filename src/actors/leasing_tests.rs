@@ -73,7 +73,7 @@ impl World {
     }
 
     async fn lease(&self, worker: &str) -> Leased {
-        self.leasing.lease(worker, &ANY, |_| false).await.unwrap().expect("a job waits")
+        self.leasing.lease(&by(worker), &ANY, |_| false).await.unwrap().expect("a job waits")
     }
 
     async fn hand_in(&self, leased: &Leased, bytes: &'static [u8]) -> Result<(), Error> {
@@ -90,7 +90,10 @@ impl World {
     }
 
     async fn complete(&self, leased: &Leased) -> Result<Completed, Error> {
-        self.leasing.complete(leased.job_id, leased.lease_id, "w", |_| SHAPE).await
+        let (job_id, lease_id) = (leased.job_id, leased.lease_id);
+        let done = self.leasing.complete(job_id, lease_id, &by("w"), |_| SHAPE).await?;
+        assert_eq!(done.visible, Ok(()));
+        Ok(done.outcome)
     }
 
     /// Time passes; what it brings about is there when this returns.
@@ -178,10 +181,11 @@ async fn a_worker_that_wakes_up_too_late_changes_nothing_at_any_step() {
     let late = async || {
         let (job_id, lease_id) = (frozen.job_id, frozen.lease_id);
         let leasing = &world.leasing;
-        assert!(is_lost(&leasing.progress(job_id, lease_id, "frozen", 99, None).await));
+        assert!(is_lost(&leasing.progress(job_id, lease_id, &by("frozen"), 99, None).await));
         assert!(is_lost(&world.hand_in(&frozen, b"later").await));
         assert!(is_lost(&world.complete(&frozen).await));
-        assert!(is_lost(&leasing.fail(job_id, lease_id, "frozen", "x".into(), true).await));
+        let failed = leasing.fail(job_id, lease_id, &by("frozen"), "x".into(), true).await;
+        assert!(is_lost(&failed));
     };
     let end = *world.system.log.head().borrow();
     late().await;
@@ -204,14 +208,15 @@ async fn what_an_attempt_left_that_broke_off_while_it_was_stored_is_cleared_by_t
     let request = first.request.clone();
     let handed = world.leasing.outputs.of(Kind::Video, id, first.lease_id).await.unwrap();
     let (slot, file) = &handed[0];
-    world.leasing.keep(id, first.lease_id, "first", &request, slot, file).await.unwrap();
+    world.leasing.keep(id, first.lease_id, &by("first"), &request, slot, file).await.unwrap();
     world.pass(LEASE).await;
     let second = world.lease("second").await;
     assert_eq!(world.files("ada").await.len(), 0);
     world.hand_in(&second, b"second").await.unwrap();
     world.complete(&second).await.unwrap();
     assert!(is_lost(&world.complete(&first).await));
-    let finish = world.leasing.finish(id, first.lease_id, "first", &request, &handed, SHAPE).await;
+    let origin = by("first");
+    let finish = world.leasing.finish(id, first.lease_id, &origin, &request, &handed, SHAPE).await;
     assert!(is_lost(&finish), "{finish:?}");
     assert_eq!(world.files("ada").await, [sha256(b"second")]);
 }
@@ -224,8 +229,8 @@ async fn a_worker_learns_of_a_cancellation_and_its_result_is_thrown_away() {
     world.hand_in(&leased, b"unwanted").await.unwrap();
     let cancel = Command::Cancel { by: world.user("ada") };
     world.system.jobs.execute(id, cancel, by("ada")).await.unwrap();
-    let report = world.leasing.progress(id, leased.lease_id, "w", 50, None).await.unwrap();
-    assert!(report.cancelled);
+    let report = world.leasing.progress(id, leased.lease_id, &by("w"), 50, None).await.unwrap();
+    assert!(report.outcome.cancelled);
     assert_eq!(world.complete(&leased).await.unwrap(), Completed::Cancelled);
     assert_eq!(world.job(id).await.state, "cancelled");
     assert_eq!(world.files("ada").await.len(), 0);
@@ -244,7 +249,8 @@ async fn workers_that_ask_at_once_get_different_jobs_in_the_order_of_the_queue()
     };
     let said: Vec<_> = asked.iter().map(place).collect();
     assert_eq!(said, [Some(1), Some(4), Some(2), Some(3)]);
-    let at_once = (0..5).map(|_| world.leasing.lease("w", &ANY, |_| false));
+    let worker = by("w");
+    let at_once = (0..5).map(|_| world.leasing.lease(&worker, &ANY, |_| false));
     let leased: Vec<_> = futures_util::future::join_all(at_once).await;
     let leased: Vec<_> = leased.into_iter().map(|it| it.unwrap().map(|it| it.job_id)).collect();
     let expected = [0, 2, 3, 1].map(|index| Some(asked[index]));
@@ -256,7 +262,8 @@ async fn workers_that_ask_at_once_get_different_jobs_in_the_order_of_the_queue()
 async fn a_waiting_worker_gets_the_job_that_comes_and_nothing_when_none_does() {
     let world = World::new().await;
     let (stop, stopping) = watch::channel(false);
-    let wait = |long| world.leasing.lease_within("w", &ANY, long, stopping.clone());
+    let worker = by("w");
+    let wait = |long| world.leasing.lease_within(&worker, &ANY, long, stopping.clone());
     assert!(wait(Duration::ZERO).await.unwrap().is_none());
     let (leased, asked) = tokio::join!(wait(Duration::from_secs(60)), world.ask("ada"));
     assert_eq!(leased.unwrap().unwrap().job_id, asked);

@@ -35,8 +35,9 @@ const GATHER: Duration = Duration::from_millis(50);
 /// How long it waits after Clerk could not be reached; the client has been patient before.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// What provisioning appends at the most: the registration, access, attributes and flags.
-const PROVISIONING: u64 = 4;
+/// What provisioning appends at the most: the registration, access, attributes, flags, an
+/// organization in each of the forms in which a token can name one, and the onboarding.
+const PROVISIONING: u64 = 8;
 
 /// Starts following the log, on a thread of its own, until `stopping` says true.
 pub fn start(
@@ -340,6 +341,7 @@ fn wanted(row: UserRow) -> Wanted {
         organization: row
             .organizations
             .into_iter()
+            .filter(|membership| !membership.is_claimed())
             .min_by(|a, b| a.membership_id.cmp(&b.membership_id)),
         onboarding: row.onboarding,
     }

@@ -158,8 +158,10 @@ pub struct Rebuilds {
 }
 
 /// How far a rebuild is, or how it ended.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[schema(as = ReplayStatus)]
 pub struct Status {
+    #[schema(value_type = String, examples("running", "completed", "failed"))]
     pub state: State,
     /// Reached so far, and to be reached.
     pub position: u64,

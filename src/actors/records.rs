@@ -14,7 +14,8 @@ const LOOKED_AT: usize = 5000;
 const CHUNK: usize = 500;
 
 /// An event as CONTRACT §5 names its parts.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = EventAnswer)]
 pub struct Envelope {
     pub id: Uuid,
     pub stream: String,

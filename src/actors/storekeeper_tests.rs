@@ -127,7 +127,7 @@ impl House {
     async fn user(&self, name: &str, tier: &str) {
         let told = Told { subscription_tier: Some(tier.to_owned()), ..Told::default() };
         let snapshot = Snapshot { told, ..Snapshot::default() };
-        let command = user::Command::Provision(snapshot);
+        let command = user::Command::Provision(snapshot.into());
         let done = self.keeper.system.users.execute(id(name), command, origin()).await.unwrap();
         self.keeper.system.visible(done.position).await.unwrap();
     }

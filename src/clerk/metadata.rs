@@ -47,6 +47,8 @@ impl From<&User> for Wanted {
             feature_flags: user.feature_flags.clone(),
             // Clerk's ids of memberships, by which they are ordered, sort by age.
             organization: memberships.find_map(|state| match state {
+                // What a token claims is Clerk's already, and there may be more of it.
+                MembershipState::Member { membership, .. } if membership.is_claimed() => None,
                 MembershipState::Member { membership, .. } => Some(membership.clone()),
                 MembershipState::Left => None,
             }),

@@ -11,7 +11,9 @@ use super::payload::{self, Delivery, SessionEnd};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, EndReason};
 use crate::domain::text::Personal;
-use crate::domain::user::{self, Membership, Profile, Snapshot, Told};
+use crate::domain::user::{
+    self, Claims, Membership, Onboarding, OnboardingStatus, Profile, Snapshot, Told,
+};
 
 /// What a delivery asks of our aggregates.
 #[expect(clippy::large_enum_variant, reason = "one a delivery, and gone at once")]
@@ -67,7 +69,41 @@ pub fn command(delivery: Delivery, made_at: DateTime<Utc>) -> Result<Option<Comm
 }
 
 /// What a token says of its user, for the first request before any webhook.
-pub fn claims_snapshot(token: &Verified) -> Snapshot {
+pub fn claims(token: &Verified) -> Claims {
+    let memberships = token.organizations.iter().map(|organization| Membership {
+        membership_id: Membership::claimed(&organization.id),
+        organization_id: organization.id.clone(),
+        name: None,
+        slug: organization.slug.clone(),
+        role: organization.role.clone().unwrap_or_default(),
+        permissions: organization.permissions.iter().cloned().collect(),
+    });
+    Claims {
+        snapshot: claimed_snapshot(token),
+        memberships: memberships.collect(),
+        // One that is on its way is left to later tokens, which know how far it has come.
+        onboarding: onboarding(token).filter(|it| it.status == OnboardingStatus::Completed),
+        issued_at: DateTime::from_timestamp(token.issued_at, 0).unwrap_or_default(),
+    }
+}
+
+/// How far a token says that its user's onboarding is (seed `marketplace-session-token`).
+pub fn onboarding(token: &Verified) -> Option<Onboarding> {
+    let claim = token.onboarding.as_ref()?.as_object()?;
+    let status = OnboardingStatus::parse(claim.get("status")?.as_str()?)?;
+    let number = |names: [&str; 2]| {
+        let found = names.iter().find_map(|name| claim.get(*name)?.as_u64());
+        found.and_then(|number| u32::try_from(number).ok())
+    };
+    let total_steps = number(["totalSteps", "total_steps"]).unwrap_or(Onboarding::DEFAULT_STEPS);
+    let step = match status {
+        OnboardingStatus::Completed => Some(total_steps),
+        _ => number(["currentStep", "step"]),
+    };
+    Some(Onboarding { step: step.unwrap_or_default().min(total_steps), total_steps, status })
+}
+
+fn claimed_snapshot(token: &Verified) -> Snapshot {
     let email = token.email.clone().filter(|email| !email.is_empty()).map(Personal::Known);
     Snapshot {
         profile: Profile { email, ..Profile::default() },

@@ -280,6 +280,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lease {
     pub id: LeaseId,
+    pub worker_id: String,
     pub expires_at: DateTime<Utc>,
     /// When the attempt has taken too long.
     pub ends_at: DateTime<Utc>,
@@ -539,10 +540,11 @@ impl Progressing {
     fn evolve(&mut self, event: &Event) {
         match event {
             Event::Requested(_) => {}
-            Event::Leased { lease_id, attempt, expires_at, .. } => {
+            Event::Leased { lease_id, worker_id, attempt, expires_at } => {
                 self.attempts = *attempt;
                 self.phase = Phase::Running(Lease {
                     id: *lease_id,
+                    worker_id: worker_id.clone(),
                     expires_at: *expires_at,
                     ends_at: *expires_at - LEASE + LONGEST_ATTEMPT,
                     progress: 0,

@@ -11,11 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::Aggregate;
 use super::ids::UserId;
 use super::text::{Personal, Visit};
+
+pub use memberships::{Assignment, Membership, MembershipState, Placement};
+
+mod memberships;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
@@ -139,41 +142,21 @@ impl Told {
     }
 }
 
-/// A user's place in an organization.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Membership {
-    pub membership_id: String,
-    pub organization_id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slug: Option<String>,
-    pub role: String,
-    #[serde(default)]
-    pub permissions: BTreeSet<String>,
-}
-
-impl Membership {
-    /// The id of a membership that an administrator makes; Clerk's begin otherwise.
-    pub fn administered(id: Uuid) -> String {
-        format!("{ADMINISTERED}{id}")
-    }
-
-    fn is_administered(&self) -> bool {
-        self.membership_id.starts_with(ADMINISTERED)
-    }
-}
-
-const ADMINISTERED: &str = "t2m_";
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, utoipa::ToSchema)]
 pub struct Onboarding {
     pub step: u32,
     pub total_steps: u32,
     pub status: OnboardingStatus,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+impl Onboarding {
+    /// Steps where nobody names a total (seed `marketplace-session-token`).
+    pub const DEFAULT_STEPS: u32 = 8;
+}
+
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum OnboardingStatus {
     NotStarted,
@@ -201,12 +184,20 @@ pub struct Snapshot {
     pub banned: bool,
 }
 
-/// What kind of user this is, and of which organization.
-#[derive(Debug, Clone)]
-pub struct Placement {
-    /// Absent: stays as it is.
-    pub user_type: Option<String>,
-    pub organization: Assignment,
+/// All that the claims of a token say of its user.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Claims {
+    pub snapshot: Snapshot,
+    /// Under ids of [`Membership::claimed`].
+    pub memberships: Vec<Membership>,
+    pub onboarding: Option<Onboarding>,
+    pub issued_at: DateTime<Utc>,
+}
+
+impl From<Snapshot> for Claims {
+    fn from(snapshot: Snapshot) -> Self {
+        Self { snapshot, ..Self::default() }
+    }
 }
 
 /// What becomes of a user's access; what is absent stays as it is.
@@ -230,19 +221,9 @@ impl AccessChange {
 }
 
 #[derive(Debug, Clone)]
-pub enum Assignment {
-    AsItIs,
-    /// Out of the organization that an administrator chose. Clerk's memberships are Clerk's.
-    Nowhere,
-    /// Into this one and out of another that an administrator chose. The membership's id is for a
-    /// new one; where the user is a member already, that membership takes what else it says.
-    Member(Membership),
-}
-
-#[derive(Debug, Clone)]
 pub enum Command {
     /// The first request of a user whom no webhook has told of yet: the claims of the token.
-    Provision(Snapshot),
+    Provision(Claims),
     /// Clerk tells how the user was at `source_updated_at`.
     Sync {
         snapshot: Snapshot,
@@ -310,13 +291,6 @@ pub enum Standing {
     Deleted,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MembershipState {
-    Member { membership: Membership, as_of: DateTime<Utc> },
-    Left,
-}
-
 impl Aggregate for User {
     const CATEGORY: &'static str = "user";
     type Command = Command;
@@ -328,7 +302,7 @@ impl Aggregate for User {
             return self.decide_deleted(command);
         }
         match command {
-            Command::Provision(snapshot) => Ok(self.provision(snapshot)),
+            Command::Provision(claims) => Ok(self.provision(claims)),
             Command::Sync { snapshot, source_updated_at } => {
                 Ok(self.sync(snapshot, *source_updated_at))
             }
@@ -486,16 +460,26 @@ impl User {
         }
     }
 
-    fn provision(&self, snapshot: &Snapshot) -> Vec<Event> {
+    fn provision(&self, claims: &Claims) -> Vec<Event> {
         if self.standing != Standing::Unknown {
             return vec![];
         }
+        let snapshot = &claims.snapshot;
         let mut events = vec![Event::Registered {
             profile: Box::new(snapshot.profile.clone()),
             provisional: true,
             told: snapshot.told.clone(),
         }];
         events.extend(self.differences(&snapshot.told, None));
+        // Who was told of any membership by Clerk, be it one that is over, knows better.
+        if self.memberships.is_empty() {
+            events.extend(claims.memberships.iter().map(|membership| Event::OrganizationJoined {
+                membership: membership.clone(),
+                source_updated_at: claims.issued_at,
+            }));
+        }
+        let onboarding = claims.onboarding.clone();
+        events.extend(onboarding.map(|onboarding| Event::OnboardingProgressed { onboarding }));
         events
     }
 
@@ -582,111 +566,12 @@ impl User {
         vec![Event::FlagsChanged { feature_flags: feature_flags.clone(), decided_at }]
     }
 
-    fn join(&self, membership: &Membership, source_updated_at: DateTime<Utc>) -> Vec<Event> {
-        match self.memberships.get(&membership.membership_id) {
-            None => vec![Event::OrganizationJoined {
-                membership: membership.clone(),
-                source_updated_at,
-            }],
-            Some(MembershipState::Member { membership: known, as_of })
-                if source_updated_at > *as_of =>
-            {
-                let renamed = (&known.name, &known.slug) != (&membership.name, &membership.slug);
-                vec![if renamed {
-                    Event::OrganizationJoined { membership: membership.clone(), source_updated_at }
-                } else {
-                    Event::OrganizationRoleChanged {
-                        membership_id: membership.membership_id.clone(),
-                        role: membership.role.clone(),
-                        permissions: membership.permissions.clone(),
-                        source_updated_at,
-                    }
-                }]
-            }
-            Some(MembershipState::Member { .. } | MembershipState::Left) => vec![],
-        }
-    }
-
-    fn leave(&self, membership_id: &str, organization_id: &str) -> Vec<Event> {
-        if self.memberships.get(membership_id) == Some(&MembershipState::Left) {
-            return vec![];
-        }
-        vec![Event::OrganizationLeft {
-            membership_id: membership_id.to_owned(),
-            organization_id: organization_id.to_owned(),
-        }]
-    }
-
-    fn place(&self, placement: &Placement, now: DateTime<Utc>) -> Vec<Event> {
-        let mut events = vec![];
-        if let Some(user_type) = &placement.user_type {
-            events.extend(self.user_type_to(Some(user_type), Some(now)));
-        }
-        let wanted = match &placement.organization {
-            Assignment::AsItIs => return events,
-            Assignment::Nowhere => None,
-            Assignment::Member(wanted) => Some(wanted),
-        };
-        let is_wanted = |present: &&Membership| {
-            wanted.is_some_and(|wanted| wanted.organization_id == present.organization_id)
-        };
-        let others = self.present_memberships().filter(|present| !is_wanted(present));
-        events.extend(others.filter(|present| present.is_administered()).map(|present| {
-            Event::OrganizationLeft {
-                membership_id: present.membership_id.clone(),
-                organization_id: present.organization_id.clone(),
-            }
-        }));
-        if let Some(wanted) = wanted {
-            events.extend(match self.present_memberships().find(is_wanted) {
-                Some(present) => adjusted(present, wanted, now),
-                None => Some(Event::OrganizationJoined {
-                    membership: wanted.clone(),
-                    source_updated_at: now,
-                }),
-            });
-        }
-        events
-    }
-
-    fn present_memberships(&self) -> impl Iterator<Item = &Membership> {
-        self.memberships.values().filter_map(|state| match state {
-            MembershipState::Member { membership, .. } => Some(membership),
-            MembershipState::Left => None,
-        })
-    }
-
     fn onboard(&self, onboarding: &Onboarding) -> Vec<Event> {
         if self.onboarding.as_ref() == Some(onboarding) {
             return vec![];
         }
         vec![Event::OnboardingProgressed { onboarding: onboarding.clone() }]
     }
-}
-
-/// What makes a membership what an administrator wants it to be.
-fn adjusted(present: &Membership, wanted: &Membership, now: DateTime<Utc>) -> Option<Event> {
-    let membership = Membership {
-        membership_id: present.membership_id.clone(),
-        organization_id: present.organization_id.clone(),
-        name: wanted.name.clone().or_else(|| present.name.clone()),
-        slug: present.slug.clone(),
-        role: wanted.role.clone(),
-        permissions: wanted.permissions.clone(),
-    };
-    if membership == *present {
-        return None;
-    }
-    if membership.name != present.name {
-        // There is no event for a name alone; joining again says all of it.
-        return Some(Event::OrganizationJoined { membership, source_updated_at: now });
-    }
-    Some(Event::OrganizationRoleChanged {
-        membership_id: membership.membership_id,
-        role: membership.role,
-        permissions: membership.permissions,
-        source_updated_at: now,
-    })
 }
 
 /// One right after Clerk's word went from `before` to `now`: `known`, which may be an

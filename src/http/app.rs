@@ -14,10 +14,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use super::address::TrustedProxies;
-use super::edges::{FreshIds, Routes, edge, unmatched};
+use super::edges::{FreshIds, Routes, edge, only, unmatched};
 use super::gate::gate;
 use super::health;
-use super::metrics;
 use super::quota::Quotas;
 use super::rates::Rates;
 use super::worker::WorkerTokens;
@@ -110,8 +109,11 @@ pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
             .wrap(cors(&data.allowed_origins))
             .wrap(from_fn(edge))
             .configure(routes::configure)
-            .route("/.well-known/jwks.json", web::get().to(health::development_keys))
-            .route("/metrics", web::get().to(metrics::metrics))
+            .service(
+                web::resource("/.well-known/jwks.json")
+                    .route(web::get().to(health::development_keys))
+                    .default_service(only("GET")),
+            )
             .default_service(web::to(unmatched))
     });
     let server = server

@@ -10,7 +10,7 @@ use super::app::App;
 use super::caller::Caller;
 use super::jobs::{
     JobAnswer, VideoRequest, asked, at_position, fingerprint, idempotency_key, owned, replayed,
-    video,
+    video, was_asked,
 };
 use super::json::{Fields, FromFields, Json};
 use super::problem::Problem;
@@ -50,7 +50,7 @@ pub async fn generate(
     body: Json<BatchRequest>,
 ) -> Result<HttpResponse, Problem> {
     let key = idempotency_key(&request)?;
-    let wanted = requests(&app, &caller, key.as_deref(), body.0)?;
+    let wanted = requests(&app, &caller, key.as_deref(), body.0).await?;
     let done = execute(&app, &caller, wanted, key.is_some()).await?;
     let position = done.iter().map(|(_, done)| done.position).max().unwrap_or_default();
     app.system.visible_in(View::Jobs, position).await?;
@@ -62,8 +62,9 @@ pub async fn generate(
     Ok(replayed(at_position(answer::accepted(BatchAnswer { jobs }), position), nothing_new))
 }
 
-/// All of the requests, or every fault in them.
-fn requests(
+/// All of the requests, or every fault in them. Those of a batch that comes again under its key are
+/// faults no more: it was checked when it came first.
+async fn requests(
     app: &App,
     caller: &Caller,
     key: Option<&str>,
@@ -79,19 +80,21 @@ fn requests(
             None => app.system.clock.fresh_id(),
         });
         let deadline_s = body.deadline_s;
-        match video(app, caller, id, body) {
-            Ok(request) => {
-                all.push(asked(&request, deadline_s));
-                wanted.push((id, Request { batch: true, ..request }));
-            }
-            Err(found) => {
-                faults.extend(found.into_iter().map(|fault| {
-                    (format!("jobs[{index}].{}", fault.field), Value::from(fault.words))
-                }))
-            }
-        }
+        let (request, found) = video(app, caller, id, body)?;
+        all.push(asked(&request, deadline_s));
+        wanted.push((id, Request { batch: true, ..request }));
+        faults.extend(
+            found
+                .into_iter()
+                .map(|fault| (format!("jobs[{index}].{}", fault.field), Value::from(fault.words))),
+        );
     }
-    if !faults.is_empty() {
+    let first = wanted.first().filter(|_| key.is_some()).map(|(id, _)| *id);
+    let again = match first {
+        Some(first) if !faults.is_empty() => was_asked(app, caller, first).await?,
+        _ => false,
+    };
+    if !faults.is_empty() && !again {
         return Err(Problem::fields(faults));
     }
     if key.is_some() {

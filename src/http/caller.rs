@@ -19,8 +19,9 @@ use super::rates::Class;
 use super::routes::{self, Access};
 use crate::actors::codec::{Metadata, Source};
 use crate::clerk::jwt::Verified;
+use crate::clerk::translate;
 use crate::domain::ids::{SessionId, UserId};
-use crate::domain::user::OnboardingStatus;
+use crate::domain::user::{Onboarding, OnboardingStatus};
 
 /// The tiers that class [`Access::Premium`] takes (CONTRACT §4).
 const PREMIUM_TIERS: [&str; 2] = ["premium", "enterprise"];
@@ -46,6 +47,11 @@ impl Caller {
         let mut origin = Metadata::by(self.user_id.as_str(), Source::Api);
         origin.correlation_id.clone_from(&self.request_id);
         origin
+    }
+
+    /// How far the caller's onboarding is: as it is known here, else as its token says.
+    pub fn onboarding(&self, known: Option<Onboarding>) -> Option<Onboarding> {
+        known.or_else(|| translate::onboarding(self.token.as_deref()?))
     }
 
     /// Holds the caller to a class; whoever is a caller is authenticated.
@@ -142,14 +148,9 @@ fn require_onboarding(app: &App, request: &HttpRequest, caller: &Caller) -> Resu
     if !app.require_onboarding || routes::without_prefix(request.path()).is_some_and(open) {
         return Ok(());
     }
-    let claim =
-        caller.token.as_ref().and_then(|token| token.onboarding.as_ref()?.get("status")?.as_str());
     let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
-    let completed = match known {
-        Some(known) => known.status == OnboardingStatus::Completed,
-        None => claim == Some("completed"),
-    };
-    if completed {
+    let progress = caller.onboarding(known);
+    if progress.is_some_and(|progress| progress.status == OnboardingStatus::Completed) {
         return Ok(());
     }
     let detail = json!({ "redirect_path": "/onboarding" });

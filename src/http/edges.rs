@@ -39,6 +39,7 @@ const DOCS: HeaderValue = HeaderValue::from_static(
 const HTTPS_ONLY: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static X_DEV_MODE: HeaderName = HeaderName::from_static("x-dev-mode");
 
 /// Where request ids come from; in the app's data, so that only the clock makes ids.
 #[derive(Clone)]
@@ -235,10 +236,11 @@ fn problem_instead(response: &HttpResponse, error: Option<&Error>) -> Option<Pro
     Some(Problem::new(code).caused_by(cause))
 }
 
-/// What a browser is told about our answers.
+/// What a browser is told about our answers, and everybody about a server that trusts them.
 struct Protection {
     content_policy: HeaderValue,
     https_only: bool,
+    dev_mode: bool,
 }
 
 impl Protection {
@@ -247,6 +249,7 @@ impl Protection {
         Self {
             content_policy: if req.path().starts_with("/docs") { DOCS } else { NOTHING },
             https_only: app.is_some_and(|app| app.public_url.starts_with("https://")),
+            dev_mode: app.is_some_and(|app| app.dev_mode),
         }
     }
 }
@@ -263,6 +266,9 @@ fn finish_headers(headers: &mut HeaderMap, id: &str, protection: &Protection) {
     }
     if protection.https_only {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, HTTPS_ONLY);
+    }
+    if protection.dev_mode {
+        headers.insert(X_DEV_MODE.clone(), HeaderValue::from_static("true"));
     }
     let json = headers.get(header::CONTENT_TYPE);
     let is_json = json.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));

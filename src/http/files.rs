@@ -12,6 +12,7 @@ use super::caller::Caller;
 use super::jobs::{at_position, fingerprint, idempotency_key, replayed};
 use super::lists::{PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
+use super::quota::Allowance;
 use super::{answer, upload};
 use crate::domain::file::{Command, File, Stored};
 use crate::domain::ids::{FileId, derived_id};
@@ -49,6 +50,14 @@ impl From<FileRow> for FileAnswer {
     }
 }
 
+/// The form of `POST files/upload`; fields with other names become the file's `metadata`.
+#[derive(Debug, utoipa::ToSchema)]
+#[allow(dead_code, reason = "it describes the form, which is read as it comes")]
+pub struct UploadForm {
+    #[schema(value_type = String, format = Binary)]
+    pub file: Vec<u8>,
+}
+
 /// The answer to an upload (CONTRACT §3); the rest is at `GET files/{id}`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct UploadAnswer {
@@ -82,13 +91,13 @@ pub async fn store(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let key = idempotency_key(&request)?;
-    let mut allowance = app.quotas.allowance(&app, &caller);
-    let limit = app.max_upload_bytes;
-    let received = upload::receive(&request, payload, &app.blobs, limit, &mut allowance).await?;
     let file_id = FileId(match &key {
         Some(key) => derived_id(&caller.user_id, "file", key),
         None => app.system.clock.fresh_id(),
     });
+    let mut allowance = allowance(&app, &caller, file_id)?;
+    let limit = app.max_upload_bytes;
+    let received = upload::receive(&request, payload, &app.blobs, limit, &mut allowance).await?;
     let fingerprint =
         key.map(|_| fingerprint(&json!([received.filename, received.sha256, received.metadata])));
     let kept = record(&app, &caller, file_id, received, fingerprint).await?;
@@ -104,6 +113,18 @@ pub async fn store(
     let row = owned(&app, &caller, file_id)?;
     let response = at_position(answer::ok(UploadAnswer::from(row)), kept.position);
     Ok(replayed(response, !kept.is_new))
+}
+
+/// What an upload may take up; one that comes again takes up nothing more than its file does.
+///
+/// # Errors
+/// The read model cannot be read.
+pub fn allowance(app: &App, caller: &Caller, file_id: FileId) -> Result<Allowance, Problem> {
+    let known = app.system.views.file(&file_id)?.filter(|row| row.user_id == caller.user_id);
+    Ok(match known {
+        Some(file) => Allowance::again(file.size),
+        None => app.quotas.allowance(app, caller),
+    })
 }
 
 /// The longest that a reservation outlives its upload.

@@ -18,7 +18,6 @@ pub async fn gate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let dev_mode = request.app_data::<web::Data<App>>().is_some_and(|app| app.dev_mode);
     let mut response = next.call(request).await?.map_into_boxed_body();
     if is_of_nobody(&response)
         && let Err(problem) = count_address(response.request())
@@ -44,9 +43,6 @@ pub async fn gate(
     }
     if refresh {
         tell("x-token-refresh", header::HeaderValue::from_static("recommended"));
-    }
-    if dev_mode {
-        tell("x-dev-mode", header::HeaderValue::from_static("true"));
     }
     Ok(response)
 }

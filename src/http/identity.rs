@@ -13,14 +13,15 @@ use super::app::App;
 use super::caller::Caller;
 use super::edges::RequestId;
 use super::problem::{Code, Problem};
+use super::routes::without_prefix;
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::entity::Failure;
 use crate::clerk::jwt::{CLOCK_SKEW_S, Rejected, Verified};
-use crate::clerk::translate::claims_snapshot;
+use crate::clerk::translate::claims;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
 use crate::domain::text::Personal;
-use crate::domain::user::{self, Profile, Snapshot, Told};
+use crate::domain::user::{self, Claims, Profile, Snapshot, Told};
 use crate::views::{SessionStanding, UserAccess};
 
 /// A token this close to its end is worth renewing (seed, `refreshThreshold`).
@@ -68,7 +69,7 @@ async fn developer(app: &App, request: &HttpRequest) -> Result<Caller, Problem> 
             },
             ..Snapshot::default()
         };
-        provision(app, &caller.user_id, snapshot, caller.origin()).await?;
+        provision(app, &caller.user_id, snapshot.into(), caller.origin()).await?;
     }
     Ok(caller)
 }
@@ -144,7 +145,7 @@ async fn known_user(
     let access = match views.user_standing(user_id) {
         Some(access) => access,
         None => {
-            provision(app, user_id, claims_snapshot(token), origin(request, user_id)).await?;
+            provision(app, user_id, claims(token), origin(request, user_id)).await?;
             views.user_standing(user_id).ok_or_else(|| Problem::new(Code::NotCaughtUp))?
         }
     };
@@ -160,10 +161,10 @@ async fn known_user(
 async fn provision(
     app: &App,
     user_id: &UserId,
-    snapshot: Snapshot,
+    claims: Claims,
     origin: Metadata,
 ) -> Result<(), Problem> {
-    match app.system.users.execute(user_id, user::Command::Provision(snapshot), origin).await {
+    match app.system.users.execute(user_id, user::Command::Provision(claims), origin).await {
         Ok(done) => Ok(app.system.visible(done.position).await?),
         Err(Failure::Refused(user::Refusal::Deleted)) => Err(session_ended(EndReason::UserDeleted)),
         Err(failure) => Err(failure.into()),
@@ -249,8 +250,8 @@ fn start_of(
 
 /// What a waiting page does by itself is not activity (CONTRACT §4).
 fn is_activity(request: &HttpRequest) -> bool {
-    let path = request.path();
-    let waiting = ["/jobs/", "/status/", "/events"].iter().any(|part| path.contains(part));
+    let path = without_prefix(request.path()).unwrap_or_default();
+    let waiting = path == "/events" || path.starts_with("/jobs/") || path.starts_with("/status/");
     !(request.method() == Method::GET && waiting)
 }
 
@@ -276,4 +277,31 @@ fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>
         access.permissions.iter().cloned().collect()
     };
     (role, permissions, tier)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn what_a_waiting_page_does_by_itself_is_no_activity() {
+        let table = [
+            ("GET", "/api/v1/events", false),
+            ("GET", "/api/jobs/1", false),
+            ("GET", "/api/v1/jobs/1/events", false),
+            ("GET", "/api/status/1", false),
+            ("GET", "/api/v1/jobs", true),
+            ("GET", "/api/v1/me", true),
+            ("GET", "/api/v1/admin/events", true),
+            ("GET", "/api/admin/events", true),
+            ("POST", "/api/v1/jobs/1/cancel", true),
+        ];
+        for (method, path, is) in table {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let request = TestRequest::with_uri(path).method(method).to_http_request();
+            assert_eq!(is_activity(&request), is, "{path}");
+        }
+    }
 }

@@ -18,6 +18,7 @@ use super::problem::{Code, Problem};
 use super::{answer, files};
 use crate::actors::System;
 use crate::actors::callbacks::address::LONGEST_URL;
+use crate::actors::entity::Failure;
 use crate::actors::leasing::Leasing;
 use crate::config::Retention;
 use crate::domain::ids::{FileId, JobId, derived_id};
@@ -167,11 +168,11 @@ pub async fn generate(
         None => app.system.clock.fresh_id(),
     });
     let deadline_s = body.0.deadline_s;
-    let mut wanted = video(&app, &caller, job_id, body.0).map_err(|faults| {
-        Problem::fields(
-            faults.into_iter().map(|it| (it.field.to_owned(), it.words.into())).collect(),
-        )
-    })?;
+    let (mut wanted, faults) = video(&app, &caller, job_id, body.0)?;
+    if !faults.is_empty() && !(key.is_some() && was_asked(&app, &caller, job_id).await?) {
+        let faults = faults.into_iter().map(|it| (it.field.to_owned(), it.words.into()));
+        return Err(Problem::fields(faults.collect()));
+    }
     let jobs = &app.system.jobs;
     let done = if key.is_some() {
         wanted.fingerprint = Some(fingerprint(&asked(&wanted, deadline_s)));
@@ -198,17 +199,31 @@ impl Fault {
     }
 }
 
-/// The job that a body asks for.
+/// Whether the job of a key is there: then its request was checked when it came first, and may ask
+/// by now for what cannot be had any more. The job itself knows, also where the read model is behind.
 ///
 /// # Errors
-/// Every field that cannot be had.
+/// As those of every command.
+pub async fn was_asked(app: &App, caller: &Caller, job_id: JobId) -> Result<bool, Problem> {
+    match app.system.jobs.execute(job_id, Command::Look, caller.origin()).await {
+        Ok(_) => Ok(true),
+        Err(Failure::Refused(_)) => Ok(false),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// The job that a body asks for, and every field of it that cannot be had now.
+///
+/// # Errors
+/// The prompt is none.
 pub fn video(
     app: &App,
     caller: &Caller,
     job_id: JobId,
     body: VideoRequest,
-) -> Result<Request, Vec<Fault>> {
-    let prompt = Prompt::parse(&body.prompt).map_err(|fault| vec![Fault::new("prompt", fault)])?;
+) -> Result<(Request, Vec<Fault>), Problem> {
+    let prompt = Prompt::parse(&body.prompt);
+    let prompt = prompt.map_err(|fault| Problem::field("prompt", &fault.to_string()))?;
     let source_file_id = body.source_file_id.map(FileId);
     let tier = Tier::of(&caller.subscription_tier);
     let duration = u32::try_from(body.duration.unwrap_or(DEFAULT_DURATION_S)).unwrap_or(u32::MAX);
@@ -222,9 +237,6 @@ pub fn video(
     {
         faults.push(Fault::new("callback_url", words));
     }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
     let options = VideoOptions {
         duration,
         quality,
@@ -237,9 +249,8 @@ pub fn video(
         engine: body.engine.map(str::to_owned),
         source_file_id,
     };
-    let user_id = caller.user_id.clone();
-    Ok(Request {
-        user_id,
+    let request = Request {
+        user_id: caller.user_id.clone(),
         kind: Kind::Video,
         prompt: Personal::Known(prompt),
         options: Options::Video(options),
@@ -248,7 +259,8 @@ pub fn video(
         fingerprint: None,
         callback_url: body.callback_url.map(Personal::Known),
         deadline: deadline(app, body.deadline_s),
-    })
+    };
+    Ok((request, faults))
 }
 
 /// So many seconds from now.
@@ -296,9 +308,13 @@ fn seed_of(job_id: JobId) -> u64 {
     (high ^ low) & ((1 << 53) - 1)
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// The query of `GET jobs`.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 pub struct FilterQuery {
+    /// Only jobs in this state: `queued`, `running`, `retry_wait`, `cancelling`, `completed`,
+    /// `failed` or `cancelled`.
     state: Option<String>,
+    /// Only jobs of this kind: `video` or `translation`.
     kind: Option<String>,
 }
 

@@ -93,10 +93,17 @@ fn url_encoded(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-#[derive(Debug, Deserialize)]
+/// The query of a signed link; all of it is needed, and what is missing answered with 400.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct LinkQuery {
+    /// Whose file it is.
+    #[param(required = true)]
     user_id: Option<String>,
+    /// Unix seconds.
+    #[param(required = true, value_type = Option<i64>)]
     expires: Option<String>,
+    /// Hex of HMAC-SHA256 over `{id}:{user_id}:{expires}`.
+    #[param(required = true)]
     signature: Option<String>,
 }
 

@@ -7,7 +7,7 @@ use std::future::{Ready, ready};
 
 use super::problem::Problem;
 use crate::actors::{dead_letters, records};
-use crate::views::Cursor;
+use crate::views::{Cursor, SessionCursor};
 
 const DEFAULT: usize = 50;
 const MAX: usize = 200;
@@ -31,6 +31,12 @@ impl AnyCursor for Cursor {
     }
 }
 
+impl AnyCursor for SessionCursor {
+    fn parse_text(text: &str) -> Option<Self> {
+        Self::parse(text)
+    }
+}
+
 impl AnyCursor for dead_letters::Cursor {
     fn parse_text(text: &str) -> Option<Self> {
         Self::parse(text)
@@ -50,9 +56,13 @@ pub struct PageAnswer<T> {
     pub next_cursor: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Raw {
+/// The query of every list, as it comes.
+#[derive(Default, Deserialize, utoipa::IntoParams)]
+pub struct PageParameters {
+    /// 1 to 200; 50 if absent.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 200)]
     limit: Option<String>,
+    /// `next_cursor` of the page before; the first page if absent.
     cursor: Option<String>,
 }
 
@@ -67,8 +77,8 @@ impl<C: AnyCursor> FromRequest for PageQuery<C> {
 
 fn parse<C: AnyCursor>(request: &HttpRequest) -> Result<PageQuery<C>, Problem> {
     let mut faults = Map::new();
-    let raw = web::Query::<Raw>::from_query(request.query_string());
-    let raw = raw.map_or(Raw { limit: None, cursor: None }, web::Query::into_inner);
+    let raw = web::Query::<PageParameters>::from_query(request.query_string());
+    let raw = raw.map(web::Query::into_inner).unwrap_or_default();
     let limit = match raw.limit.as_deref().map(str::parse::<usize>) {
         None => DEFAULT,
         Some(Ok(limit)) if (1..=MAX).contains(&limit) => limit,

@@ -1,20 +1,21 @@
 //! The caller's own picture of itself, and how far its onboarding is.
 
-use actix_web::{HttpResponse, web};
-use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::analytics;
+use actix_web::{HttpResponse, web};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::json;
+
+use super::analytics::{self, MonthCounts};
 use super::answer;
 use super::app::App;
 use super::caller::Caller;
 use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
-use crate::domain::user::{Command, Onboarding, OnboardingStatus};
-use crate::views::View;
-
-/// Steps of an onboarding whose client names no total (seed `marketplace-session-token`).
-const DEFAULT_STEPS: u32 = 8;
+use crate::domain::user::{Command, Membership, Onboarding, OnboardingStatus};
+use crate::views::{SessionRow, View};
 
 /// `GET me`
 pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
@@ -25,43 +26,102 @@ pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Pro
         Some(id) => views.session(id)?,
         None => None,
     };
-    Ok(answer::ok(json!({
-        "user": {
-            "id": user.user_id,
-            "email": user.email,
-            "first_name": user.first_name,
-            "last_name": user.last_name,
-            "username": user.username,
-            "image_url": user.image_url,
-            "created_at": user.created_at,
+    let onboarding = OnboardingAnswer::of(caller.onboarding(user.onboarding).as_ref());
+    Ok(answer::ok(MeAnswer {
+        user: Myself {
+            id: user.user_id.to_string(),
+            email: user.email,
+            first_name: user.first_name,
+            last_name: user.last_name,
+            username: user.username,
+            image_url: user.image_url,
+            created_at: user.created_at,
         },
-        "session": session,
-        "role": caller.role,
-        "permissions": caller.permissions,
-        "subscription_tier": caller.subscription_tier,
-        "user_type": user.user_type,
-        "organizations": user.organizations,
-        "feature_flags": user.feature_flags,
-        "onboarding": onboarding(user.onboarding.as_ref()),
-        "usage": {
-            "jobs": usage.jobs,
-            "files": usage.files,
-            "bytes_stored": usage.bytes_stored,
-            "seconds_rendered": usage.seconds_rendered,
-            "months": analytics::months(usage.months),
+        session,
+        role: caller.role,
+        permissions: caller.permissions,
+        subscription_tier: caller.subscription_tier,
+        user_type: user.user_type,
+        organizations: user.organizations,
+        feature_flags: user.feature_flags,
+        onboarding,
+        usage: UsageAnswer {
+            jobs: usage.jobs,
+            files: usage.files,
+            bytes_stored: usage.bytes_stored,
+            seconds_rendered: usage.seconds_rendered,
+            months: analytics::months(usage.months),
         },
-    })))
+    }))
 }
 
-fn onboarding(progress: Option<&Onboarding>) -> Value {
-    let needed = progress.is_none_or(|progress| progress.status != OnboardingStatus::Completed);
-    json!({
-        "status": progress.map(|progress| progress.status),
-        "step": progress.map_or(0, |progress| progress.step),
-        "total_steps": progress.map(|progress| progress.total_steps),
-        "needs_onboarding": needed,
-        "redirect_path": needed.then_some("/onboarding"),
-    })
+/// The answer of `GET me`.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct MeAnswer {
+    pub user: Myself,
+    /// Null in development mode, where nobody signs in.
+    pub session: Option<SessionRow>,
+    pub role: String,
+    pub permissions: BTreeSet<String>,
+    /// `standard`, `premium` or `enterprise`.
+    pub subscription_tier: String,
+    pub user_type: Option<String>,
+    pub organizations: Vec<Membership>,
+    pub feature_flags: BTreeMap<String, bool>,
+    pub onboarding: OnboardingAnswer,
+    pub usage: UsageAnswer,
+}
+
+/// Who the caller is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Myself {
+    pub id: String,
+    pub email: Option<String>,
+    pub first_name: Option<String>,
+    pub last_name: Option<String>,
+    pub username: Option<String>,
+    pub image_url: Option<String>,
+    pub created_at: DateTime<Utc>,
+}
+
+/// How far an onboarding is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct OnboardingAnswer {
+    /// Null if nothing is known of it.
+    pub status: Option<OnboardingStatus>,
+    pub step: u32,
+    pub total_steps: Option<u32>,
+    pub needs_onboarding: bool,
+    /// Where the user is to go if it needs to.
+    pub redirect_path: Option<&'static str>,
+}
+
+/// How much the caller has used.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct UsageAnswer {
+    /// How many jobs are in each state; a state without jobs is absent.
+    pub jobs: BTreeMap<String, u64>,
+    /// Files that are there, made or uploaded.
+    pub files: u64,
+    /// Their sizes together; equal bytes count for each file.
+    pub bytes_stored: u64,
+    /// The length of all completed videos.
+    pub seconds_rendered: f64,
+    /// Those of the last twelve in which anything happened, the oldest first.
+    pub months: Vec<MonthCounts>,
+}
+
+impl OnboardingAnswer {
+    fn of(progress: Option<&Onboarding>) -> Self {
+        let needed = progress.is_none_or(|it| it.status != OnboardingStatus::Completed);
+        Self {
+            status: progress.map(|progress| progress.status),
+            step: progress.map_or(0, |progress| progress.step),
+            total_steps: progress.map(|progress| progress.total_steps),
+            needs_onboarding: needed,
+            redirect_path: needed.then_some("/onboarding"),
+        }
+    }
 }
 
 /// The body of `POST onboarding`.
@@ -91,11 +151,12 @@ pub async fn progress(
     body: Json<OnboardingRequest>,
 ) -> Result<HttpResponse, Problem> {
     let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
+    let known = caller.onboarding(known);
     let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     let step = number(body.0.step);
     let total_steps = match body.0.total_steps {
         Some(total) => number(total),
-        None => known.map_or(DEFAULT_STEPS, |known| known.total_steps),
+        None => known.map_or(Onboarding::DEFAULT_STEPS, |known| known.total_steps),
     };
     if step > total_steps {
         return Err(Problem::field("step", "must not be beyond total_steps"));
@@ -109,7 +170,7 @@ pub async fn progress(
     let command = Command::Onboard(Onboarding { step, total_steps, status });
     let done = app.system.users.execute(&caller.user_id, command, caller.origin()).await?;
     app.system.visible_in(View::Users, done.position).await?;
-    let shown = onboarding(done.state.onboarding.as_ref());
+    let shown = OnboardingAnswer::of(done.state.onboarding.as_ref());
     Ok(at_position(answer::ok(shown), done.position))
 }
 

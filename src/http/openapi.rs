@@ -7,15 +7,17 @@ use actix_web::http::Method;
 use actix_web::web::{Bytes, ServiceConfig};
 use serde_json::json;
 use utoipa::openapi::path::{
-    HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem,
+    HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItem,
 };
 use utoipa::openapi::request_body::RequestBodyBuilder;
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::{
+    ArrayBuilder, KnownFormat, ObjectBuilder, SchemaFormat, SchemaType, Type,
+};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ContentBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Schema, ServerBuilder,
 };
-use utoipa::{OpenApi as _, ToSchema};
+use utoipa::{IntoParams, OpenApi as _, ToSchema};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::admin::{AccessRequest, FlagsRequest, OrganizationRequest};
@@ -23,19 +25,25 @@ use super::analytics::AnalyticsAnswer;
 use super::app::PREFIXES;
 use super::batch::{BatchAnswer, BatchRequest};
 use super::callbacks::CallbacksAnswer;
-use super::files::{FileAnswer, UploadAnswer};
+use super::files::{FileAnswer, UploadAnswer, UploadForm};
 use super::health::Health;
 use super::jobs::{JobAnswer, VideoRequest};
 use super::links::{LinkAnswer, LinkRequest};
-use super::me::OnboardingRequest;
+use super::lists::PageParameters;
+use super::me::{MeAnswer, OnboardingAnswer, OnboardingRequest};
 use super::operations::SystemAnswer;
-use super::replay::ReplayRequest;
-use super::routes::{Access, Route, table};
-use super::sessions::Remember;
+use super::replay::{ReplayAnswer, ReplayRequest};
+use super::routes::{Access, Body, Route, table};
+use super::sessions::{Remember, SessionAnswer, SessionEnded};
 use super::translations::TranslationForm;
 use super::worker::{
-    CompleteRequest, FailRequest, LeaseAnswer, LeaseRequest, OutcomeAnswer, ProgressRequest,
+    CompleteRequest, FailRequest, HandedAnswer, LeaseAnswer, LeaseRequest, OutcomeAnswer,
+    ProgressRequest, ReportAnswer,
 };
+use crate::actors::dead_letters::Heading;
+use crate::actors::rebuild::Status;
+use crate::actors::records::Envelope;
+use crate::views::UserRow;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -53,9 +61,12 @@ use super::worker::{
         BatchRequest,
         CallbacksAnswer,
         CompleteRequest,
+        Envelope,
         FailRequest,
         FileAnswer,
         FlagsRequest,
+        HandedAnswer,
+        Heading,
         Health,
         JobAnswer,
         LeaseAnswer,
@@ -63,13 +74,22 @@ use super::worker::{
         TranslationForm,
         LinkAnswer,
         LinkRequest,
+        MeAnswer,
+        OnboardingAnswer,
         OnboardingRequest,
         OrganizationRequest,
         OutcomeAnswer,
         Problem,
         ProgressRequest,
         Remember,
+        ReplayAnswer,
+        ReportAnswer,
+        SessionAnswer,
+        SessionEnded,
+        Status,
         UploadAnswer,
+        UploadForm,
+        UserRow,
         VideoRequest
     ))
 )]
@@ -129,23 +149,20 @@ fn operation(route: &Route) -> OperationBuilder {
         .summary(Some(route.summary))
         .response(route.status.to_string(), success(route))
         .response("default", failure());
-    for name in ["id", "session_id"] {
-        if !route.path.contains(&format!("{{{name}}}")) {
-            continue;
-        }
-        let id = ParameterBuilder::new()
-            .name(name)
-            .parameter_in(ParameterIn::Path)
-            .required(Required::True)
-            .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()));
-        operation = operation.parameter(id.build());
+    for parameter in parameters(route) {
+        operation = operation.parameter(parameter);
     }
     if let Some(needs) = needs(route.access) {
         operation = operation.description(Some(needs));
     }
-    if let Some(schema) = route.body {
-        let content = ContentBuilder::new().schema(Some(named(schema))).build();
-        let body = RequestBodyBuilder::new().content("application/json", content);
+    if let Some(body) = route.body {
+        let (media_type, schema) = match body {
+            Body::Json(schema) => ("application/json", named(schema)),
+            Body::Form(schema) => ("multipart/form-data", named(schema)),
+            Body::Bytes(media_type) => (media_type, Schema::from(bytes()).into()),
+        };
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        let body = RequestBodyBuilder::new().content(media_type, content);
         operation = operation.request_body(Some(body.build()));
     }
     if route.access != Access::Public {
@@ -153,6 +170,51 @@ fn operation(route: &Route) -> OperationBuilder {
             operation.security(SecurityRequirement::new::<_, [String; 0], String>("bearer", []));
     }
     operation
+}
+
+fn parameters(route: &Route) -> Vec<Parameter> {
+    let in_path = |name: &&str| route.path.contains(&format!("{{{name}}}"));
+    let mut all: Vec<Parameter> = ["id", "session_id"]
+        .into_iter()
+        .filter(in_path)
+        .map(|name| parameter(name, ParameterIn::Path).required(Required::True).build())
+        .collect();
+    all.extend(route.parameters.map(|parameters| parameters()).unwrap_or_default());
+    if route.paged {
+        all.extend(query::<PageParameters>());
+    }
+    if route.keyed {
+        let words = "1 to 255 visible ASCII characters. The same key and request again are given \
+                     the same answer, and nothing happens twice.";
+        all.push(header("Idempotency-Key", words));
+    }
+    if !matches!(route.access, Access::Public | Access::Worker) {
+        let words = "A position that an earlier answer told: waits, 2 s at most, until all up to \
+                     it can be read here.";
+        all.push(header("X-Log-Position", words));
+    }
+    all
+}
+
+fn parameter(name: &str, place: ParameterIn) -> ParameterBuilder {
+    let text = ObjectBuilder::new().schema_type(Type::String).build();
+    ParameterBuilder::new().name(name).parameter_in(place).schema(Some(text))
+}
+
+/// What the query may hold: the very fields that are read of it.
+pub fn query<T: IntoParams>() -> Vec<Parameter> {
+    T::into_params(|| Some(ParameterIn::Query))
+}
+
+/// A header that may be sent.
+pub fn header(name: &str, words: &str) -> Parameter {
+    let header = parameter(name, ParameterIn::Header).required(Required::False);
+    header.description(Some(words)).build()
+}
+
+fn bytes() -> ObjectBuilder {
+    let format = SchemaFormat::KnownFormat(KnownFormat::Binary);
+    ObjectBuilder::new().schema_type(Type::String).format(Some(format))
 }
 
 /// What a caller must be beyond authenticated.
@@ -169,14 +231,27 @@ fn needs(access: Access) -> Option<String> {
 fn success(route: &Route) -> utoipa::openapi::Response {
     let response = ResponseBuilder::new().description(route.summary);
     let Some(data) = route.data else { return response.build() };
+    let data = if route.paged { page_of(data) } else { named(data) };
     let envelope = ObjectBuilder::new()
         .property("success", ObjectBuilder::new().schema_type(Type::Boolean))
-        .property("data", named(data))
+        .property("data", data)
         .required("success")
         .required("data")
         .build();
     let schema: RefOr<Schema> = Schema::from(envelope).into();
     response.content("application/json", ContentBuilder::new().schema(Some(schema)).build()).build()
+}
+
+/// See `lists::PageAnswer`.
+fn page_of(schema: &str) -> RefOr<Schema> {
+    let cursor = [Type::String, Type::Null];
+    let page = ObjectBuilder::new()
+        .property("items", ArrayBuilder::new().items(named(schema)))
+        .property("next_cursor", ObjectBuilder::new().schema_type(SchemaType::from_iter(cursor)))
+        .required("items")
+        .required("next_cursor")
+        .build();
+    Schema::from(page).into()
 }
 
 fn failure() -> utoipa::openapi::Response {

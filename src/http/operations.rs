@@ -15,11 +15,16 @@ use super::problem::{Code, Problem};
 use crate::actors::records::{self, Order, Question};
 use crate::views::Parked;
 
-#[derive(Deserialize)]
-struct Filter {
+/// The query of `GET admin/events`.
+#[derive(Default, Deserialize, utoipa::IntoParams)]
+pub struct Filter {
+    /// Only events of this stream, such as `job-…`.
     stream: Option<String>,
+    /// Only types that begin so, such as `job.`.
     #[serde(rename = "type")]
     kind: Option<String>,
+    /// Those after this position, in the order of the log; the newest first if absent.
+    #[param(value_type = Option<u64>)]
     from: Option<String>,
 }
 
@@ -32,8 +37,7 @@ pub async fn events(
     page: PageQuery<Order>,
 ) -> Result<HttpResponse, Problem> {
     let filter = web::Query::<Filter>::from_query(request.query_string());
-    let Filter { stream, kind, from } =
-        filter.map_or(Filter { stream: None, kind: None, from: None }, web::Query::into_inner);
+    let Filter { stream, kind, from } = filter.map(web::Query::into_inner).unwrap_or_default();
     let from = match from.as_deref().map(str::parse) {
         None => Order::default(),
         Some(Ok(position)) => Order::After(position),

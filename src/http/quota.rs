@@ -24,7 +24,7 @@ pub struct Allowance {
     room: Reservation,
     /// In bytes.
     limit: u64,
-    /// Absent where nothing is stored: in tests.
+    /// Absent where nothing more is stored.
     stored: Option<(Views, UserId)>,
 }
 
@@ -50,11 +50,14 @@ impl Allowance {
     /// 413 `quota_exceeded`; what was reserved before stays so.
     pub fn cover(&mut self, bytes: u64) -> Result<(), Problem> {
         let (limit, stored) = (self.limit, &self.stored);
-        self.room.grow_to(bytes, |reserved| {
-            let used = match stored {
-                Some((views, user_id)) => views.bytes_stored(user_id)?,
-                None => 0,
+        let Some((views, user_id)) = stored else {
+            return match bytes <= limit {
+                true => Ok(()),
+                false => Err(Problem::new(Code::IdempotencyKeyReused)),
             };
+        };
+        self.room.grow_to(bytes, |reserved| {
+            let used = views.bytes_stored(user_id)?;
             match used.saturating_add(reserved).saturating_add(bytes) <= limit {
                 true => Ok(()),
                 false => Err(exceeded(limit, used, reserved, bytes)),
@@ -67,11 +70,17 @@ impl Allowance {
         self.room
     }
 
-    /// For whoever stores without a user: tests, and the fuzzer of the multipart reader.
-    pub fn unlimited() -> Self {
+    /// For an upload that comes again under its key: its file of so many bytes counts already, and
+    /// a larger one is another request.
+    pub fn again(size: u64) -> Self {
         let nobody = UserId::try_from("nobody".to_owned()).expect("this is an id");
         let room = nothing(&Reservations::default(), &nobody);
-        Self { room, limit: u64::MAX, stored: None }
+        Self { room, limit: size, stored: None }
+    }
+
+    /// For whoever stores without a user: tests, and the fuzzer of the multipart reader.
+    pub fn unlimited() -> Self {
+        Self::again(u64::MAX)
     }
 }
 

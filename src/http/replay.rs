@@ -1,14 +1,15 @@
 //! The read model built anew from the log, at an administrator's word, while the present one answers.
 
 use actix_web::{HttpResponse, web};
-use serde_json::json;
+use serde::Serialize;
 
 use super::answer;
 use super::app::App;
 use super::caller::Caller;
 use super::json::{self, Fields, FromFields};
+use super::operations::ParkedFacts;
 use super::problem::{Code, Problem};
-use crate::actors::rebuild::Refused;
+use crate::actors::rebuild::{Refused, Status};
 use crate::views;
 
 /// The body of `POST admin/replay`; all of it may be left out.
@@ -50,6 +51,15 @@ pub async fn start(
 
 /// `GET admin/replay`: the one under way, else the last since the start.
 pub async fn status(app: web::Data<App>, _caller: Caller) -> HttpResponse {
-    let parked = app.system.progress.now().parked;
-    answer::ok(json!({ "replay": app.rebuilds.status(), "parked": parked }))
+    let parked = app.system.progress.now().parked.into_iter().map(ParkedFacts::from).collect();
+    answer::ok(ReplayAnswer { replay: app.rebuilds.status(), parked })
+}
+
+/// The answer of `GET admin/replay`.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ReplayAnswer {
+    /// Null if there was none since the start.
+    pub replay: Option<Status>,
+    /// Views that stand still.
+    pub parked: Vec<ParkedFacts>,
 }

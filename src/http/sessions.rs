@@ -2,23 +2,38 @@
 //! anybody.
 
 use actix_web::{HttpResponse, web};
-use serde_json::json;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 
 use super::app::App;
 use super::caller::Caller;
 use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
+use super::lists::{PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use super::{admin, answer};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{Command, EndReason};
-use crate::views::{SessionRow, View};
+use crate::views::{SessionCursor, SessionRow, View};
 
 /// `GET sessions`
-pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
-    let rows = app.system.views.sessions_of(&caller.user_id)?;
-    let items: Vec<_> = rows.iter().map(|row| shown(row, &caller)).collect();
-    Ok(answer::ok(json!({ "items": items, "next_cursor": null })))
+pub async fn list(
+    app: web::Data<App>,
+    caller: Caller,
+    page: PageQuery<SessionCursor>,
+) -> Result<HttpResponse, Problem> {
+    listed(&app, &caller, &caller.user_id, &page)
+}
+
+fn listed(
+    app: &App,
+    caller: &Caller,
+    user_id: &UserId,
+    page: &PageQuery<SessionCursor>,
+) -> Result<HttpResponse, Problem> {
+    let found = app.system.views.sessions_of(user_id, page.cursor.as_ref(), page.limit)?;
+    let items: Vec<_> = found.items.iter().map(|row| shown(row, caller)).collect();
+    Ok(answer::ok(PageAnswer { items, next_cursor: found.next_cursor }))
 }
 
 /// `DELETE sessions/{id}`
@@ -36,11 +51,10 @@ pub async fn list_of_user(
     app: web::Data<App>,
     caller: Caller,
     id: web::Path<String>,
+    page: PageQuery<SessionCursor>,
 ) -> Result<HttpResponse, Problem> {
     let user = admin::known(&app, &admin::parse_id(&id)?)?;
-    let rows = app.system.views.sessions_of(&user.user_id)?;
-    let items: Vec<_> = rows.iter().map(|row| shown(row, &caller)).collect();
-    Ok(answer::ok(json!({ "items": items, "next_cursor": null })))
+    listed(&app, &caller, &user.user_id, &page)
 }
 
 /// `DELETE admin/users/{id}/sessions/{session_id}`
@@ -76,7 +90,16 @@ async fn end(
 ) -> Result<HttpResponse, Problem> {
     let done = app.system.sessions.execute(id, Command::End { reason }, caller.origin()).await?;
     app.system.visible_in(View::Sessions, done.position).await?;
-    Ok(at_position(answer::ok(json!({ "session_id": id, "status": "ended" })), done.position))
+    let ended = SessionEnded { session_id: id.to_string(), status: "ended" };
+    Ok(at_position(answer::ok(ended), done.position))
+}
+
+/// The answer when a session was ended.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SessionEnded {
+    pub session_id: String,
+    /// `ended`.
+    pub status: &'static str,
 }
 
 /// The body of `PATCH sessions/current`.
@@ -120,16 +143,29 @@ async fn change_current(
     Ok(at_position(answer::ok(shown(&row, caller)), done.position))
 }
 
-fn shown(row: &SessionRow, caller: &Caller) -> serde_json::Value {
-    let current = caller.session_id.as_ref().is_some_and(|id| *id == row.session_id);
-    json!({
-        "session_id": row.session_id,
-        "current": current,
-        "started_at": row.started_at,
-        "expires_at": row.expires_at,
-        "last_active_at": row.last_active_at,
-        "remember_me": row.remembered,
-        "ip_address": row.ip_address,
-        "user_agent": row.user_agent,
-    })
+/// A session as its user sees it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SessionAnswer {
+    pub session_id: String,
+    /// Whether it is the one that asks.
+    pub current: bool,
+    pub started_at: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
+    pub last_active_at: DateTime<Utc>,
+    pub remember_me: bool,
+    pub ip_address: Option<String>,
+    pub user_agent: Option<String>,
+}
+
+fn shown(row: &SessionRow, caller: &Caller) -> SessionAnswer {
+    SessionAnswer {
+        session_id: row.session_id.to_string(),
+        current: caller.session_id.as_ref().is_some_and(|id| *id == row.session_id),
+        started_at: row.started_at,
+        expires_at: row.expires_at,
+        last_active_at: row.last_active_at,
+        remember_me: row.remembered,
+        ip_address: row.ip_address.clone(),
+        user_agent: row.user_agent.clone(),
+    }
 }

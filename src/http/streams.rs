@@ -10,10 +10,12 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
 use serde_json::json;
 use tokio::time::Instant;
+use utoipa::openapi::path::Parameter;
 
 use super::app::App;
 use super::caller::Caller;
 use super::jobs;
+use super::openapi::header;
 use super::problem::{Code, Problem};
 use crate::actors::news::Subscription;
 use crate::domain::ids::{JobId, SessionId, UserId};
@@ -48,6 +50,13 @@ pub async fn of_user(
         None => app.system.progress.now().position,
     };
     Ok(respond(Stream::new(app.into_inner(), &caller, None, after)?))
+}
+
+/// What an event stream may be asked with.
+pub fn resuming() -> Vec<Parameter> {
+    let words = "The last `id:` that was seen: what happened after it comes, without loss or \
+                 repetition.";
+    vec![header("Last-Event-ID", words)]
 }
 
 /// The position after which to go on; a browser's `EventSource` sends the last `id:` it saw.

@@ -10,9 +10,10 @@ use super::app::App;
 use super::caller::Caller;
 use super::jobs::{
     JobAnswer, LONGEST_DEADLINE_S, at_position, deadline, fingerprint, idempotency_key, owned,
-    replayed,
+    replayed, was_asked,
 };
 use super::problem::{Code, Problem};
+use super::quota::Allowance;
 use super::upload::{self, Upload};
 use super::{answer, files};
 use crate::config::Secret;
@@ -130,8 +131,18 @@ async fn ask(
     key_is: KeyIs,
 ) -> Result<Asked, Problem> {
     let key = idempotency_key(request)?;
+    let id = |kind: &str| match &key {
+        Some(key) => derived_id(&caller.user_id, kind, key),
+        None => app.system.clock.fresh_id(),
+    };
+    let (job_id, file_id) = (JobId(id("job")), FileId(id("translation source")));
     let most = app.max_upload_bytes.min(LARGEST_TEXT);
-    let mut allowance = app.quotas.allowance(app, caller);
+    // Its text may be deleted by now, and there may be no room for it any more.
+    let again = key.is_some() && was_asked(app, caller, job_id).await?;
+    let mut allowance = match again {
+        true => Allowance::again(most),
+        false => files::allowance(app, caller, file_id)?,
+    };
     let received = upload::receive(request, payload, &app.blobs, most, &mut allowance);
     let mut received = received.await?;
     let mut form = Form { fields: std::mem::take(&mut received.metadata), faults: Map::new() };
@@ -140,11 +151,6 @@ async fn ask(
     if key_is == KeyIs::Required && api_key.is_none() {
         form.refuse("api_key", "is required");
     }
-    let id = |kind: &str| match &key {
-        Some(key) => derived_id(&caller.user_id, kind, key),
-        None => app.system.clock.fresh_id(),
-    };
-    let (job_id, file_id) = (JobId(id("job")), FileId(id("translation source")));
     let (callback_url, deadline_s) = (form.callback_url(app), form.deadline_s());
     let options = form.options(file_id, api_key.is_some());
     let options = form.checked(options)?;
@@ -169,12 +175,14 @@ async fn ask(
         callback_url: callback_url.map(Personal::Known),
         deadline: deadline(app, deadline_s),
     };
-    store(app, caller, file_id, received, format, fingerprint).await?;
-    // A retry meets its job, whose secret is in the vault or rightly gone.
-    if let Some(api_key) = api_key
-        && app.system.views.job(&job_id)?.is_none()
-    {
-        app.secrets.keep(job_id, &api_key).await.map_err(not_sealed)?;
+    // A repeat meets its job, whose secret is in the vault or rightly gone.
+    if !again {
+        store(app, caller, file_id, received, format, fingerprint).await?;
+        if let Some(api_key) = api_key
+            && app.system.views.job(&job_id)?.is_none()
+        {
+            app.secrets.keep(job_id, &api_key).await.map_err(not_sealed)?;
+        }
     }
     let done = app.system.jobs.execute(job_id, Command::Request(wanted), caller.origin()).await?;
     app.system.visible_in(View::Jobs, done.position).await?;

@@ -20,7 +20,7 @@ use super::app::App;
 use super::body::{BodyLimits, declared_length, payload_problem, too_large, unstalled};
 use super::caller::Caller;
 use super::files::{self, parse_id};
-use super::jobs::{idempotency_key, replayed};
+use super::jobs::{at_position, idempotency_key, replayed};
 use super::problem::{Code, Problem};
 use super::upload::{self, MAX_FIELD_BYTES, MAX_FIELDS, MAX_NAME_BYTES};
 use crate::domain::ids::{FileId, derived_id};
@@ -31,7 +31,7 @@ use crate::views::{FileRow, View};
 pub const VERSION: &str = "1.0.0";
 const EXTENSIONS: &str = "creation,creation-with-upload,expiration,checksum,termination";
 const ALGORITHMS: &str = "sha1,sha256";
-const PIECE: &str = "application/offset+octet-stream";
+pub const PIECE: &str = "application/offset+octet-stream";
 
 /// What a page of another origin may send.
 pub const REQUEST_HEADERS: [&str; 6] = [
@@ -180,10 +180,15 @@ pub async fn terminate(
     let found = find(&app, &caller, parse_id(&id)?.0)?;
     speaks_tus(&request)?;
     match found {
-        Found::Open(upload) => app.uploads.hold(upload).await?.end().await?,
-        Found::Stored(file) => drop(files::remove(&app, &caller, file.file_id).await?),
+        Found::Open(upload) => {
+            app.uploads.hold(upload).await?.end().await?;
+            Ok(HttpResponse::NoContent().finish())
+        }
+        Found::Stored(file) => {
+            let position = files::remove(&app, &caller, file.file_id).await?;
+            Ok(at_position(HttpResponse::NoContent().finish(), position))
+        }
     }
-    Ok(HttpResponse::NoContent().finish())
 }
 
 /// `POST files/tus/{id}` with `X-HTTP-Method-Override`
@@ -248,6 +253,7 @@ fn stored(response: &mut HttpResponseBuilder, file: &FileRow) -> HttpResponse {
         .insert_header(("Upload-Offset", file.size.to_string()))
         .insert_header(("Upload-Length", file.size.to_string()))
         .insert_header(("X-File-Id", file.file_id.to_string()))
+        .insert_header(("X-Log-Position", file.position.to_string()))
         .finish()
 }
 

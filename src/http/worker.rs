@@ -20,12 +20,15 @@ use uuid::Uuid;
 
 use super::app::App;
 use super::body::{BodyLimits, declared_length, payload_problem, too_large, unstalled};
+use super::edges::RequestId;
 use super::identity::bearer;
+use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
 use super::links::{LinkAnswer, sign};
 use super::problem::{Code, Problem};
 use super::{answer, jobs};
-use crate::actors::leasing::{Completed, Leased, Shape};
+use crate::actors::codec::Metadata;
+use crate::actors::leasing::{Completed, Done, Leased, Report, Shape, by};
 use crate::actors::outputs::{Handed, Slot, slots};
 use crate::config::Secret;
 use crate::domain::ids::{JobId, LeaseId};
@@ -38,8 +41,8 @@ use crate::media::renderer::{self, output::TextCheck};
 const LONGEST_WAIT_S: u64 = 30;
 /// How long a worker may fetch the source of its job: longer than any attempt.
 const SOURCE_LINK_S: i64 = 2 * 3600;
-/// What the events after the lease say of their origin; the lease names the worker.
-const ACTOR: &str = "worker";
+/// The actor of what is done under a lease that nobody holds any more.
+const UNKNOWN: &str = "worker";
 
 /// The bearer tokens that workers may have, as digests: of equal length, so that comparing them
 /// takes the same time whatever is sent.
@@ -162,18 +165,43 @@ impl LeaseAnswer {
     }
 }
 
+/// What the events of a worker's call say of their origin.
+fn origin(worker_id: &str, request_id: RequestId) -> Metadata {
+    Metadata { correlation_id: request_id.0, ..by(worker_id) }
+}
+
+/// The same, by the worker that holds the lease.
+async fn origin_under(
+    app: &App,
+    job_id: JobId,
+    lease_id: LeaseId,
+    request_id: RequestId,
+) -> Metadata {
+    let holder = app.leasing.holder(job_id, lease_id).await;
+    origin(holder.as_deref().unwrap_or(UNKNOWN), request_id)
+}
+
 /// `POST worker/lease`
-pub async fn lease(app: web::Data<App>, body: Json<LeaseRequest>) -> Result<HttpResponse, Problem> {
+pub async fn lease(
+    app: web::Data<App>,
+    request_id: RequestId,
+    body: Json<LeaseRequest>,
+) -> Result<HttpResponse, Problem> {
     let kinds: Vec<Kind> = body.0.kinds.iter().filter_map(|name| kind(name)).collect();
     let wait = Duration::from_secs(body.0.wait_s.unwrap_or(0));
     let stopping = app.stopping.clone();
-    let leased = app.leasing.lease_within(&body.0.worker_id, &kinds, wait, stopping).await?;
+    let origin = origin(&body.0.worker_id, request_id);
+    let leased = app.leasing.lease_within(&origin, &kinds, wait, stopping).await?;
     let Some(leased) = leased else { return Ok(HttpResponse::NoContent().finish()) };
+    let position = leased.position;
+    let given = |leased, key: Option<&Secret>| {
+        at_position(answer::ok(LeaseAnswer::new(&app, leased, key)), position)
+    };
     if !leased.request.options.needs_secret() {
-        return Ok(answer::ok(LeaseAnswer::new(&app, leased, None)));
+        return Ok(given(leased, None));
     }
     let (error, retryable, answer) = match app.secrets.of_job(leased.job_id).await {
-        Ok(Some(key)) => return Ok(answer::ok(LeaseAnswer::new(&app, leased, Some(&key)))),
+        Ok(Some(key)) => return Ok(given(leased, Some(&key))),
         Ok(None) => {
             let nothing = HttpResponse::NoContent().finish();
             ("the job's secret was destroyed", false, Ok(nothing))
@@ -185,7 +213,7 @@ pub async fn lease(app: web::Data<App>, body: Json<LeaseRequest>) -> Result<Http
     };
     // Nobody can work on it.
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
-    app.leasing.fail(job_id, lease_id, ACTOR, error.to_owned(), retryable).await?;
+    app.leasing.fail(job_id, lease_id, &origin, error.to_owned(), retryable).await?;
     answer
 }
 
@@ -217,27 +245,50 @@ fn lease_id(fields: &mut Fields) -> Uuid {
     })
 }
 
+/// What a worker is told when it reports.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ReportAnswer {
+    /// The job is to be stopped: end it with `fail`.
+    pub cancelled: bool,
+    /// Of the lease.
+    pub expires_at: DateTime<Utc>,
+}
+
 /// `POST worker/jobs/{id}/progress`
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 pub async fn progress(
     app: web::Data<App>,
+    request_id: RequestId,
     id: web::Path<String>,
     body: Json<ProgressRequest>,
 ) -> Result<HttpResponse, Problem> {
     let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
     // Within 0 to 100, so that nothing is cut off.
     let percent = body.0.progress as u8;
-    let reported = app.leasing.progress(job_id, lease_id, ACTOR, percent, body.0.message).await?;
-    Ok(answer::ok(json!({
-        "cancelled": reported.cancelled, "expires_at": reported.expires_at,
-    })))
+    let origin = origin_under(&app, job_id, lease_id, request_id).await;
+    let message = body.0.message;
+    let done = app.leasing.progress(job_id, lease_id, &origin, percent, message).await?;
+    let Report { cancelled, expires_at } = done.outcome;
+    told(&done, answer::ok(ReportAnswer { cancelled, expires_at }))
 }
 
 /// The query of `PUT worker/jobs/{id}/output`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct OutputQuery {
+    #[param(required = true, value_type = Option<Uuid>)]
     lease_id: Option<String>,
+    /// One of the lease's `outputs`; the first if absent.
     name: Option<String>,
+}
+
+/// What was handed in.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct HandedAnswer {
+    pub name: &'static str,
+    pub content_type: String,
+    /// In bytes.
+    pub size: u64,
+    pub sha256: String,
 }
 
 /// `PUT worker/jobs/{id}/output`: the bytes themselves.
@@ -266,12 +317,8 @@ pub async fn output(
     let content_type = fits.ok_or_else(|| wrong_type(slot))?.to_owned();
     let handed = Handed { content_type, size: stored.size, sha256: stored.sha256 };
     app.leasing.hand_in(job_id, lease_id, slot, &handed).await?;
-    Ok(answer::ok(json!({
-        "name": slot.name,
-        "content_type": handed.content_type,
-        "size": handed.size,
-        "sha256": handed.sha256,
-    })))
+    let Handed { content_type, size, sha256 } = handed;
+    Ok(answer::ok(HandedAnswer { name: slot.name, content_type, size, sha256 }))
 }
 
 fn slot(kind: Kind, name: Option<&str>) -> Result<&'static Slot, Problem> {
@@ -432,18 +479,28 @@ fn outcome(job_id: JobId, state: &'static str, output: Option<Output>) -> HttpRe
     answer::ok(OutcomeAnswer { job_id: job_id.0, state, output })
 }
 
+/// The answer to a call that had its effect, once that can be read.
+fn told<T>(done: &Done<T>, response: HttpResponse) -> Result<HttpResponse, Problem> {
+    done.visible?;
+    Ok(at_position(response, done.position))
+}
+
 /// `POST worker/jobs/{id}/complete`
 pub async fn complete(
     app: web::Data<App>,
+    request_id: RequestId,
     id: web::Path<String>,
     body: Json<CompleteRequest>,
 ) -> Result<HttpResponse, Problem> {
     let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
     let shape = |request: &Request| body.0.shape(request);
-    Ok(match app.leasing.complete(job_id, lease_id, ACTOR, shape).await? {
-        Completed::Done(output) => outcome(job_id, "completed", Some(output)),
+    let origin = origin_under(&app, job_id, lease_id, request_id).await;
+    let done = app.leasing.complete(job_id, lease_id, &origin, shape).await?;
+    let response = match &done.outcome {
+        Completed::Done(output) => outcome(job_id, "completed", Some(output.clone())),
         Completed::Cancelled => outcome(job_id, "cancelled", None),
-    })
+    };
+    told(&done, response)
 }
 
 /// The body of `POST worker/jobs/{id}/fail`.
@@ -469,11 +526,13 @@ impl FromFields for FailRequest {
 /// `POST worker/jobs/{id}/fail`
 pub async fn fail(
     app: web::Data<App>,
+    request_id: RequestId,
     id: web::Path<String>,
     body: Json<FailRequest>,
 ) -> Result<HttpResponse, Problem> {
     let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
     let again = body.0.retryable.unwrap_or(true);
-    let state = app.leasing.fail(job_id, lease_id, ACTOR, body.0.error, again).await?;
-    Ok(outcome(job_id, state, None))
+    let origin = origin_under(&app, job_id, lease_id, request_id).await;
+    let done = app.leasing.fail(job_id, lease_id, &origin, body.0.error, again).await?;
+    told(&done, outcome(job_id, done.outcome, None))
 }

@@ -20,7 +20,8 @@ pub struct Snapshot {
 }
 
 /// What differs in one table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = TableDifference)]
 pub struct Difference {
     pub table: &'static str,
     /// Rows that are in the first one alone.

@@ -57,6 +57,8 @@ pub struct FileRow {
     pub created_at: DateTime<Utc>,
     /// Of an output: its owner's when it was stored.
     pub tier: Option<String>,
+    /// Where in the log it was stored.
+    pub position: u64,
 }
 
 impl FileRow {
@@ -279,6 +281,7 @@ fn file(row: &Row<'_>) -> rusqlite::Result<(u64, FileRow)> {
         job_id: row.get::<_, Option<Id>>(8)?.map(|id| JobId(id.0)),
         created_at: row.get::<_, Time>(9)?.0,
         tier: row.get(10)?,
+        position: unsigned(row.get(0)?),
     };
-    Ok((unsigned(row.get(0)?), file))
+    Ok((file.position, file))
 }

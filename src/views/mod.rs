@@ -53,7 +53,7 @@ pub use jobs::{JobFilter, JobRow};
 pub use page::{Cursor, Page};
 pub use parked::{Parked, View, skip, skipped};
 pub use peek::{Peek, peek};
-pub use sessions::{SessionRow, SessionStanding};
+pub use sessions::{SessionCursor, SessionRow, SessionStanding};
 pub use tallies::Period;
 pub use usage::Usage;
 pub use users::{UserAccess, UserRow};

@@ -1,11 +1,14 @@
 //! The sessions: who is signed in where, and which sessions are due to end.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
 use super::batch::{Batch, Record};
 use super::column::{Text, Time, Word, int};
+use super::page::{Page, one_more};
 use super::{Change, Error, Views};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{EndReason, Event, INACTIVITY};
@@ -41,19 +44,52 @@ CREATE INDEX sessions_due ON sessions (due_at) WHERE due_at IS NOT NULL;
 const COLUMNS: &str = "session_id, user_id, started_at, expires_at, last_active_at, remembered, \
                        ended_reason, ended_at, ip_address, user_agent";
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = OwnSession)]
 pub struct SessionRow {
+    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// Absent when the end was all that was ever heard of it.
+    #[schema(value_type = Option<String>)]
     pub user_id: Option<UserId>,
     pub started_at: DateTime<Utc>,
     pub expires_at: DateTime<Utc>,
     pub last_active_at: DateTime<Utc>,
     pub remembered: bool,
+    #[schema(value_type = Option<String>)]
     pub ended_reason: Option<EndReason>,
     pub ended_at: Option<DateTime<Utc>>,
     pub ip_address: Option<String>,
     pub user_agent: Option<String>,
+}
+
+/// Where the page before ended. Opaque to clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionCursor {
+    /// Microseconds since 1970.
+    started_at_us: i64,
+    session_id: SessionId,
+}
+
+impl SessionCursor {
+    fn of(row: &SessionRow) -> Self {
+        Self {
+            started_at_us: row.started_at.timestamp_micros(),
+            session_id: row.session_id.clone(),
+        }
+    }
+
+    /// None for what [`Page::next_cursor`] never was.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        let (started_at_us, session_id) = text.split_once('/')?;
+        let session_id = SessionId::try_from(session_id.to_owned()).ok()?;
+        Some(Self { started_at_us: started_at_us.parse().ok()?, session_id })
+    }
+
+    fn text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(format!("{}/{}", self.started_at_us, self.session_id))
+    }
 }
 
 /// What a request must know of its session.
@@ -97,15 +133,27 @@ impl Views {
     }
 
     /// A user's sessions that have not ended, newest first.
-    pub fn sessions_of(&self, user_id: &UserId) -> Result<Vec<SessionRow>, Error> {
-        self.read(|sql| {
+    pub fn sessions_of(
+        &self,
+        user_id: &UserId,
+        cursor: Option<&SessionCursor>,
+        limit: usize,
+    ) -> Result<Page<SessionRow>, Error> {
+        let started_at = cursor.map_or(i64::MAX, |cursor| cursor.started_at_us);
+        let session_id = cursor.map_or("", |cursor| cursor.session_id.as_str());
+        let mut items: Vec<SessionRow> = self.read(|sql| {
             sql.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM sessions WHERE user_id = ?1 AND ended_at IS NULL
-                 ORDER BY started_at DESC, session_id"
+                 AND started_at <= ?2 AND (started_at < ?2 OR session_id > ?3)
+                 ORDER BY started_at DESC, session_id LIMIT ?4"
             ))?
-            .query_map([user_id.as_str()], session)?
+            .query_map(params![user_id.as_str(), started_at, session_id, one_more(limit)], session)?
             .collect()
-        })
+        })?;
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next_cursor = items.last().filter(|_| more).map(|row| SessionCursor::of(row).text());
+        Ok(Page { items, next_cursor })
     }
 
     /// Sessions that time has ended by `now`, the most overdue first.

@@ -399,9 +399,18 @@ fn live_sessions_are_listed_newest_first_and_ended_ones_are_not() {
         session("gone", ended(EndReason::SignedOut)),
         session("gone", ended(EndReason::Expired)),
     ]);
-    let ids: Vec<_> = views.sessions_of(&user_id("ada")).unwrap();
+    let ids = views.sessions_of(&user_id("ada"), None, 50).unwrap().items;
     let ids: Vec<_> = ids.iter().map(|row| row.session_id.as_str()).collect();
     assert_eq!(ids, ["new", "old"]);
+    // Also those that began at the same moment, each once.
+    let views = after(["a", "b", "c"].map(|id| session(id, started("ada", 1))).into());
+    let mut cursor = None;
+    for (id, more) in [("a", true), ("b", true), ("c", false)] {
+        let page = views.sessions_of(&user_id("ada"), cursor.as_ref(), 1).unwrap();
+        assert_eq!(page.items[0].session_id.as_str(), id);
+        assert_eq!(page.next_cursor.is_some(), more);
+        cursor = page.next_cursor.and_then(|text| SessionCursor::parse(&text));
+    }
     let gone = views.session_standing(&session_id("gone"));
     assert_eq!(gone, Some(SessionStanding::Ended(EndReason::SignedOut)));
     assert_eq!(views.session_standing(&session_id("never")), None);
@@ -413,7 +422,7 @@ fn an_end_that_overtakes_the_start_stands() {
         after(vec![session("s", ended(EndReason::Revoked)), session("s", started("ada", 1))]);
     let standing = views.session_standing(&session_id("s"));
     assert_eq!(standing, Some(SessionStanding::Ended(EndReason::Revoked)));
-    assert!(views.sessions_of(&user_id("ada")).unwrap().is_empty());
+    assert!(views.sessions_of(&user_id("ada"), None, 50).unwrap().items.is_empty());
 }
 
 #[test]

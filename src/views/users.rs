@@ -70,8 +70,10 @@ const COLUMNS: &str = "user_id, position, email, first_name, last_name, username
                        banned, deleted, provisional, organizations, created_at, updated_at, \
                        access_position, access_changed_at, decided_here";
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = UserAnswer)]
 pub struct UserRow {
+    #[schema(value_type = String)]
     pub user_id: UserId,
     pub email: Option<String>,
     pub first_name: Option<String>,

@@ -105,7 +105,7 @@ fn webhooks_that_come_after_the_deletion() {
     let snapshot = user::Snapshot::default();
     let sync = user::Command::Sync { snapshot: snapshot.clone(), source_updated_at: late };
     assert_eq!(user.decide(&sync, late), Ok(vec![]));
-    let provision = user::Command::Provision(snapshot);
+    let provision = user::Command::Provision(snapshot.into());
     assert_eq!(user.decide(&provision, late), Err(user::Refusal::Deleted));
 
     let (id, session): (_, Session) = only(&story, |event| match event {

@@ -145,7 +145,8 @@ impl World {
         let user_id = UserId::try_from(user_id(number)).unwrap();
         let session_id = SessionId::try_from(session_id(number)).unwrap();
         let row = json!(views.user(&user_id).unwrap());
-        let seen = (views.session_standing(&session_id), views.sessions_of(&user_id).unwrap());
+        let sessions = views.sessions_of(&user_id, None, 50).unwrap().items;
+        let seen = (views.session_standing(&session_id), sessions);
         let state = (&self.users[&user_id], &self.sessions[&session_id]);
         format!("{row}\n{seen:?}\n{state:?}")
             .replace(user_id.as_str(), "USER")
@@ -260,7 +261,7 @@ proptest! {
                     ..Snapshot::default()
                 };
                 let id = UserId::try_from(user_id(0)).unwrap();
-                world.tell_user(id, &user::Command::Provision(claims));
+                world.tell_user(id, &user::Command::Provision(claims.into()));
             }
             if let Some(index) = order.get(at) {
                 world.deliver(&deliveries[*index]);

@@ -112,7 +112,16 @@ async fn a_difference_between_log_and_read_model_is_found_row_by_row() {
 
 #[tokio::test]
 async fn an_event_of_a_newer_version_parks_its_view_until_it_is_skipped() {
-    let mut server = Server::start(Setup::clerk());
+    let mut server =
+        Server::start(Setup::clerk().with("T2M_WORKER_TOKENS", "a-worker-token-of-the-tests"));
+    let held = server.generate(ADA, "a pier").await;
+    let worker = |server: &Server, path: &str, body: &Value| {
+        let request = server.request(Method::POST, &format!("worker/{path}"));
+        ask(request.bearer_auth("a-worker-token-of-the-tests").json(body))
+    };
+    let body = json!({ "worker_id": "w", "kinds": ["video"] });
+    let leased = worker(&server, "lease", &body).await.data(200);
+    assert_eq!(leased["job_id"], held);
     let job_id = server.generate(ADA, "a lighthouse").await;
     server.stop();
     let position = {
@@ -139,6 +148,14 @@ async fn an_event_of_a_newer_version_parks_its_view_until_it_is_skipped() {
     server.upload(ADA, "notes.txt", "hello").await;
     let late = server.post(ADA, "videos/generate", &json!({ "prompt": "late" })).await;
     late.assert_refused(503, "not_caught_up");
+    // A worker's is recorded too, and cannot be shown either.
+    let end = server.log_position().await;
+    let body = json!({ "lease_id": leased["lease_id"], "progress": 5, "error": "x" });
+    for step in ["progress", "fail"] {
+        let answer = worker(&server, &format!("jobs/{held}/{step}"), &body).await;
+        answer.assert_refused(503, "not_caught_up");
+    }
+    assert_eq!(server.log_position().await, end + 2);
     // The same is said after another try.
     ended(&server).await;
     ask(admin(&server, Method::POST, "admin/replay")).await.data(202);
@@ -153,5 +170,5 @@ async fn an_event_of_a_newer_version_parks_its_view_until_it_is_skipped() {
     let jobs = server.get(ADA, "jobs").await.data(200);
     let prompts: Vec<_> =
         jobs["items"].as_array().unwrap().iter().map(|job| job["prompt"].clone()).collect();
-    assert_eq!(prompts, ["late", "a lighthouse"]);
+    assert_eq!(prompts, ["late", "a lighthouse", "a pier"]);
 }

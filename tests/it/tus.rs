@@ -345,10 +345,14 @@ async fn a_creation_with_the_same_key_is_the_same_upload() {
     assert_eq!(again.header("upload-offset"), "2");
     begin(6, "filename YQ==").await.assert_refused(422, "idempotency_key_reused");
     begin(5, "filename Yg==").await.assert_refused(422, "idempotency_key_reused");
-    assert_eq!(ask(piece(&server, &path, 2, "llo")).await.status, 204);
+    let last = ask(piece(&server, &path, 2, "llo")).await;
+    assert_eq!(last.status, 204);
     let finished = begin(5, "filename YQ==").await;
     assert_eq!((finished.status, finished.header("upload-offset")), (201, "5"));
     assert!(!finished.header("x-file-id").is_empty());
+    assert_eq!(finished.position(), last.position());
+    let ended = ask(tus(&server, Method::DELETE, &path)).await;
+    assert_eq!((ended.status, ended.position()), (204, server.log_position().await));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 fn at(second: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(second, 0).unwrap()
@@ -53,11 +54,47 @@ fn run(commands: &[Command]) -> (User, Vec<Result<usize, Refusal>>) {
 
 #[test]
 fn a_webhook_completes_what_a_token_provisioned() {
-    let provision = Command::Provision(snapshot("claims@example.com", "user"));
+    let provision = Command::Provision(snapshot("claims@example.com", "user").into());
     let (user, _) = run(&[provision.clone(), sync(5, "ada@example.com", "admin"), provision]);
     assert_eq!(user.standing, Standing::Registered);
     assert_eq!(user.profile.email, Some(Personal::Known("ada@example.com".to_owned())));
     assert_eq!(user.access.role, "admin");
+}
+
+#[test]
+fn what_a_token_claims_of_an_organization_gives_way_to_clerk_in_any_order() {
+    let claims = || Claims {
+        snapshot: snapshot("claims@x", "user"),
+        memberships: vec![Membership {
+            membership_id: Membership::claimed("o1"),
+            organization_id: "o1".to_owned(),
+            name: None,
+            slug: None,
+            role: "org:admin".to_owned(),
+            permissions: BTreeSet::new(),
+        }],
+        issued_at: at(9),
+        ..Claims::default()
+    };
+    let provision = || Command::Provision(claims());
+    for (life, roles) in [
+        (vec![provision()], vec!["org:admin"]),
+        (vec![provision(), sync(5, "ada@x", "user")], vec!["org:admin"]),
+        (vec![provision(), join(5, "org:member")], vec!["org:member"]),
+        (vec![join(5, "org:member"), provision()], vec!["org:member"]),
+        (vec![sync(5, "ada@x", "user"), provision()], vec![]),
+        (vec![provision(), leave()], vec![]),
+        (vec![leave(), provision()], vec![]),
+        (vec![provision(), leave(), join(5, "org:member")], vec![]),
+        (vec![provision(), join(5, "org:member"), leave()], vec![]),
+    ] {
+        let (user, _) = run(&life);
+        let present = user.memberships.values().filter_map(|state| match state {
+            MembershipState::Member { membership, .. } => Some(membership.role.as_str()),
+            MembershipState::Left => None,
+        });
+        assert_eq!(present.collect::<Vec<_>>(), roles, "{life:?}");
+    }
 }
 
 #[test]
@@ -70,7 +107,7 @@ fn a_stale_or_repeated_delivery_changes_nothing() {
 
 #[test]
 fn a_right_that_clerk_no_longer_names_is_taken_away() {
-    let provision = Command::Provision(snapshot("a@x", "admin"));
+    let provision = Command::Provision(snapshot("a@x", "admin").into());
     let silent = |second| Command::Sync {
         snapshot: Snapshot { told: Told::default(), ..snapshot("a@x", "") },
         source_updated_at: at(second),
@@ -212,7 +249,7 @@ fn what_is_decided_here_is_undone_only_by_a_newer_word_of_clerk() {
         check(&then((13, sync(12, "first"))), "ours");
         check(&then((13, sync(12, "theirs"))), "theirs");
         // The first word of Clerk's comes after the decision, but is from before it.
-        let provision = (1, Command::Provision(says("first")));
+        let provision = (1, Command::Provision(says("first").into()));
         check(&[provision.clone(), decided.clone(), (11, sync(7, "first"))], "ours");
         check(&[provision.clone(), decided.clone(), (13, sync(12, "first"))], "ours");
         check(&[provision, decided.clone(), (13, sync(12, "theirs"))], "theirs");
@@ -257,7 +294,7 @@ fn of_two_words_of_one_time_the_one_that_bans_holds() {
 
 #[test]
 fn a_token_provisions_a_user_once_and_only_one_that_is_unknown() {
-    let provision = || Command::Provision(snapshot("claims@x", "admin"));
+    let provision = || Command::Provision(snapshot("claims@x", "admin").into());
     let (user, answers) = run(&[provision(), provision()]);
     assert_eq!(answers, [Ok(2), Ok(0)]);
     assert_eq!((user.standing, user.access.role.as_str()), (Standing::Provisional, "admin"));
@@ -355,7 +392,7 @@ fn a_deleted_user_stays_deleted() {
     let (user, answers) = run(&[
         Command::Delete,
         sync(9, "late@x", "admin"),
-        Command::Provision(snapshot("late@x", "admin")),
+        Command::Provision(snapshot("late@x", "admin").into()),
     ]);
     assert_eq!(user, User { standing: Standing::Deleted, ..User::default() });
     assert_eq!(answers, [Ok(1), Ok(0), Err(Refusal::Deleted)]);

@@ -45,6 +45,52 @@ fn the_openapi_document_lists_every_route() {
         let method = route.method.as_str().to_lowercase();
         let described = &document["paths"][route.path][&method];
         assert!(described["responses"].is_object(), "{method} {}", route.path);
+        assert_eq!(route.body.is_some(), described["requestBody"].is_object(), "{}", route.path);
+    }
+    let parameters = |path: &str, method: &str| -> Vec<String> {
+        let found = document["paths"][path][method]["parameters"].as_array();
+        let text = |it: &Value| format!("{}:{}", it["in"].as_str().unwrap(), it["name"]);
+        found.into_iter().flatten().map(|it| text(it).replace('"', "")).collect()
+    };
+    let position = "header:X-Log-Position";
+    let table: [(&str, &str, &[&str]); 9] = [
+        ("/me", "get", &[position]),
+        ("/system/ready", "get", &[]),
+        ("/sessions", "get", &["query:limit", "query:cursor", position]),
+        ("/jobs", "get", &["query:state", "query:kind", "query:limit", "query:cursor", position]),
+        (
+            "/files/secure/{id}",
+            "head",
+            &["path:id", "query:user_id", "query:expires", "query:signature"],
+        ),
+        (
+            "/admin/events",
+            "get",
+            &["query:stream", "query:type", "query:from", "query:limit", "query:cursor", position],
+        ),
+        ("/videos/generate", "post", &["header:Idempotency-Key", position]),
+        ("/jobs/{id}/events", "get", &["path:id", "header:Last-Event-ID", position]),
+        ("/worker/jobs/{id}/output", "put", &["path:id", "query:lease_id", "query:name"]),
+    ];
+    for (path, method, expected) in table {
+        assert_eq!(parameters(path, method), expected, "{method} {path}");
+    }
+    let signature = &document["paths"]["/files/secure/{id}"]["get"]["parameters"][3];
+    assert_eq!((&signature["name"], &signature["required"]), (&json!("signature"), &json!(true)));
+    for (path, media_type) in [
+        ("/files/upload", "multipart/form-data"),
+        ("/translations", "multipart/form-data"),
+        ("/uploadfile/", "multipart/form-data"),
+        ("/videos/batch", "application/json"),
+    ] {
+        let content = &document["paths"][path]["post"]["requestBody"]["content"];
+        assert!(content[media_type]["schema"]["$ref"].is_string(), "{path}: {content}");
+    }
+    // Nothing is referred to that is not there.
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
     }
     assert_eq!(document["servers"], json!([{ "url": "/api/v1" }, { "url": "/api" }]));
 }
@@ -245,4 +291,16 @@ async fn in_development_mode_every_request_is_somebody_and_every_answer_warns() 
     assert_eq!(me["subscription_tier"], "premium");
     let other = server.request(Method::GET, "me").header("x-dev-user", "user_other");
     assert_eq!(ask(other).await.data(200)["user"]["id"], "user_other");
+    let post = || server.request(Method::POST, "videos/generate").json(&json!({ "prompt": "a" }));
+    let preflight = server.request(Method::OPTIONS, "videos/generate");
+    let preflight = preflight.header("access-control-request-method", "POST");
+    for (request, status) in [
+        (preflight.header("origin", &server.address), 200),
+        (post().header("origin", "https://evil.test"), 403),
+        (server.request(Method::POST, "/metrics"), 405),
+        (server.request(Method::GET, "/nothing"), 404),
+    ] {
+        let answer = ask(request).await;
+        assert_eq!((answer.status, answer.header("x-dev-mode")), (status, "true"));
+    }
 }

@@ -312,3 +312,98 @@ async fn a_token_near_its_end_is_advised_to_be_renewed() {
         assert_eq!((answer.status, answer.header("x-token-refresh")), (200, advice));
     }
 }
+
+#[tokio::test]
+async fn what_a_token_claims_of_organizations_and_onboarding_holds_until_clerk_tells_otherwise() {
+    let server = Server::start(Setup::clerk().with("REQUIRE_ONBOARDING", "true"));
+    let claimed = |user: &str, status: &str| {
+        let mut claims = claims(user);
+        claims["o"] = json!({ "id": "org_1", "slg": "acme", "rol": "admin" });
+        claims["onboarding"] = json!({ "status": status, "currentStep": 3, "totalSteps": 5 });
+        signed(&claims)
+    };
+    let me = me_with(&server, &claimed(ADA, "completed")).await.data(200);
+    let organization = &me["organizations"][0];
+    assert_eq!(
+        (&organization["organization_id"], &organization["slug"], &organization["role"]),
+        (&json!("org_1"), &json!("acme"), &json!("org:admin"))
+    );
+    let onboarding = &me["onboarding"];
+    assert_eq!((&onboarding["needs_onboarding"], &onboarding["step"]), (&json!(false), &json!(5)));
+    // Later tokens need not say it again.
+    server.get(ADA, "files").await.data(200);
+
+    // What the guard takes for completed, the picture shows so, whoever came first: here the webhook.
+    server.deliver("user.created", &clerk_user("user_bob", now() * 1000)).await.data(200);
+    for (status, needs) in [("in_progress", true), ("completed", false)] {
+        let token = claimed("user_bob", status);
+        let me = me_with(&server, &token).await.data(200);
+        assert_eq!(me["onboarding"]["needs_onboarding"], needs);
+        assert_eq!(me["organizations"], json!([]), "a token's word came after Clerk's");
+        let files = ask(server.request(Method::GET, "files").bearer_auth(token)).await;
+        assert_eq!(files.status == 403, needs);
+    }
+
+    let membership = |id: &str, role: &str| {
+        json!({
+            "id": id, "object": "organization_membership", "role": role,
+            "organization": { "id": "org_1", "name": "Acme", "slug": "acme" },
+            "public_user_data": { "user_id": ADA }, "updated_at": now() * 1000,
+        })
+    };
+    let joined = membership("orgmem_1", "org:member");
+    server.deliver("organizationMembership.created", &joined).await.data(200);
+    let told = server.get(ADA, "me").await.data(200)["organizations"].clone();
+    assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
+    assert_eq!(
+        (&told[0]["membership_id"], &told[0]["role"]),
+        (&json!("orgmem_1"), &json!("org:member"))
+    );
+    server.deliver("organizationMembership.deleted", &joined).await.data(200);
+    // Nobody is brought back by a token that is older.
+    let me = me_with(&server, &claimed(ADA, "completed")).await.data(200);
+    assert_eq!(me["organizations"], json!([]));
+
+    // One whose membership Clerk ends without ever having told of it.
+    me_with(&server, &claimed("user_eve", "completed")).await.data(200);
+    let mut left = membership("orgmem_2", "org:member");
+    left["public_user_data"]["user_id"] = json!("user_eve");
+    server.deliver("organizationMembership.deleted", &left).await.data(200);
+    assert_eq!(server.get("user_eve", "me").await.data(200)["organizations"], json!([]));
+}
+
+#[tokio::test]
+async fn sessions_are_listed_a_page_at_a_time() {
+    let server = Server::start(Setup::clerk());
+    for number in 0..5 {
+        let token = signed(&with("sid", json!(format!("sess_{number}"))));
+        me_with(&server, &token).await.data(200);
+    }
+    let mut admin = claims("user_admin");
+    admin["role"] = json!("admin");
+    let boss = signed(&admin);
+    let path = format!("admin/users/{ADA}/sessions");
+    let last = signed(&with("sid", json!("sess_4")));
+    for (path, token) in [("sessions", &last), (path.as_str(), &boss)] {
+        let list = |query: String| {
+            ask(server.request(Method::GET, &format!("{path}?{query}")).bearer_auth(token))
+        };
+        let mut seen = Vec::new();
+        let mut query = "limit=2".to_owned();
+        loop {
+            let page = list(query).await.data(200);
+            let items = page["items"].as_array().unwrap();
+            assert!(items.len() <= 2);
+            seen.extend(items.iter().map(|it| it["session_id"].as_str().unwrap().to_owned()));
+            let Some(cursor) = page["next_cursor"].as_str() else { break };
+            query = format!("limit=2&cursor={cursor}");
+        }
+        assert_eq!(seen, ["sess_4", "sess_3", "sess_2", "sess_1", "sess_0"]);
+        for (query, field) in [("limit=0", "limit"), ("limit=201", "limit"), ("cursor=x", "cursor")]
+        {
+            let refused = list(query.to_owned()).await;
+            refused.assert_refused(422, "validation_failed");
+            assert!(refused.body["detail"]["fields"][field].is_string(), "{}", refused.body);
+        }
+    }
+}

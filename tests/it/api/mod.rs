@@ -17,6 +17,7 @@ mod operators;
 mod origins;
 mod quota;
 mod refusals;
+mod repeats;
 mod restart;
 mod streams;
 mod takeover;

@@ -42,6 +42,11 @@ async fn a_wrong_method_is_told_the_right_ones() {
             assert!(allowed, "{} is not in {:?}", route.method, answer.header("allow"));
         }
     }
+    for path in ["/metrics", "/.well-known/jwks.json"] {
+        let answer = ask(server.request(Method::POST, path)).await;
+        answer.assert_refused(405, "method_not_allowed");
+        assert_eq!(answer.header("allow"), "GET");
+    }
 }
 
 #[tokio::test]

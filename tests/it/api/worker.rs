@@ -101,6 +101,47 @@ async fn a_remote_worker_makes_a_video() {
 }
 
 #[tokio::test]
+async fn what_a_worker_does_is_told_as_its_own_and_where_it_lies() {
+    let server = server();
+    let mut admin = crate::server::claims("user_admin");
+    admin["role"] = json!("admin");
+    server.generate(ADA, "a lighthouse").await;
+    server.generate(ADA, "a pier").await;
+    let named = |request: RequestBuilder, id: &str| request.header("x-request-id", id.to_owned());
+    let mut steps = Vec::new();
+    for (worker, ends) in [("w-1", "complete"), ("w-2", "fail")] {
+        let body = json!({ "worker_id": worker, "kinds": ["video"] });
+        let request = call(&server, Method::POST, "lease").json(&body);
+        let leased = ask(named(request, &format!("{worker}-lease"))).await;
+        steps.push((worker, "lease", leased.position()));
+        assert_eq!(leased.position(), server.log_position().await);
+        let leased = leased.data(200);
+        let text = |name: &str| leased[name].as_str().unwrap().to_owned();
+        let held = Held { job: text("job_id"), lease: text("lease_id") };
+        ask(held.put(&server, "").body(MP4)).await.data(200);
+        for step in ["progress", ends] {
+            let path = format!("jobs/{}/{step}", held.job);
+            let body = json!({ "lease_id": held.lease, "progress": 1, "error": "x" });
+            let request = call(&server, Method::POST, &path).json(&body);
+            let done = ask(named(request, &format!("{worker}-{step}"))).await;
+            steps.push((worker, step, done.position()));
+            done.data(200);
+        }
+    }
+    assert_eq!(steps.last().unwrap().2, server.log_position().await);
+    for (worker, step, position) in steps {
+        let path = format!("admin/events?from={}&limit=1", position - 1);
+        let request = server.request(Method::GET, &path);
+        let found = ask(request.bearer_auth(crate::server::signed(&admin))).await.data(200);
+        let metadata = &found["items"][0]["metadata"];
+        let expected = json!({
+            "correlation_id": format!("{worker}-{step}"), "actor": worker, "source": "worker",
+        });
+        assert_eq!(metadata, &expected, "{found}");
+    }
+}
+
+#[tokio::test]
 async fn the_source_of_a_job_is_fetched_by_the_link_in_the_lease() {
     let server = server();
     let file = server.upload(ADA, "notes.txt", "hello").await;

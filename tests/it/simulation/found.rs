@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use chrono::TimeDelta;
+use t2m::actors::leasing::by;
 use t2m::config::Secret;
 use t2m::domain::ids::{FileId, JobId, UserId};
 use t2m::domain::job::{Command, Job, Kind, Options, Request};
@@ -62,7 +63,7 @@ fn a_node_answers_by_what_another_one_has_written() {
     quietly(async |world| {
         // The entity lives at the first node from here on.
         requested(&world, 0).await;
-        let leased = world.node(1).leasing.lease("w", &Kind::ALL, |_| false).await;
+        let leased = world.node(1).leasing.lease(&by("w"), &Kind::ALL, |_| false).await;
         let lease_id = leased.unwrap().expect("a job waits").lease_id;
         let request = world.node(0).leasing.hold(JOB, lease_id).await;
         request.expect("the lease is held, and the first node says so");

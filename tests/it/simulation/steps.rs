@@ -8,7 +8,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use sha2::{Digest, Sha256};
 use t2m::actors::entity::Failure;
-use t2m::actors::leasing::{Completed, Error as LeasingError, Leased, Shape};
+use t2m::actors::leasing::{Completed, Error as LeasingError, Leased, Shape, by};
 use t2m::actors::outputs::{Handed, slots};
 use t2m::actors::timekeeper;
 use t2m::config::Secret;
@@ -87,7 +87,7 @@ fn of_user(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
     let banned = snapshot.banned;
     let command = match dice.below(20) {
         0..=12 => user::Command::Sync { snapshot, source_updated_at: at },
-        13..=15 => user::Command::Provision(snapshot),
+        13..=15 => user::Command::Provision(snapshot.into()),
         16 | 17 => user::Command::SetAccess(user::AccessChange {
             role: Some(format!("role {}", dice.below(3))),
             ..user::AccessChange::default()
@@ -287,7 +287,7 @@ fn lease(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
     let kinds = if dice.percent(70) { &Kind::ALL[..] } else { &Kind::ALL[..1] };
     let tag = world.tag();
     world.spawn(node, format!("{tag} wants a job"), async move {
-        let answer = asked.leasing.lease(&tag, kinds, |_| false).await;
+        let answer = asked.leasing.lease(&by(&tag), kinds, |_| false).await;
         let leases: Vec<_> = own(&world_, &tag).into_iter().map(|event| event.stream).collect();
         let shown = match &answer {
             Ok(Some(leased)) => format!("gets {} by {}", leased.job_id, leased.lease_id.0),
@@ -348,24 +348,25 @@ fn work(world: &Rc<World>, node: &Rc<Node>, dice: &mut Dice) {
         let answer = match what {
             0..=2 => asked
                 .leasing
-                .progress(job_id, lease_id, &tag, percent, None)
+                .progress(job_id, lease_id, &by(&tag), percent, None)
                 .await
-                .map(|report| if report.cancelled { "to stop" } else { "noted" }),
+                .map(|done| if done.outcome.cancelled { "to stop" } else { "noted" }),
             3..=5 => hand_in(&world_, &asked, &leased, content).await,
             6..=8 => {
                 if content > 2 {
                     let _ = hand_in(&world_, &asked, &leased, content).await;
                 }
                 let shape = |_: &_| Shape { duration: Some(1.0), ..Shape::default() };
-                let done = asked.leasing.complete(job_id, lease_id, &tag, shape).await;
-                done.map(|done| match done {
+                let done = asked.leasing.complete(job_id, lease_id, &by(&tag), shape).await;
+                done.map(|done| match done.outcome {
                     Completed::Done(_) => "completed",
                     Completed::Cancelled => "cancelled",
                 })
             }
             _ => {
                 let (error, retryable) = ("engine: x".to_owned(), content > 1);
-                asked.leasing.fail(job_id, lease_id, &tag, error, retryable).await
+                let done = asked.leasing.fail(job_id, lease_id, &by(&tag), error, retryable).await;
+                done.map(|done| done.outcome)
             }
         };
         let shown = answer.as_ref().map_or_else(ToString::to_string, |it| (*it).to_owned());
