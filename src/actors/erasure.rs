@@ -1,9 +1,9 @@
 //! Erases what is left of deleted users: their keys first, and with them what the log says; then
 //! what lies outside it. It looks at who is deleted and at who has a tombstone, so that it goes on
-//! where a crash broke it off, and follows `t2m erase` beside a running server.
+//! where a crash broke it off, and follows `t2m erase` beside a running server. What is left in the
+//! pages of the read model is the renewal's.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,10 +46,6 @@ struct Seen {
     erased: HashSet<UserId>,
     /// Letters kept when they were last gone through.
     letters: Option<usize>,
-    /// The files of the read model may still hold what its tables do not.
-    unscrubbed: bool,
-    /// The one of them that was scrubbed last.
-    scrubbed: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -99,23 +95,13 @@ impl Eraser {
             let erased = self.erase(&user).await?;
             if self.progress.erased.insert(user) {
                 self.progress.letters = None;
-                self.progress.unscrubbed = true;
             }
             if erased {
                 self.progress.pending.remove(&position);
             }
         }
         self.forget_letters().await?;
-        // Views that were built beside and have taken over took in the deletion late: what was written
-        // before it lies in their pages.
-        let file = self.system.views.present_file();
-        let is_another = self.progress.scrubbed.as_ref() != Some(&file);
-        self.progress.unscrubbed |= is_another && !self.progress.erased.is_empty();
-        if self.progress.unscrubbed {
-            self.progress.unscrubbed = !self.system.views.scrub()?;
-            self.progress.scrubbed = Some(file);
-        }
-        Ok(undeleted + self.progress.pending.len() + usize::from(self.progress.unscrubbed))
+        Ok(undeleted + self.progress.pending.len())
     }
 
     /// An operator has erased somebody: the key is gone already, now the user is deleted. Says of

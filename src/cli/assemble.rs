@@ -26,7 +26,7 @@ use crate::actors::leasing::Leasing;
 use crate::actors::rebuild::{self, Rebuilds};
 use crate::actors::secrets::{SECRETS, Secrets};
 use crate::actors::storekeeper::Storekeeper;
-use crate::actors::{System, callbacks, metadata_sync, timekeeper};
+use crate::actors::{System, callbacks, metadata_sync, renewal, timekeeper};
 use crate::clerk::api::{self, Api};
 use crate::clerk::jwks::Jwks;
 use crate::clerk::jwt::{KeySet, Rules};
@@ -246,6 +246,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     }
     dead_letters.start(clock.clone());
     Eraser::new(Arc::clone(&system), dead_letters.clone(), Arc::clone(&uploads)).start();
+    renewal::start(Arc::clone(&system));
     let leasing = Leasing::new(Arc::clone(&system), &blobs, caps);
     let leasing = Arc::new(leasing);
     if let Err(error) = leasing.sweep().await {

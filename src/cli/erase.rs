@@ -10,11 +10,11 @@ use clap::Args;
 use super::keys::{Opened, Place};
 use super::read_model::open_views;
 use super::{owner, say};
-use crate::actors::System;
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::erasure::Eraser;
 use crate::actors::keyring::{Destroyed, Keyring};
+use crate::actors::{System, renewal};
 use crate::clock::Clock;
 use crate::domain::ids::UserId;
 use crate::domain::stream;
@@ -22,10 +22,13 @@ use crate::domain::user::{Command, User};
 use crate::log::EventLog;
 use crate::media::reservations::Reservations;
 use crate::media::uploads::Uploads;
+use crate::views;
 
 /// How often it tries what is in the way of something else.
 const MOST_LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// The same while a replay may have to end: a minute and some seconds.
+const MOST_LOOKS_FOR_LONG: u32 = 650;
 /// How often the read model may be waited for, two seconds each time, while it does not move.
 const MOST_TRIES: u32 = 5;
 
@@ -144,6 +147,7 @@ impl Erase {
             "the user is deleted, but {left} parts are in use still: repeat this, or start a server, \
              to clear them"
         );
+        renew(&system.views).await.context("writing the read model anew")?;
         say(format_args!(
             "log          the user is deleted, at position {}",
             *system.log.head().borrow()
@@ -151,4 +155,21 @@ impl Erase {
         say(format_args!("read model   cleared"));
         Ok(())
     }
+}
+
+/// Until the read model is one that was written after the deletion.
+async fn renew(views: &views::Views) -> Result<(), renewal::Error> {
+    let mut tries = 0;
+    while views.holds_residue()? {
+        match renewal::look(views).await {
+            Ok(_) => {}
+            // A replay is at work there, which knew the user still.
+            Err(renewal::Error::Views(views::Error::Rebuilding)) if tries < MOST_LOOKS_FOR_LONG => {
+                tries += 1;
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
