@@ -32,6 +32,8 @@ pub struct Eraser {
     pub system: Arc<System>,
     pub letters: DeadLetters,
     pub uploads: Arc<Uploads>,
+    /// For jobs whose workers have yet to hear that it is over; none where a timekeeper sees to them.
+    last_word: Option<JobCommand>,
     progress: Seen,
 }
 
@@ -60,7 +62,14 @@ pub enum Error {
 
 impl Eraser {
     pub fn new(system: Arc<System>, letters: DeadLetters, uploads: Arc<Uploads>) -> Self {
-        Self { system, letters, uploads, progress: Seen::default() }
+        Self { system, letters, uploads, last_word: None, progress: Seen::default() }
+    }
+
+    /// For where no timekeeper runs: what a job that is to end is told, that time has passed or that
+    /// nobody works on it any more.
+    pub fn with_last_word(mut self, command: JobCommand) -> Self {
+        self.last_word = Some(command);
+        self
     }
 
     /// Looks for as long as the actix system runs, on a thread of its own.
@@ -139,6 +148,14 @@ impl Eraser {
             let cancel = JobCommand::Cancel { by: user };
             if let Err(error) = system.jobs.execute(job_id, cancel, origin).await {
                 tracing::warn!(%job_id, %error, "a deleted user's job could not be cancelled");
+            }
+        }
+        if let Some(last_word) = &self.last_word {
+            for job_id in system.views.ending_jobs_of_gone_users(AT_ONCE)? {
+                let origin = Metadata::by("erasure", Source::System);
+                if let Err(error) = system.jobs.execute(job_id, last_word.clone(), origin).await {
+                    tracing::warn!(%job_id, %error, "a deleted user's job could not be ended");
+                }
             }
         }
         self.remove(&system.views.files_of_gone_users(AT_ONCE)?).await;

@@ -11,7 +11,10 @@ use crate::actors::rebuild::rebuild;
 use crate::actors::renewal;
 use crate::clock::Clock;
 use crate::config::BlobStore;
-use crate::domain::text::Personal;
+use crate::domain::ids::{JobId, LeaseId};
+use crate::domain::job::{AspectRatio, Kind, Options, Quality, Request, VideoOptions};
+use crate::domain::text::{Personal, Prompt};
+use crate::domain::tier::Tier;
 use crate::domain::user::{Profile, Snapshot};
 use crate::log;
 use crate::media::blobs::Blobs;
@@ -56,6 +59,42 @@ impl House {
         let origin = Metadata::by("test", Source::System);
         let done = self.system.users.execute(ada(), command, origin).await.unwrap();
         self.system.visible(done.position).await.unwrap();
+    }
+
+    /// Whose worker has not been heard of since.
+    async fn lease_a_job(&self) -> JobId {
+        let job_id = JobId(self.system.clock.fresh_id());
+        let request = Request {
+            user_id: ada(),
+            kind: Kind::Video,
+            prompt: Personal::Known(Prompt::parse(MARKER).unwrap()),
+            options: Options::Video(VideoOptions {
+                duration: 1,
+                quality: Quality::P480,
+                aspect_ratio: AspectRatio::Square,
+                style: None,
+                seed: 1,
+                engine: None,
+                source_file_id: None,
+            }),
+            tier: Tier::Standard,
+            batch: false,
+            fingerprint: None,
+            callback_url: None,
+            deadline: None,
+        };
+        let lease_id = LeaseId(self.system.clock.fresh_id());
+        let lease = JobCommand::Lease { lease_id, worker_id: "w1".to_owned() };
+        for command in [JobCommand::Request(request), lease] {
+            let origin = Metadata::by("test", Source::System);
+            self.system.jobs.execute(job_id, command, origin).await.unwrap();
+        }
+        self.catch_up().await;
+        job_id
+    }
+
+    async fn catch_up(&self) {
+        self.system.visible(*self.system.log.head().borrow()).await.unwrap();
     }
 
     /// What a server does within seconds; how much is left.
@@ -139,6 +178,23 @@ async fn what_happens_while_the_read_model_is_renewed_shows_in_the_new_one() {
     assert!(!views.holds_residue().unwrap());
     assert!(views.user(&bob).unwrap().is_some() && views.checkpoint() >= done.position);
     assert_eq!(house.found(), [""; 0]);
+}
+
+#[actix::test]
+async fn where_no_timekeeper_runs_a_job_that_nobody_works_on_any_more_ends() {
+    for (last_word, left) in [(None, 1), (Some(JobCommand::Abandon), 0)] {
+        let mut house = House::new().await;
+        house.eraser.last_word = last_word;
+        let job_id = house.lease_a_job().await;
+        house.tell(Command::Delete).await;
+        for _ in 0..3 {
+            house.eraser.look().await.unwrap();
+            house.catch_up().await;
+        }
+        assert_eq!(house.eraser.look().await.unwrap(), left);
+        let state = house.system.views.job(&job_id).unwrap().unwrap().state.clone();
+        assert_eq!(state, if left == 0 { "cancelled" } else { "cancelling" });
+    }
 }
 
 #[actix::test]

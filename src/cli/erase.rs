@@ -17,6 +17,7 @@ use crate::actors::keyring::{Destroyed, Keyring};
 use crate::actors::{System, renewal};
 use crate::clock::Clock;
 use crate::domain::ids::UserId;
+use crate::domain::job::Command as JobCommand;
 use crate::domain::stream;
 use crate::domain::user::{Command, User};
 use crate::log::EventLog;
@@ -27,7 +28,7 @@ use crate::views;
 /// How often it tries what is in the way of something else.
 const MOST_LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
-/// The same while a replay may have to end: a minute and some seconds.
+/// The same while a lease may have to run out, or a replay to end: a minute and some seconds.
 const MOST_LOOKS_FOR_LONG: u32 = 650;
 /// How often the read model may be waited for, two seconds each time, while it does not move.
 const MOST_TRIES: u32 = 5;
@@ -101,7 +102,14 @@ impl Erase {
         let uploads = Arc::new(uploads.context("reading unfinished uploads")?);
         let letters = DeadLetters::new(&opened.blobs);
         let system = System::start(Clock::system(), log, views, keyring);
-        let mut eraser = Eraser::new(Arc::clone(&system), letters, uploads);
+        // A worker has its lease from a server. Where the log is in a file of this directory there is
+        // none; another node may be one, and then leases run out in their time.
+        let (last_word, most_looks) = match self.place.log.file() {
+            Some(_) => (JobCommand::Abandon, MOST_LOOKS),
+            None => (JobCommand::Lapse, MOST_LOOKS_FOR_LONG),
+        };
+        let mut eraser =
+            Eraser::new(Arc::clone(&system), letters, uploads).with_last_word(last_word);
         let catch_up = async || {
             let head = *system.log.head().borrow();
             let (mut reached, mut tries) = (0, 0);
@@ -134,7 +142,7 @@ impl Erase {
         deleted.context("deleting the user")?;
         catch_up().await?;
         let mut left = usize::MAX;
-        for _ in 0..MOST_LOOKS {
+        for _ in 0..most_looks {
             left = eraser.look().await.context("clearing what is left")?;
             catch_up().await?;
             if left == 0 {

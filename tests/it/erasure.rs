@@ -294,3 +294,22 @@ async fn the_jobs_of_a_deleted_user_end_and_nobody_is_told_what_they_were() {
     }
     assert_eq!(holding(server.data_dir(), |name| name.starts_with("log.sqlite")), [""; 0]);
 }
+
+#[tokio::test]
+async fn without_a_server_nobody_waits_for_the_workers_of_an_erased_user() {
+    const TOKEN: &str = "a-worker-token-of-thirty-bytes";
+    let setup = setup().with("T2M_WORKER_TOKENS", TOKEN).with("T2M_ENGINE", "none");
+    let mut server = Server::start(setup);
+    let job = server.generate(ADA, &marked("running")).await;
+    let taken = json!({ "worker_id": "w1", "kinds": ["video"] });
+    let lease = server.request(Method::POST, "worker/lease").bearer_auth(TOKEN).json(&taken);
+    assert_eq!(ask(lease).await.data(200)["job_id"], job.as_str());
+    server.generate("user_bob", "a pier").await;
+    assert!(server.stop().success());
+    for user in [ADA, "user_bob"] {
+        let printed = server.printed(&["erase", user]);
+        assert!(printed.contains("read model   cleared"), "{printed}");
+    }
+    let shown = server.printed(&["log", "show", "--stream", &format!("job-{job}")]);
+    assert!(shown.contains("job.cancelled.v1"), "{shown}");
+}
