@@ -256,8 +256,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     secrets.clone().start(Arc::clone(&system));
     // An engine is told its paths, and runs somewhere else. What a crash left there is of use to
     // the next attempt.
-    let scratch = std::path::absolute(data_dir.join("scratch"));
-    let scratch = scratch.context("finding the data directory")?;
+    let place = std::path::absolute(data_dir).context("finding the data directory")?;
     let engines =
         [(Kind::Video, &settings.engine), (Kind::Translation, &settings.translation_engine)];
     for (kind, engine) in engines {
@@ -268,7 +267,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
                 leasing: Arc::clone(&leasing),
                 blobs: Arc::clone(&blobs),
                 secrets: secrets.clone(),
-                scratch: scratch.join(kind.as_str()),
+                scratch: dispatcher::scratch_of(kind, &place),
                 slots: 1,
             };
             dispatcher::start(Arc::clone(&system), rendering);

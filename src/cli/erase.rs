@@ -14,15 +14,17 @@ use crate::actors::codec::{Metadata, Source};
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::erasure::Eraser;
 use crate::actors::keyring::{Destroyed, Keyring};
-use crate::actors::{System, renewal};
+use crate::actors::secrets::{SECRETS, Secrets};
+use crate::actors::{System, dispatcher, renewal};
 use crate::clock::Clock;
 use crate::domain::ids::UserId;
-use crate::domain::job::Command as JobCommand;
+use crate::domain::job::{Command as JobCommand, Kind};
 use crate::domain::stream;
 use crate::domain::user::{Command, User};
 use crate::log::EventLog;
 use crate::media::reservations::Reservations;
 use crate::media::uploads::Uploads;
+use crate::media::vault::Vault;
 use crate::views;
 
 /// How often it tries what is in the way of something else.
@@ -96,6 +98,7 @@ impl Erase {
         opened: &Opened,
         keyring: Keyring,
     ) -> anyhow::Result<()> {
+        opened.blobs.sweep_incoming().context("clearing unfinished uploads")?;
         opened.blobs.sweep_documents().context("clearing unfinished documents")?;
         let views = open_views(&*log, &self.place.log).await?;
         let uploads = Uploads::open(&opened.blobs, &Reservations::default());
@@ -155,6 +158,7 @@ impl Erase {
             "the user is deleted, but {left} parts are in use still: repeat this, or start a server, \
              to clear them"
         );
+        self.clear_beside(&system, opened).await?;
         renew(&system.views).await.context("writing the read model anew")?;
         say(format_args!(
             "log          the user is deleted, at position {}",
@@ -162,6 +166,17 @@ impl Erase {
         ));
         say(format_args!("read model   cleared"));
         Ok(())
+    }
+
+    /// What jobs have left outside log and read model.
+    async fn clear_beside(&self, system: &System, opened: &Opened) -> anyhow::Result<()> {
+        for kind in Kind::ALL {
+            let scratch = dispatcher::scratch_of(kind, self.place.data_dir());
+            dispatcher::sweep_alone(system, &scratch)
+                .with_context(|| format!("clearing {}", scratch.display()))?;
+        }
+        let secrets = Secrets::new(Vault::new(&opened.blobs, SECRETS, opened.master.clone()));
+        secrets.look(system).await.context("destroying the secrets of jobs")
     }
 }
 

@@ -182,17 +182,23 @@ async fn an_operator_erases_a_user_beside_a_running_server_and_without_one() {
     assert_gone(&server, ADA).await;
     assert_eq!(server.get("user_bob", "me").await.data(200)["user"]["last_name"], marked("last"));
 
+    let job = server.generate("user_bob", &marked("last")).await;
     assert!(server.stop().success());
     copy("user_bob");
     std::fs::write(left("dead-letters/letter#1"), marked("letter")).unwrap();
+    // And of uploads and renders that were broken off.
+    std::fs::write(left("incoming/upload#1"), marked("upload")).unwrap();
+    let scratch = server_data.join("scratch/video").join(job);
+    std::fs::create_dir_all(&scratch).unwrap();
+    std::fs::write(scratch.join("source"), marked("source")).unwrap();
     let printed = server.printed(&["erase", "user_bob"]);
     assert!(!left("keys/user_bob#1").exists());
+    assert_eq!((left("incoming/upload#1").exists(), scratch.exists()), (false, false));
+    assert_eq!(std::fs::read_dir(left("secrets")).unwrap().count(), 0);
     assert!(printed.contains("read model   cleared"), "{printed}");
     let again = server.printed(&["erase", "user_bob"]);
     assert!(again.contains("there was none") && again.contains("was there"), "{again}");
-    // The keys that came with the jobs go when a server looks, as when a job ends.
-    let but_secrets = |name: &str| !name.starts_with("job-");
-    assert_eq!(holding(server.data_dir(), but_secrets), [""; 0]);
+    assert_eq!(holding(server.data_dir(), |_| true), [""; 0]);
     prove_replay(&server, "replayed.sqlite");
     std::fs::write(left("secrets/job-1#1"), "sealed").unwrap();
     let server = server.start_again();
