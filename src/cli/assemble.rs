@@ -177,7 +177,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let address = format!("http://{}", listener.local_addr().context("reading the address")?);
 
     let log = log::open(&settings.log, data_dir).await.context("opening the log")?;
-    let held = server_lock::take(data_dir)?.with_context(|| {
+    let held = server_lock::take_for_server(data_dir)?.with_context(|| {
         format!("another server, or a command, is at work in {}", data_dir.display())
     })?;
     let which = Which { data_dir: data_dir.clone(), setting: settings.log.clone() };

@@ -1,13 +1,15 @@
 //! `t2m erase`: everything personal of one user, for ever. The key goes here and now; a running
 //! server sees to the rest within seconds, and without one this command does.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use super::keys::{Opened, Place};
+use super::log::Alone;
 use super::read_model::open_views;
 use super::{owner, say};
 use crate::actors::codec::{Metadata, Source};
@@ -61,7 +63,7 @@ impl Erase {
             let now = Clock::system().now();
             let destroyed = keyring.destroy(&self.user, now).await.context("destroying the key")?;
             self.say(destroyed);
-            let Some((log, _held)) = self.place.log.open_alone().await? else {
+            let Some((log, _held)) = self.alone().await? else {
                 say(format_args!("server       running: it deletes the user within ten seconds"));
                 return Ok(());
             };
@@ -89,6 +91,22 @@ impl Erase {
         say(format_args!("user         {}", self.user));
         say(format_args!("key          {}", if key { "destroyed" } else { "there was none" }));
         say(format_args!("tombstone    {}", if tombstone { "written" } else { "was there" }));
+    }
+
+    /// None beside a server, which does all else. A command does nothing of it, and is waited for.
+    async fn alone(&self) -> anyhow::Result<Option<(Arc<dyn EventLog>, File)>> {
+        for _ in 0..MOST_LOOKS {
+            match self.place.log.open_alone().await? {
+                Alone::Yes(log, held) => return Ok(Some((log, held))),
+                Alone::BesideServer => return Ok(None),
+                Alone::BesideCommand => tokio::time::sleep(BETWEEN_LOOKS).await,
+            }
+        }
+        bail!(
+            "the user is not deleted yet: no server runs in {}, and another command is at work \
+             there; repeat this when it has ended",
+            self.place.data_dir().display()
+        )
     }
 
     /// No server runs, so this does what it would do.

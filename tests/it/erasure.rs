@@ -319,3 +319,18 @@ async fn without_a_server_nobody_waits_for_the_workers_of_an_erased_user() {
     let shown = server.printed(&["log", "show", "--stream", &format!("job-{job}")]);
     assert!(shown.contains("job.cancelled.v1"), "{shown}");
 }
+
+#[tokio::test]
+async fn a_command_that_writes_the_log_is_not_taken_for_a_server() {
+    let mut server = Server::start(setup());
+    server.deliver("user.created", &clerk_user(ADA)).await.data(200);
+    assert!(server.stop().success());
+    let import = EmbeddedLog::open(&server.data_dir().join("log.sqlite")).unwrap();
+    let erased = server.run(&["erase", ADA]);
+    let errors = String::from_utf8_lossy(&erased.stderr).into_owned();
+    assert_eq!(erased.status.code(), Some(1));
+    assert!(errors.contains("not deleted yet: no server runs in"), "{errors}");
+    assert!(!String::from_utf8_lossy(&erased.stdout).contains("running"));
+    drop(import);
+    assert!(server.printed(&["erase", ADA]).contains("read model   cleared"));
+}
