@@ -57,6 +57,11 @@ impl Rendering {
     }
 }
 
+/// Where the results of a kind are written, below the data directory.
+pub fn scratch_of(kind: Kind, data_dir: &Path) -> PathBuf {
+    data_dir.join("scratch").join(kind.as_str())
+}
+
 /// Starts leasing jobs of one kind to an engine, on a thread of its own.
 pub fn start(system: Arc<System>, rendering: Rendering) {
     Arbiter::new().spawn(run(system, rendering));
@@ -141,21 +146,37 @@ impl Drop for Mine {
 
 /// Removes what renders have left of jobs that are over, and keeps what another attempt can use.
 fn sweep(system: &System, scratch: &Path, busy: &Busy) {
-    let Ok(entries) = std::fs::read_dir(scratch) else { return };
-    for entry in entries.flatten() {
-        let id = entry.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()).map(JobId);
-        let needed = id.is_some_and(|id| {
+    for left in leftovers(system, scratch, busy) {
+        if let Err(error) = std::fs::remove_dir_all(left) {
+            tracing::warn!(%error, "what a render has left was not removed");
+        }
+    }
+}
+
+/// The same where no dispatcher is at work.
+///
+/// # Errors
+/// Something stays.
+pub fn sweep_alone(system: &System, scratch: &Path) -> std::io::Result<()> {
+    leftovers(system, scratch, &Busy::default()).iter().try_for_each(std::fs::remove_dir_all)
+}
+
+fn leftovers(system: &System, scratch: &Path, busy: &Busy) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(scratch).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
+    let needed = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let id = name.and_then(|name| Uuid::try_parse(name).ok()).map(JobId);
+        id.is_some_and(|id| {
             // What a render has left of a deleted user's job goes too.
             let over = match system.views.job_is_alive(&id) {
                 Ok(alive) => alive != Some(true),
                 Err(_) => false,
             };
             !over || busy.jobs().contains(&id)
-        });
-        if !needed && let Err(error) = std::fs::remove_dir_all(entry.path()) {
-            tracing::warn!(%error, "what a render has left was not removed");
-        }
-    }
+        })
+    };
+    paths.filter(|path| !needed(path)).collect()
 }
 
 /// One attempt, from lease to outcome.

@@ -1,9 +1,9 @@
 //! Erases what is left of deleted users: their keys first, and with them what the log says; then
 //! what lies outside it. It looks at who is deleted and at who has a tombstone, so that it goes on
-//! where a crash broke it off, and follows `t2m erase` beside a running server.
+//! where a crash broke it off, and follows `t2m erase` beside a running server. What is left in the
+//! pages of the read model is the renewal's.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct Eraser {
     pub system: Arc<System>,
     pub letters: DeadLetters,
     pub uploads: Arc<Uploads>,
+    /// For jobs whose workers have yet to hear that it is over; none where a timekeeper sees to them.
+    last_word: Option<JobCommand>,
     progress: Seen,
 }
 
@@ -46,10 +48,6 @@ struct Seen {
     erased: HashSet<UserId>,
     /// Letters kept when they were last gone through.
     letters: Option<usize>,
-    /// The files of the read model may still hold what its tables do not.
-    unscrubbed: bool,
-    /// The one of them that was scrubbed last.
-    scrubbed: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +62,14 @@ pub enum Error {
 
 impl Eraser {
     pub fn new(system: Arc<System>, letters: DeadLetters, uploads: Arc<Uploads>) -> Self {
-        Self { system, letters, uploads, progress: Seen::default() }
+        Self { system, letters, uploads, last_word: None, progress: Seen::default() }
+    }
+
+    /// For where no timekeeper runs: what a job that is to end is told, that time has passed or that
+    /// nobody works on it any more.
+    pub fn with_last_word(mut self, command: JobCommand) -> Self {
+        self.last_word = Some(command);
+        self
     }
 
     /// Looks for as long as the actix system runs, on a thread of its own.
@@ -99,23 +104,13 @@ impl Eraser {
             let erased = self.erase(&user).await?;
             if self.progress.erased.insert(user) {
                 self.progress.letters = None;
-                self.progress.unscrubbed = true;
             }
             if erased {
                 self.progress.pending.remove(&position);
             }
         }
         self.forget_letters().await?;
-        // Views that were built beside and have taken over took in the deletion late: what was written
-        // before it lies in their pages.
-        let file = self.system.views.present_file();
-        let is_another = self.progress.scrubbed.as_ref() != Some(&file);
-        self.progress.unscrubbed |= is_another && !self.progress.erased.is_empty();
-        if self.progress.unscrubbed {
-            self.progress.unscrubbed = !self.system.views.scrub()?;
-            self.progress.scrubbed = Some(file);
-        }
-        Ok(undeleted + self.progress.pending.len() + usize::from(self.progress.unscrubbed))
+        Ok(undeleted + self.progress.pending.len())
     }
 
     /// An operator has erased somebody: the key is gone already, now the user is deleted. Says of
@@ -153,6 +148,14 @@ impl Eraser {
             let cancel = JobCommand::Cancel { by: user };
             if let Err(error) = system.jobs.execute(job_id, cancel, origin).await {
                 tracing::warn!(%job_id, %error, "a deleted user's job could not be cancelled");
+            }
+        }
+        if let Some(last_word) = &self.last_word {
+            for job_id in system.views.ending_jobs_of_gone_users(AT_ONCE)? {
+                let origin = Metadata::by("erasure", Source::System);
+                if let Err(error) = system.jobs.execute(job_id, last_word.clone(), origin).await {
+                    tracing::warn!(%job_id, %error, "a deleted user's job could not be ended");
+                }
             }
         }
         self.remove(&system.views.files_of_gone_users(AT_ONCE)?).await;

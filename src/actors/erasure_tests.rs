@@ -8,9 +8,13 @@ use super::*;
 use crate::actors::dead_letters::{Heading, Letter};
 use crate::actors::keyring::Keyring;
 use crate::actors::rebuild::rebuild;
+use crate::actors::renewal;
 use crate::clock::Clock;
 use crate::config::BlobStore;
-use crate::domain::text::Personal;
+use crate::domain::ids::{JobId, LeaseId};
+use crate::domain::job::{AspectRatio, Kind, Options, Quality, Request, VideoOptions};
+use crate::domain::text::{Personal, Prompt};
+use crate::domain::tier::Tier;
 use crate::domain::user::{Profile, Snapshot};
 use crate::log;
 use crate::media::blobs::Blobs;
@@ -57,6 +61,49 @@ impl House {
         self.system.visible(done.position).await.unwrap();
     }
 
+    /// Whose worker has not been heard of since.
+    async fn lease_a_job(&self) -> JobId {
+        let job_id = JobId(self.system.clock.fresh_id());
+        let request = Request {
+            user_id: ada(),
+            kind: Kind::Video,
+            prompt: Personal::Known(Prompt::parse(MARKER).unwrap()),
+            options: Options::Video(VideoOptions {
+                duration: 1,
+                quality: Quality::P480,
+                aspect_ratio: AspectRatio::Square,
+                style: None,
+                seed: 1,
+                engine: None,
+                source_file_id: None,
+            }),
+            tier: Tier::Standard,
+            batch: false,
+            fingerprint: None,
+            callback_url: None,
+            deadline: None,
+        };
+        let lease_id = LeaseId(self.system.clock.fresh_id());
+        let lease = JobCommand::Lease { lease_id, worker_id: "w1".to_owned() };
+        for command in [JobCommand::Request(request), lease] {
+            let origin = Metadata::by("test", Source::System);
+            self.system.jobs.execute(job_id, command, origin).await.unwrap();
+        }
+        self.catch_up().await;
+        job_id
+    }
+
+    async fn catch_up(&self) {
+        self.system.visible(*self.system.log.head().borrow()).await.unwrap();
+    }
+
+    /// What a server does within seconds; how much is left.
+    async fn clear(&mut self) -> usize {
+        let left = self.eraser.look().await.unwrap();
+        renewal::look(&self.system.views).await.unwrap();
+        left + usize::from(self.system.views.holds_residue().unwrap())
+    }
+
     async fn write_letter(&self) {
         let heading = Heading {
             message_id: "msg_1".to_owned(),
@@ -100,15 +147,54 @@ fn eraser(system: &Arc<System>, dir: &Path) -> Eraser {
 #[actix::test]
 async fn a_deleted_user_leaves_nothing_in_any_file() {
     let mut house = House::new().await;
-    assert_eq!(house.eraser.look().await.unwrap(), 0);
+    assert_eq!(house.clear().await, 0);
     assert_eq!(house.found(), ["msg_1.json", "views.sqlite-wal"]);
     house.tell(Command::Delete).await;
-    assert_eq!(house.eraser.look().await.unwrap(), 0);
+    assert_eq!(house.clear().await, 0);
     assert_eq!(house.found(), [""; 0]);
     // What is kept of the user later goes too.
     house.write_letter().await;
-    house.eraser.look().await.unwrap();
+    let file = house.system.views.present_file();
+    house.clear().await;
     assert_eq!(house.found(), [""; 0]);
+    assert_eq!(house.system.views.present_file(), file, "once is enough");
+}
+
+#[actix::test]
+async fn what_happens_while_the_read_model_is_renewed_shows_in_the_new_one() {
+    let mut house = House::new().await;
+    house.tell(Command::Delete).await;
+    house.eraser.look().await.unwrap();
+    let views = house.system.views.clone();
+    let building = Building::beside(&views.path()).unwrap().copied().unwrap();
+    let bob = UserId::try_from("bob".to_owned()).unwrap();
+    let origin = Metadata::by("test", Source::System);
+    let provision = Command::Provision(Snapshot::default());
+    let done = house.system.users.execute(&bob, provision, origin).await.unwrap();
+    house.system.visible(done.position).await.unwrap();
+    assert!(views.user(&bob).unwrap().is_some());
+    building.hand_over().unwrap();
+    renewal::look(&views).await.unwrap();
+    assert!(!views.holds_residue().unwrap());
+    assert!(views.user(&bob).unwrap().is_some() && views.checkpoint() >= done.position);
+    assert_eq!(house.found(), [""; 0]);
+}
+
+#[actix::test]
+async fn where_no_timekeeper_runs_a_job_that_nobody_works_on_any_more_ends() {
+    for (last_word, left) in [(None, 1), (Some(JobCommand::Abandon), 0)] {
+        let mut house = House::new().await;
+        house.eraser.last_word = last_word;
+        let job_id = house.lease_a_job().await;
+        house.tell(Command::Delete).await;
+        for _ in 0..3 {
+            house.eraser.look().await.unwrap();
+            house.catch_up().await;
+        }
+        assert_eq!(house.eraser.look().await.unwrap(), left);
+        let state = house.system.views.job(&job_id).unwrap().unwrap().state.clone();
+        assert_eq!(state, if left == 0 { "cancelled" } else { "cancelling" });
+    }
 }
 
 #[actix::test]
@@ -119,14 +205,14 @@ async fn views_that_were_built_before_a_deletion_show_nothing_once_they_have_tak
     let building = Building::beside(&views.path()).unwrap();
     let built = rebuild(log, keyring, building, views.checkpoint(), |_| ()).await.unwrap();
     house.tell(Command::Delete).await;
-    house.eraser.look().await.unwrap();
+    house.clear().await;
     let before = views.present_file();
     drop(built.finish_as_current().unwrap());
     while views.present_file() == before {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(house.found(), ["views-1.sqlite"]);
-    house.eraser.look().await.unwrap();
+    house.clear().await;
     assert_eq!(house.found(), [""; 0]);
 }
 
@@ -137,6 +223,7 @@ async fn what_a_crash_left_is_erased_after_the_next_start() {
     // The first one never came to look; nor did it when a backup brought the key back.
     for _ in 0..2 {
         eraser(&house.system, house.dir.path()).look().await.unwrap();
+        renewal::look(&house.system.views).await.unwrap();
         assert_eq!(house.found(), [""; 0]);
         let key = house.dir.path().join("blobs/keys/ada");
         assert!(!key.exists());
@@ -148,13 +235,13 @@ async fn what_a_crash_left_is_erased_after_the_next_start() {
 #[actix::test]
 async fn a_tombstone_that_another_process_wrote_deletes_the_user_here() {
     let mut house = House::new().await;
-    house.eraser.look().await.unwrap();
+    house.clear().await;
     let now = house.system.clock.now();
     keyring(house.dir.path()).destroy(&ada(), now).await.unwrap();
-    house.eraser.look().await.unwrap();
+    house.clear().await;
     assert!(house.system.views.user_standing(&ada()).unwrap().deleted);
     assert_eq!(house.found(), [""; 0]);
     let head = *house.system.log.head().borrow();
-    house.eraser.look().await.unwrap();
+    house.clear().await;
     assert_eq!(*house.system.log.head().borrow(), head, "once is enough");
 }

@@ -16,6 +16,7 @@ pub mod outputs;
 pub mod projector;
 pub mod rebuild;
 pub mod records;
+pub mod renewal;
 pub mod sealing;
 pub mod secrets;
 pub mod standing;

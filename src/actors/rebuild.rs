@@ -2,6 +2,7 @@
 //! the other, on a thread of its own; meanwhile pages are read and decoded two at a time, on threads
 //! beside the runtime's, which may be a single one and a server's.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::keyring::Keyring;
 use super::projector::{self, Error};
@@ -19,12 +21,30 @@ use crate::clock::Clock;
 use crate::log::{self, EventLog, Recorded};
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
+/// How long a rebuild waits for what else is being built beside the views, as by a renewal.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Events that are handed on at once.
 const BATCH: usize = if cfg!(test) { 4 } else { 512 };
 /// Pages that are read at a time, and pages that are decoded.
 const AT_ONCE: usize = 2;
 /// Batches that wait to be folded at the most.
 const AHEAD: usize = 16;
+
+/// Begins beside the views called `base`, when nobody builds there any more.
+///
+/// # Errors
+/// [`views::Error::Rebuilding`] when somebody does so for long.
+pub async fn beside(base: &Path) -> Result<Building, views::Error> {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        match Building::beside(base) {
+            Err(views::Error::Rebuilding) if Instant::now() < give_up => {
+                tokio::time::sleep(LOOK).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
 
 /// Takes in the log up to `until`; `seen` hears of each position reached. The building is given
 /// back at that position, or where the log ends if that is before.
@@ -58,7 +78,7 @@ pub async fn fill(
     views: &Views,
     until: u64,
 ) -> Result<(), Error> {
-    let building = Building::beside(&views.path())?;
+    let building = beside(&views.path()).await?;
     let built = rebuild(log, keyring, building, until, |_| ()).await?;
     let fresh = blocking(move || built.finish_as_current()).await?;
     Ok(views.replace_with(fresh)?)
@@ -192,7 +212,7 @@ pub enum Refused {
     Io(#[from] std::io::Error),
 }
 
-/// How often it looks whether what it built has been taken over.
+/// How often it looks whether what it built has been taken over, or whether it may begin.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Rebuilds {
@@ -250,7 +270,7 @@ impl Rebuilds {
     }
 
     async fn replace(&self) -> Result<(), Error> {
-        let building = Building::beside(&self.views.path())?;
+        let building = beside(&self.views.path()).await?;
         let until = *self.log.head().borrow();
         let (log, keyring) = (Arc::clone(&self.log), self.keyring.clone());
         let built = rebuild(log, keyring, building, until, self.seen()).await?;
@@ -264,7 +284,7 @@ impl Rebuilds {
     async fn compare(&self) -> Result<(), Error> {
         let live = Snapshot::of(&self.views.path())?;
         self.note(|status| status.until = live.checkpoint());
-        let building = Building::beside(&self.views.path())?;
+        let building = beside(&self.views.path()).await?;
         let (log, keyring) = (Arc::clone(&self.log), self.keyring.clone());
         let built = rebuild(log, keyring, building, live.checkpoint(), self.seen()).await?;
         let found = blocking(move || built.compare_and_remove(&live)).await?;

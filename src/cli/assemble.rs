@@ -26,7 +26,7 @@ use crate::actors::leasing::Leasing;
 use crate::actors::rebuild::{self, Rebuilds};
 use crate::actors::secrets::{SECRETS, Secrets};
 use crate::actors::storekeeper::Storekeeper;
-use crate::actors::{System, callbacks, metadata_sync, timekeeper};
+use crate::actors::{System, callbacks, metadata_sync, renewal, timekeeper};
 use crate::clerk::api::{self, Api};
 use crate::clerk::jwks::Jwks;
 use crate::clerk::jwt::{KeySet, Rules};
@@ -173,7 +173,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let address = format!("http://{}", listener.local_addr().context("reading the address")?);
 
     let log = log::open(&settings.log, data_dir).await.context("opening the log")?;
-    let held = server_lock::take(data_dir)?.with_context(|| {
+    let held = server_lock::take_for_server(data_dir)?.with_context(|| {
         format!("another server, or a command, is at work in {}", data_dir.display())
     })?;
     let which = Which { data_dir: data_dir.clone(), setting: settings.log.clone() };
@@ -241,6 +241,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     }
     dead_letters.start(clock.clone());
     Eraser::new(Arc::clone(&system), dead_letters.clone(), Arc::clone(&uploads)).start();
+    renewal::start(Arc::clone(&system));
     let leasing = Leasing::new(Arc::clone(&system), &blobs, caps);
     let leasing = Arc::new(leasing);
     if let Err(error) = leasing.sweep().await {
@@ -250,8 +251,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     secrets.clone().start(Arc::clone(&system));
     // An engine is told its paths, and runs somewhere else. What a crash left there is of use to
     // the next attempt.
-    let scratch = std::path::absolute(data_dir.join("scratch"));
-    let scratch = scratch.context("finding the data directory")?;
+    let place = std::path::absolute(data_dir).context("finding the data directory")?;
     let engines =
         [(Kind::Video, &settings.engine), (Kind::Translation, &settings.translation_engine)];
     for (kind, engine) in engines {
@@ -262,7 +262,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
                 leasing: Arc::clone(&leasing),
                 blobs: Arc::clone(&blobs),
                 secrets: secrets.clone(),
-                scratch: scratch.join(kind.as_str()),
+                scratch: dispatcher::scratch_of(kind, &place),
                 slots: 1,
             };
             dispatcher::start(Arc::clone(&system), rendering);

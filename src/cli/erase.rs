@@ -1,31 +1,39 @@
 //! `t2m erase`: everything personal of one user, for ever. The key goes here and now; a running
 //! server sees to the rest within seconds, and without one this command does.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use super::keys::{Opened, Place};
+use super::log::Alone;
 use super::read_model::open_views;
 use super::{owner, restore, say};
-use crate::actors::System;
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::dead_letters::DeadLetters;
 use crate::actors::erasure::Eraser;
 use crate::actors::keyring::{Destroyed, Keyring};
+use crate::actors::secrets::{SECRETS, Secrets};
+use crate::actors::{System, dispatcher, renewal};
 use crate::clock::Clock;
 use crate::domain::ids::UserId;
+use crate::domain::job::{Command as JobCommand, Kind};
 use crate::domain::stream;
 use crate::domain::user::{Command, User};
 use crate::log::EventLog;
 use crate::media::reservations::Reservations;
 use crate::media::uploads::Uploads;
+use crate::media::vault::Vault;
+use crate::views;
 
 /// How often it tries what is in the way of something else.
 const MOST_LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// The same while a lease may have to run out, or a replay to end: a minute and some seconds.
+const MOST_LOOKS_FOR_LONG: u32 = 650;
 /// How often the read model may be waited for, two seconds each time, while it does not move.
 const MOST_TRIES: u32 = 5;
 
@@ -56,7 +64,7 @@ impl Erase {
             let now = Clock::system().now();
             let destroyed = keyring.destroy(&self.user, now).await.context("destroying the key")?;
             self.say(destroyed);
-            let Some((log, _held)) = self.place.log.open_alone().await? else {
+            let Some((log, _held)) = self.alone().await? else {
                 say(format_args!("server       running: it deletes the user within ten seconds"));
                 return Ok(());
             };
@@ -86,6 +94,22 @@ impl Erase {
         say(format_args!("tombstone    {}", if tombstone { "written" } else { "was there" }));
     }
 
+    /// None beside a server, which does all else. A command does nothing of it, and is waited for.
+    async fn alone(&self) -> anyhow::Result<Option<(Arc<dyn EventLog>, File)>> {
+        for _ in 0..MOST_LOOKS {
+            match self.place.log.open_alone().await? {
+                Alone::Yes(log, held) => return Ok(Some((log, held))),
+                Alone::BesideServer => return Ok(None),
+                Alone::BesideCommand => tokio::time::sleep(BETWEEN_LOOKS).await,
+            }
+        }
+        bail!(
+            "the user is not deleted yet: no server runs in {}, and another command is at work \
+             there; repeat this when it has ended",
+            self.place.data_dir().display()
+        )
+    }
+
     /// No server runs, so this does what it would do.
     async fn clear(
         &self,
@@ -93,13 +117,21 @@ impl Erase {
         opened: &Opened,
         keyring: Keyring,
     ) -> anyhow::Result<()> {
+        opened.blobs.sweep_incoming().context("clearing unfinished uploads")?;
         opened.blobs.sweep_documents().context("clearing unfinished documents")?;
         let views = open_views(&*log, &self.place.log).await?;
         let uploads = Uploads::open(&opened.blobs, &Reservations::default());
         let uploads = Arc::new(uploads.context("reading unfinished uploads")?);
         let letters = DeadLetters::new(&opened.blobs);
         let system = System::start(Clock::system(), log, views, keyring);
-        let mut eraser = Eraser::new(Arc::clone(&system), letters, uploads);
+        // A worker has its lease from a server. Where the log is in a file of this directory there is
+        // none; another node may be one, and then leases run out in their time.
+        let (last_word, most_looks) = match self.place.log.file() {
+            Some(_) => (JobCommand::Abandon, MOST_LOOKS),
+            None => (JobCommand::Lapse, MOST_LOOKS_FOR_LONG),
+        };
+        let mut eraser =
+            Eraser::new(Arc::clone(&system), letters, uploads).with_last_word(last_word);
         let catch_up = async || {
             let head = *system.log.head().borrow();
             let (mut reached, mut tries) = (0, 0);
@@ -132,7 +164,7 @@ impl Erase {
         deleted.context("deleting the user")?;
         catch_up().await?;
         let mut left = usize::MAX;
-        for _ in 0..MOST_LOOKS {
+        for _ in 0..most_looks {
             left = eraser.look().await.context("clearing what is left")?;
             catch_up().await?;
             if left == 0 {
@@ -145,6 +177,8 @@ impl Erase {
             "the user is deleted, but {left} parts are in use still: repeat this, or start a server, \
              to clear them"
         );
+        self.clear_beside(&system, opened).await?;
+        renew(&system.views).await.context("writing the read model anew")?;
         say(format_args!(
             "log          the user is deleted, at position {}",
             *system.log.head().borrow()
@@ -152,4 +186,32 @@ impl Erase {
         say(format_args!("read model   cleared"));
         Ok(())
     }
+
+    /// What jobs have left outside log and read model.
+    async fn clear_beside(&self, system: &System, opened: &Opened) -> anyhow::Result<()> {
+        for kind in Kind::ALL {
+            let scratch = dispatcher::scratch_of(kind, self.place.data_dir());
+            dispatcher::sweep_alone(system, &scratch)
+                .with_context(|| format!("clearing {}", scratch.display()))?;
+        }
+        let secrets = Secrets::new(Vault::new(&opened.blobs, SECRETS, opened.master.clone()));
+        secrets.look(system).await.context("destroying the secrets of jobs")
+    }
+}
+
+/// Until the read model is one that was written after the deletion.
+async fn renew(views: &views::Views) -> Result<(), renewal::Error> {
+    let mut tries = 0;
+    while views.holds_residue()? {
+        match renewal::look(views).await {
+            Ok(_) => {}
+            // A replay is at work there, which knew the user still.
+            Err(renewal::Error::Views(views::Error::Rebuilding)) if tries < MOST_LOOKS_FOR_LONG => {
+                tries += 1;
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use super::assemble::MASTER_KEY;
-use super::log::Which;
+use super::log::{Alone, Which};
 use super::{BadConfiguration, agreed, owner, restore, say, server_lock};
 use crate::actors::keyring::{KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
@@ -181,14 +181,19 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
         return Ok(());
     };
     // A server may be about to store something that it sealed before it saw the new key.
-    let Some(alone) = place.log.open_alone().await? else {
+    let alone = place.log.open_alone().await?;
+    let until = match &alone {
+        Alone::Yes(..) => None,
+        Alone::BesideServer => Some("a server runs: stop it and"),
+        Alone::BesideCommand => Some("another command is at work: wait for it and"),
+    };
+    if let Some(until) = until {
         say(format_args!(
-            "{} keeps the old key beside the new one as long as a server runs: stop it and \
-             rotate again to forget it",
+            "{} keeps the old key beside the new one as long as {until} rotate again to forget it",
             path.display()
         ));
         return Ok(());
-    };
+    }
     reseal(&opened).await?;
     opened.master.keep_first_alone().context("forgetting the old master key")?;
     drop(alone);

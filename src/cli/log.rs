@@ -60,6 +60,15 @@ pub struct Where {
     json: bool,
 }
 
+/// Whether a command is alone with the log and the data directory.
+pub enum Alone {
+    /// For as long as the file is there.
+    Yes(Arc<dyn EventLog>, File),
+    BesideServer,
+    /// Which ends by itself, and does nothing of what a server would.
+    BesideCommand,
+}
+
 impl Log {
     pub fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -106,19 +115,25 @@ impl Which {
     }
 
     /// To write to it where no server, and no other command that needs it alone, is at work in the
-    /// data directory; else none.
+    /// data directory.
     ///
     /// # Errors
     /// As [`Which::open_for_reading`].
-    pub async fn open_alone(&self) -> anyhow::Result<Option<(Arc<dyn EventLog>, File)>> {
+    pub async fn open_alone(&self) -> anyhow::Result<Alone> {
         let context = || format!("making the data directory {}", self.data_dir.display());
         std::fs::create_dir_all(&self.data_dir).with_context(context)?;
-        let Some(held) = server_lock::take(&self.data_dir)? else { return Ok(None) };
+        let Some(held) = server_lock::take(&self.data_dir)? else {
+            let by_server = server_lock::is_by_server(&self.data_dir);
+            return Ok(if by_server { Alone::BesideServer } else { Alone::BesideCommand });
+        };
         restore::refuse_unfinished(&self.data_dir)?;
         match self.open().await {
-            Ok(log) => Ok(Some((log, held))),
+            Ok(log) => Ok(Alone::Yes(log, held)),
             Err(error) => match error.downcast_ref() {
-                Some(log::Error::Unwritable(_)) => Ok(None),
+                // A server would hold the directory too. Only a file is one writer's.
+                Some(log::Error::Unwritable(_)) if self.file().is_some() => {
+                    Ok(Alone::BesideCommand)
+                }
                 _ => Err(error),
             },
         }
@@ -182,4 +197,33 @@ pub async fn verify_all(log: &dyn EventLog) -> anyhow::Result<log::Verified> {
     let verified = log.verify_after(0, Box::new(move |at| moving.set_position(at))).await;
     bar.finish_and_clear();
     Ok(verified?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::EmbeddedLog;
+
+    #[tokio::test]
+    async fn who_is_in_the_way_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path();
+        let which = Which { data_dir: place.to_owned(), setting: "embedded".to_owned() };
+        let found = async || match which.open_alone().await.unwrap() {
+            Alone::Yes(..) => "nobody",
+            Alone::BesideServer => "a server",
+            Alone::BesideCommand => "a command",
+        };
+        assert_eq!(found().await, "nobody");
+        let log = EmbeddedLog::open(&place.join("log.sqlite")).unwrap();
+        assert_eq!(found().await, "a command", "that writes the log");
+        let server = server_lock::take_for_server(place).unwrap().unwrap();
+        assert_eq!(found().await, "a server");
+        drop((log, server));
+        // The word of one that was killed is nobody's.
+        let command = server_lock::take(place).unwrap().unwrap();
+        assert_eq!(found().await, "a command");
+        drop(command);
+        assert_eq!(found().await, "nobody");
+    }
 }

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::keys::Place;
 use super::{owner, read_model, say, server_lock};
 use crate::actors::keyring::Keyring;
-use crate::actors::rebuild::rebuild;
+use crate::actors::rebuild::{beside, rebuild};
 use crate::actors::standing::{self, Standing};
 use crate::log::EventLog;
 use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
@@ -104,7 +104,7 @@ impl Replay {
             say(format_args!("event {position} is passed over from now on"));
         }
         let (head, until) = self.end(&*log).await?;
-        let building = Building::beside(&base).context("making the read model")?;
+        let building = beside(&base).await.context("making the read model")?;
         let built = with_bar(log, self.keyring()?, building, until).await?;
         let views = built.finish_as_current().context("making the read model durable")?;
         summary(&views, head, &base)?;
@@ -159,7 +159,7 @@ impl Replay {
         let live = Snapshot::of(&self.base()).context("reading the read model in use")?;
         // Where the next rebuild or start removes what is left if this is broken off: it shows
         // everything in clear.
-        let building = Building::beside(&self.base()).context("making the read model")?;
+        let building = beside(&self.base()).await.context("making the read model")?;
         let building = building.only(self.view);
         let built = with_bar(log, self.keyring()?, building, live.checkpoint()).await?;
         let found = built.compare_and_remove(&live).context("comparing the two")?;

@@ -3,12 +3,15 @@
 //! model beside it is still one process's.
 
 use std::ffi::OsStr;
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
 
 const NAME: &str = "server.lock";
+/// What a server writes into it; a command leaves it empty.
+const SERVER: &str = "server";
 
 /// Whether a file of the data directory is the lock, which says nothing by being there.
 pub fn is_named(name: &OsStr) -> bool {
@@ -20,7 +23,27 @@ pub fn is_named(name: &OsStr) -> bool {
 /// # Errors
 /// The directory cannot be written to.
 pub fn take(data_dir: &Path) -> anyhow::Result<Option<File>> {
-    lock(&data_dir.join(NAME))
+    let held = lock(&data_dir.join(NAME))?;
+    if let Some(held) = &held {
+        // A server that was killed has left its word.
+        held.set_len(0).with_context(|| format!("writing {NAME}"))?;
+    }
+    Ok(held)
+}
+
+/// The same for a server, which stays and does by itself what others find to be done.
+///
+/// # Errors
+/// As [`take`].
+pub fn take_for_server(data_dir: &Path) -> anyhow::Result<Option<File>> {
+    let Some(mut held) = take(data_dir)? else { return Ok(None) };
+    held.write_all(SERVER.as_bytes()).with_context(|| format!("writing {NAME}"))?;
+    Ok(Some(held))
+}
+
+/// Of a directory that somebody holds: whether that is a server.
+pub fn is_by_server(data_dir: &Path) -> bool {
+    fs::read_to_string(data_dir.join(NAME)).is_ok_and(|word| word == SERVER)
 }
 
 /// The same for any file, which is made if it is not there.

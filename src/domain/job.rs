@@ -221,6 +221,9 @@ pub enum Command {
     /// Time has passed: take the lease back if it ran out, and end the job if its deadline has
     /// passed.
     Lapse,
+    /// Nobody is there to work under the lease or to tell of it, however long it lasts: no server
+    /// runs on the log. A job that was only waiting for that is cancelled.
+    Abandon,
     /// What is there? Nothing happens.
     Look,
 }
@@ -335,6 +338,7 @@ impl Aggregate for Job {
             (Self::Requested(job), Command::Cancel { by }) => job.cancel(by),
             (Self::Requested(job), Command::Retry { by }) => job.retry(by, now),
             (Self::Requested(job), Command::Lapse) => Ok(job.lapse(now)),
+            (Self::Requested(job), Command::Abandon) => Ok(job.abandon()),
             (Self::Requested(_), Command::Look) => Ok(vec![]),
         }
     }
@@ -533,6 +537,13 @@ impl Progressing {
             Phase::Cancelling(lease) if has_come(lease.expires_at, now) => {
                 vec![Event::Cancelled {}]
             }
+            _ => vec![],
+        }
+    }
+
+    fn abandon(&self) -> Vec<Event> {
+        match &self.phase {
+            Phase::Cancelling(_) => vec![Event::Cancelled {}],
             _ => vec![],
         }
     }

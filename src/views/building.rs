@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::batch::{self, Held, Rules, Taken};
 use super::parked::{self, Parked, View};
-use super::{Content, Difference, Error, Happened, Snapshot, Views, file};
+use super::{Content, Difference, Error, Happened, Snapshot, Views, checkpoint, file};
 
 /// Rows of each table held in memory until they are written: some tens of megabytes. What happens to
 /// a row happens mostly within as many others.
@@ -54,6 +54,17 @@ impl Building {
         let path = file::next(base, &file::current(base)?);
         file::remove(&path)?;
         Self::create(base.to_owned(), path, Some(lock))
+    }
+
+    /// Takes over all rows of the views that are read at present, in the place of a replay.
+    ///
+    /// # Errors
+    /// They are another version's, or one of the two files does something.
+    pub fn copied(mut self) -> Result<Self, Error> {
+        file::copy(&self.sql, &file::current(&self.base)?)?;
+        self.checkpoint = checkpoint(&self.sql)?;
+        self.parked = parked::load(&self.sql)?;
+        Ok(self)
     }
 
     /// Leaves the tables of all other views empty; those of the users are needed for any.
@@ -147,5 +158,17 @@ impl Building {
         file::make_current(&base, &file)?;
         drop(lock);
         Ok(views)
+    }
+
+    /// The same for somebody else to open.
+    ///
+    /// # Errors
+    /// What the files do.
+    pub fn hand_over(mut self) -> Result<(), Error> {
+        self.write_held()?;
+        // The lock is held to the end here too.
+        let Self { base, file, sql, lock: _lock, .. } = self;
+        file::finish(sql, &file)?;
+        file::make_current(&base, &file)
     }
 }

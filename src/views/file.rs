@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::{Error, feed, files, jobs, parked, queue, sessions, tallies, users};
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
-const SCHEMA_VERSION: i32 = 9;
+pub(super) const SCHEMA_VERSION: i32 = 10;
 /// Of a file that is still being built.
 const UNFINISHED: i32 = -1;
 /// How long a connection waits for another one's lock.
@@ -30,6 +31,14 @@ const STATEMENTS: usize = 80;
 const CHECKPOINT: &str = "
 CREATE TABLE checkpoint (position INTEGER NOT NULL, first BLOB NOT NULL, last BLOB NOT NULL);
 INSERT INTO checkpoint VALUES (0, zeroblob(32), zeroblob(32));
+";
+
+/// Where the rows stood when they were last written anew. Clearing a row does not clear what SQLite
+/// left of it where it lay before its page was put in order: of who was deleted later than this the
+/// file may hold more than its tables say.
+const RENEWED: &str = "
+CREATE TABLE renewed (position INTEGER NOT NULL);
+INSERT INTO renewed VALUES (0);
 ";
 
 /// The one connection that writes; creates the file, or anew when its schema is another one.
@@ -60,11 +69,35 @@ pub(super) fn builder(path: &Path) -> Result<Connection, Error> {
     let connection = Connection::open(path)?;
     tune(&connection)?;
     connection.execute_batch(
-        "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
+        "PRAGMA main.locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
          PRAGMA cache_size = -65536; PRAGMA mmap_size = 0;
          PRAGMA secure_delete = ON; BEGIN;",
     )?;
     Ok(connection)
+}
+
+/// Fills what [`builder`] made with the rows of another file as they are at one moment; that one may be
+/// in use, and goes on. Row by row: what its pages hold besides stays behind.
+pub(super) fn copy(sql: &Connection, from: &Path) -> Result<(), Error> {
+    if !matches!(recognise(from)?, Found::Ours) {
+        return Err(Error::Outdated(from.to_owned()));
+    }
+    sql.execute("ATTACH ?1 AS present", [from.as_os_str().as_bytes()])?;
+    let tables: Vec<String> = sql
+        .prepare("SELECT name FROM main.sqlite_schema WHERE type = 'table'")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    // Some begin with a row. Between equal tables SQLite carries rows over without a look inside.
+    for table in tables {
+        sql.execute_batch(&format!(
+            "DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM present.{table};"
+        ))?;
+    }
+    sql.execute_batch(
+        "UPDATE main.renewed SET position = (SELECT position FROM main.checkpoint);
+         COMMIT; DETACH present; BEGIN;",
+    )?;
+    Ok(())
 }
 
 /// Closes a file that was built, durable and whole.
@@ -190,9 +223,10 @@ pub fn discard(base: &Path) -> Result<(), Error> {
     }
 }
 
-/// Deletes a database with its companions.
+/// Deletes a database with its companions; itself at the end, since whoever sweeps finds the others by
+/// it if this is broken off.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    for suffix in ["", "-wal", "-shm"] {
+    for suffix in ["-wal", "-shm", ""] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         match fs::remove_file(&name) {
@@ -252,8 +286,9 @@ fn create(path: &Path, version: i32) -> Result<(), Error> {
     Ok(())
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     CHECKPOINT,
+    RENEWED,
     parked::SCHEMA,
     users::SCHEMA,
     sessions::SCHEMA,

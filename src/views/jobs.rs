@@ -206,6 +206,18 @@ impl Views {
         })
     }
 
+    /// Jobs of deleted users that were told to end, and have a worker that was not heard of since.
+    pub fn ending_jobs_of_gone_users(&self, limit: usize) -> Result<Vec<JobId>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT job_id FROM users CROSS JOIN jobs USING (user_id)
+                 WHERE deleted AND state = 'cancelling' LIMIT ?1",
+            )?
+            .query_map([int(limit as u64)], |row| Ok(JobId(row.get::<_, Id>(0)?.0)))?
+            .collect()
+        })
+    }
+
     /// Whether somebody still works on a job of this user, or may.
     pub fn has_open_jobs(&self, user_id: &UserId) -> Result<bool, Error> {
         self.read(|sql| {

@@ -31,7 +31,6 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, TransactionBehavior};
@@ -160,8 +159,6 @@ enum Change {
     AllJobs,
 }
 
-/// How long a scrubbing waits for readers; it is tried again.
-const SCRUBBING: Duration = Duration::from_millis(100);
 /// Idle connections kept for the next reader.
 const IDLE_READERS: usize = 64;
 
@@ -284,21 +281,40 @@ impl Views {
         self.read(digest::tables)
     }
 
-    /// Leaves nothing in the files of what the tables no longer hold, nor other files than the present
-    /// one unless somebody is building it: pages are cleared as rows go, and this empties the WAL,
-    /// where older pages lie. Says whether it could; a reader may be in the way, for as long as it
-    /// reads.
-    pub fn scrub(&self) -> Result<bool, Error> {
+    /// Whether the file may hold what its tables no longer say of users who were deleted.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn holds_residue(&self) -> Result<bool, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM users WHERE deleted
+                 AND access_position > (SELECT position FROM renewed))",
+            )?
+            .query_row([], |row| row.get(0))
+        })
+    }
+
+    /// Writes the rows anew, beside, into what is then the successor: it holds nothing else. Queries
+    /// and batches go on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Rebuilding`] while somebody else builds there, or what the files do; nothing of it is
+    /// left then.
+    pub fn renew(&self) -> Result<(), Error> {
+        self.sweep();
+        let renewed =
+            Building::beside(&self.path()).and_then(Building::copied).and_then(Building::hand_over);
+        if renewed.is_err() {
+            self.sweep();
+        }
+        renewed
+    }
+
+    /// Deletes what replays that broke off have left, and what was replaced.
+    pub fn sweep(&self) {
         let content = self.current();
         file::remove_leftovers(&content.base, &content.file);
-        locked(&content.readers).clear();
-        let writer = locked(&content.writer);
-        // No batch is applied meanwhile.
-        writer.busy_timeout(SCRUBBING)?;
-        let busy =
-            writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-        writer.busy_timeout(file::BUSY)?;
-        Ok(busy? == 0)
     }
 
     fn of(content: Content) -> Self {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 mod analytics;
 mod building;
+mod renewing;
 
 use super::*;
 use crate::domain::file::{Event as FileEvent, Reason, Stored};
@@ -803,16 +804,16 @@ fn a_rebuild_that_broke_off_leaves_nothing_behind_the_next_start() {
 }
 
 #[test]
-fn what_was_built_beside_outlives_a_scrubbing_before_it_is_taken_over() {
+fn what_was_built_beside_outlives_a_sweeping_before_it_is_taken_over() {
     let Fixture { directory, views } = after(history());
     let mut building = Building::beside(&views.path()).unwrap();
     building.apply(&log(history()), 0).unwrap();
     drop(building.finish_as_current().unwrap());
-    views.scrub().unwrap();
+    views.sweep();
     let fresh = views.successor().unwrap().expect("it was built");
     assert_eq!(fresh.content_hash().unwrap(), views.content_hash().unwrap());
     views.replace_with(fresh).unwrap();
-    views.scrub().unwrap();
+    views.sweep();
     assert!(!directory.path().join("views.sqlite").exists(), "the one before is not needed");
 }
 
@@ -827,13 +828,13 @@ fn views_that_are_taken_over_while_others_are_built_give_way_to_those() {
     build();
     let first = views.successor().unwrap().expect("it was built");
     build();
-    views.scrub().unwrap();
+    views.sweep();
     views.replace_with(first).unwrap();
     assert_eq!(views.present_file(), directory.path().join("views-1.sqlite"));
     assert!(views.present_file().exists());
     let second = views.successor().unwrap().expect("it was built after the first");
     views.replace_with(second).unwrap();
-    views.scrub().unwrap();
+    views.sweep();
     assert_eq!(views.present_file(), directory.path().join("views-2.sqlite"));
     assert!(!directory.path().join("views-1.sqlite").exists());
     assert_eq!(views.successor().unwrap().map(|next| next.present_file()), None);
@@ -906,6 +907,7 @@ fn the_questions_of_the_background_are_answered_from_indexes() {
         "DELETE FROM feed WHERE type = 'job.progressed' AND position <= 9",
         "SELECT access_position, user_id FROM users WHERE deleted AND access_position > 1
          ORDER BY access_position LIMIT 9",
+        "SELECT 1 FROM users WHERE deleted AND access_position > 9",
     ] {
         let plan: Vec<String> = views
             .read(|sql| {

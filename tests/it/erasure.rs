@@ -184,17 +184,23 @@ async fn an_operator_erases_a_user_beside_a_running_server_and_without_one() {
     assert_gone(&server, ADA).await;
     assert_eq!(server.get("user_bob", "me").await.data(200)["user"]["last_name"], marked("last"));
 
+    let job = server.generate("user_bob", &marked("last")).await;
     assert!(server.stop().success());
     copy("user_bob");
     std::fs::write(left("dead-letters/letter#1"), marked("letter")).unwrap();
+    // And of uploads and renders that were broken off.
+    std::fs::write(left("incoming/upload#1"), marked("upload")).unwrap();
+    let scratch = server_data.join("scratch/video").join(job);
+    std::fs::create_dir_all(&scratch).unwrap();
+    std::fs::write(scratch.join("source"), marked("source")).unwrap();
     let printed = server.printed(&["erase", "user_bob"]);
     assert!(!left("keys/user_bob#1").exists());
+    assert_eq!((left("incoming/upload#1").exists(), scratch.exists()), (false, false));
+    assert_eq!(std::fs::read_dir(left("secrets")).unwrap().count(), 0);
     assert!(printed.contains("read model   cleared"), "{printed}");
     let again = server.printed(&["erase", "user_bob"]);
     assert!(again.contains("there was none") && again.contains("was there"), "{again}");
-    // The keys that came with the jobs go when a server looks, as when a job ends.
-    let but_secrets = |name: &str| !name.starts_with("job-");
-    assert_eq!(holding(server.data_dir(), but_secrets), [""; 0]);
+    assert_eq!(holding(server.data_dir(), |_| true), [""; 0]);
     prove_replay(&server, "replayed.sqlite");
     std::fs::write(left("secrets/job-1#1"), "sealed").unwrap();
     let server = server.start_again();
@@ -295,4 +301,38 @@ async fn the_jobs_of_a_deleted_user_end_and_nobody_is_told_what_they_were() {
         .await;
     }
     assert_eq!(holding(server.data_dir(), |name| name.starts_with("log.sqlite")), [""; 0]);
+}
+
+#[tokio::test]
+async fn without_a_server_nobody_waits_for_the_workers_of_an_erased_user() {
+    const TOKEN: &str = "a-worker-token-of-thirty-bytes";
+    let setup = setup().with("T2M_WORKER_TOKENS", TOKEN).with("T2M_ENGINE", "none");
+    let mut server = Server::start(setup);
+    let job = server.generate(ADA, &marked("running")).await;
+    let taken = json!({ "worker_id": "w1", "kinds": ["video"] });
+    let lease = server.request(Method::POST, "worker/lease").bearer_auth(TOKEN).json(&taken);
+    assert_eq!(ask(lease).await.data(200)["job_id"], job.as_str());
+    server.generate("user_bob", "a pier").await;
+    assert!(server.stop().success());
+    for user in [ADA, "user_bob"] {
+        let printed = server.printed(&["erase", user]);
+        assert!(printed.contains("read model   cleared"), "{printed}");
+    }
+    let shown = server.printed(&["log", "show", "--stream", &format!("job-{job}")]);
+    assert!(shown.contains("job.cancelled.v1"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_command_that_writes_the_log_is_not_taken_for_a_server() {
+    let mut server = Server::start(setup());
+    server.deliver("user.created", &clerk_user(ADA)).await.data(200);
+    assert!(server.stop().success());
+    let import = EmbeddedLog::open(&server.data_dir().join("log.sqlite")).unwrap();
+    let erased = server.run(&["erase", ADA]);
+    let errors = String::from_utf8_lossy(&erased.stderr).into_owned();
+    assert_eq!(erased.status.code(), Some(1));
+    assert!(errors.contains("not deleted yet: no server runs in"), "{errors}");
+    assert!(!String::from_utf8_lossy(&erased.stdout).contains("running"));
+    drop(import);
+    assert!(server.printed(&["erase", ADA]).contains("read model   cleared"));
 }

@@ -178,6 +178,10 @@ fn cancelling_a_running_job_waits_for_its_worker_or_its_lease() {
     check(&[(0, ask()), (0, take(1)), (1, cancel())], Ok(1), "cancelling");
     check(&[(0, ask()), (0, take(1)), (1, cancel()), (2, finish(1))], Ok(1), "cancelled");
     check(&[(0, ask()), (0, take(1)), (1, cancel()), (61, Command::Lapse)], Ok(1), "cancelled");
+    check(&[(0, ask()), (0, take(1)), (1, cancel()), (2, Command::Abandon)], Ok(1), "cancelled");
+    check(&[(0, ask()), (0, take(1)), (1, Command::Abandon)], Ok(0), "running");
+    check(&[(0, ask()), (1, Command::Abandon)], Ok(0), "queued");
+    check(&[(0, ask()), (0, take(1)), (1, finish(1)), (2, Command::Abandon)], Ok(0), "completed");
     check(
         &[(0, ask()), (0, take(1)), (1, finish(1)), (2, cancel())],
         Err(Refusal::WrongState("completed")),

@@ -1,0 +1,95 @@
+//! Writes the read model anew once somebody was erased. SQLite clears the rows that go, but not every
+//! copy that it left of a row when it put a page in order; a new file has the rows alone. It is made
+//! beside the one that is read and takes its place as a rebuilt one does: the projector finds it.
+//!
+//! Whether it is to be done stands in the file itself, so that no crash makes it forgotten; and all
+//! that were deleted meanwhile go at once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::Arbiter;
+
+use super::System;
+use crate::media::disk::Space;
+use crate::views::{self, Views};
+
+/// How often it looks; the read model's movement wakes it sooner.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Movements come in bursts.
+const AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// It rests so many times as long as it wrote: a large file is written seldom.
+const REST: u32 = 10;
+/// How long it waits when it could not be done, or somebody else builds there.
+const AFTER_A_FAILURE: Duration = Duration::from_secs(60);
+const BETWEEN_TRIES: Duration = Duration::from_secs(5);
+/// How often it looks whether what it made has been taken over, and how many times.
+const LOOK: Duration = Duration::from_millis(100);
+const MOST_LOOKS: u32 = 600;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Views(#[from] views::Error),
+    /// A full disk would stop the log.
+    #[error("it needs {needed} bytes of room beside it, and there are {free}")]
+    NoRoom { needed: u64, free: u64 },
+    #[error("what was built beside the read model is not taken over")]
+    NotTakenOver,
+}
+
+/// Looks for as long as the actix system runs, on a thread of its own.
+pub fn start(system: Arc<System>) {
+    Arbiter::new().spawn(async move {
+        let mut moved = system.progress.clone();
+        loop {
+            let rest = match look(&system.views).await {
+                Ok(took) => AT_MOST_EVERY.max(took * REST),
+                Err(Error::Views(views::Error::Rebuilding)) => BETWEEN_TRIES,
+                Err(error) => {
+                    tracing::warn!(
+                        %error,
+                        "what may be left of erased users in the read model could not be cleared"
+                    );
+                    AFTER_A_FAILURE
+                }
+            };
+            tokio::time::sleep(rest).await;
+            let _ = tokio::time::timeout(LOOK_EVERY - AT_MOST_EVERY, moved.moved()).await;
+        }
+    });
+}
+
+/// Renews the read model if that is necessary; when it returns, the new one is read. Says how long
+/// the writing took.
+///
+/// # Errors
+/// The files cannot be read or written, or somebody else builds beside them.
+pub async fn look(views: &Views) -> Result<Duration, Error> {
+    let mut took = Duration::ZERO;
+    // Another one that was built beside comes first: it may have to be renewed too.
+    if views.holds_residue()? && !views.is_outdated()? {
+        let began = Instant::now();
+        ensure_room(views)?;
+        let shared = views.clone();
+        let renewing = tokio::task::spawn_blocking(move || shared.renew());
+        renewing.await.map_err(|error| views::Error::Io(std::io::Error::other(error)))??;
+        took = began.elapsed();
+    }
+    for _ in 0..MOST_LOOKS {
+        if !views.is_outdated()? {
+            return Ok(took);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Err(Error::NotTakenOver)
+}
+
+/// For the rows, and for what is sorted on the way to the indexes.
+fn ensure_room(views: &Views) -> Result<(), Error> {
+    let present = views.present_file();
+    let size = std::fs::metadata(&present).map_err(views::Error::from)?.len();
+    let needed = size + size / 2;
+    let free = Space::of(&present).map_err(views::Error::from)?.free;
+    if free < needed { Err(Error::NoRoom { needed, free }) } else { Ok(()) }
+}
