@@ -155,9 +155,16 @@ assert kinds == ['ConfigMap', 'StatefulSet', 'Service', 'PodDisruptionBudget'], 
 print(json.dumps(sorted(set(nodes[0]['environment']) | set(manifests[0]['data']))))
 ";
     let output = Command::new(python)
+proxy = compose['services']['proxy']['configs'][0]['source']
+asked = [it.split() for it in compose['configs'][proxy]['content'].splitlines()]
+assert ['health_uri', '/api/v1/system/ready'] in asked, asked
+assert {'lb_try_duration', 'fail_duration'} <= {it[0] for it in asked if it}, asked
         .args(["-c", script])
         .args(["t2m.service", "compose.yaml", "kubernetes.yaml"].map(deployed))
         .output()
+pod = manifests[1]['spec']['template']['spec']
+sleep = pod['containers'][0]['lifecycle']['preStop']['sleep']['seconds']
+assert pod['terminationGracePeriodSeconds'] > sleep + 10, 'no time to stop'
         .expect("scripts/setup-tests has made the environment");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let names: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
