@@ -2,28 +2,35 @@
 //! Every step is decided by the job itself and fenced by the lease: whoever lost it, by being slow,
 //! frozen or cut off, changes nothing any more.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::System;
 use super::codec::{Metadata, Source};
 use super::entity::{Executed, Failure};
+use super::keyring;
 use super::outputs::{Handed, Outputs, Slot, slots};
 use crate::domain::file::{self, Stored};
 use crate::domain::ids::{FileId, JobId, LeaseId, UserId, derived_id};
 use crate::domain::job::{self, Command, Job, Kind, Options, Output, Phase, Request};
 use crate::domain::text::Personal;
 use crate::domain::tier::Caps;
+use crate::log;
 use crate::media::blobs::{self, Blobs};
 use crate::media::renderer::output::translated_name;
+use crate::media::vault;
 
 /// How often one look for a job is begun anew because another node took the one that was found.
 const TRIES: usize = 8;
+/// How many jobs that cannot be read one look finds at the most; the next one goes on behind them.
+const UNREADABLE_AT_ONCE: usize = 64;
+/// After how long one of them is tried again, and told of again.
+const UNREADABLE_FOR: TimeDelta = TimeDelta::minutes(1);
 /// The longest that a waiting worker sleeps: delays of failed attempts end without any event.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -33,8 +40,9 @@ pub struct Leasing {
     outputs: Outputs,
     caps: Caps,
     /// Held from the choice of a job until the read model knows that it is taken: two workers that
-    /// ask at once get the first and the second in the order.
-    turn: Mutex<()>,
+    /// ask at once get the first and the second in the order. It knows the jobs that could not be
+    /// read, and when.
+    turn: Mutex<HashMap<JobId, DateTime<Utc>>>,
 }
 
 /// One attempt in the hands of a worker.
@@ -116,21 +124,23 @@ impl Leasing {
     /// Takes the job whose turn it is; nothing when there is none. `skip` names jobs to pass over.
     ///
     /// # Errors
-    /// [`Failure`], never a refusal: a job that another node took is passed over.
+    /// [`Failure`], never a refusal: a job that another node took is passed over, and so is one
+    /// that alone cannot be read.
     pub async fn lease(
         &self,
         worker_id: &str,
         kinds: &[Kind],
         skip: impl Fn(JobId) -> bool,
     ) -> Result<Option<Leased>, Error> {
-        let _turn = self.turn.lock().await;
+        let mut unreadable = self.turn.lock().await;
+        let now = self.system.clock.now();
+        unreadable.retain(|_, since| now < *since + UNREADABLE_FOR);
+        let known = unreadable.len();
         let mut taken = HashSet::new();
-        for _ in 0..TRIES {
+        while taken.len() < TRIES && unreadable.len() - known < UNREADABLE_AT_ONCE {
             let now = self.system.clock.now();
-            let found = self
-                .system
-                .views
-                .next_job(now, &self.caps, kinds, |id| taken.contains(&id) || skip(id));
+            let passed = |id| taken.contains(&id) || unreadable.contains_key(&id) || skip(id);
+            let found = self.system.views.next_job(now, &self.caps, kinds, passed);
             let Some(job_id) = found else { return Ok(None) };
             if self.system.views.is_of_gone_user(&job_id)? {
                 // About to be cancelled: nobody gets to see it any more.
@@ -147,6 +157,10 @@ impl Leasing {
                     return Ok(leased(job_id, done.state));
                 }
                 Err(Failure::Refused(_)) => drop(taken.insert(job_id)),
+                Err(error) if is_of_one_job(&error) => {
+                    tracing::warn!(%job_id, %error, "a job that cannot be leased is passed over");
+                    unreadable.insert(job_id, now);
+                }
                 Err(other) => return Err(other.into()),
             }
         }
@@ -414,6 +428,19 @@ impl Leasing {
         worker_id: &str,
     ) -> Result<Executed<Job>, Failure<job::Refusal>> {
         self.system.jobs.execute(job_id, command, by(worker_id)).await
+    }
+}
+
+/// Whether other jobs may well be leased: their streams and the keys of their users are others.
+fn is_of_one_job(failure: &Failure<job::Refusal>) -> bool {
+    use vault::Error::{BadKey, Unopenable};
+    match failure {
+        Failure::Refused(_) | Failure::Conflict(_) | Failure::Codec(_) | Failure::Overloaded => {
+            true
+        }
+        Failure::Log(error) => matches!(error, log::Error::Corrupt { .. }),
+        Failure::Keys(error) => matches!(error, keyring::Error::Key(_, Unopenable | BadKey)),
+        Failure::Unavailable(_) => false,
     }
 }
 
