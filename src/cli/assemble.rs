@@ -217,9 +217,10 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         }
     }
     let system = System::start(clock.clone(), log, views, keyring);
-    // What was written before the last stop shows before the first request is taken.
-    while system.progress.now().position < head {
-        let _ = system.visible(head).await;
+    // What was written before the last stop shows before the first request is taken. Where that
+    // cannot be, requests are better answered without it than not at all, and readiness says no.
+    if !system.progress.reached_or_stuck(head).await {
+        tracing::error!(head, "serving begins with a read model that stands still");
     }
     let rebuilds = Rebuilds::new(
         clock.clone(),
