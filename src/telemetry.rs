@@ -1,7 +1,7 @@
 //! What operators see from outside: the names of all metrics, in Prometheus' naming, and the one
 //! recorder. They are counted where things happen; without a recorder that costs next to nothing.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// By `method`, `route` (its pattern below the prefix) and `status`.
@@ -9,8 +9,10 @@ pub const HTTP_REQUESTS: &str = "t2m_http_requests_total";
 /// By `method` and `route`; until the head of the answer is ready.
 pub const HTTP_DURATION: &str = "t2m_http_request_duration_seconds";
 pub const EVENT_STREAMS: &str = "t2m_event_streams";
-/// By `verdict`.
+/// By `verdict`, one of [`VERDICTS`].
 pub const WEBHOOKS: &str = "t2m_webhook_deliveries_total";
+pub const VERDICTS: [&str; 6] =
+    ["recorded", "unchanged", "ignored", "unusable", "rejected", "failed"];
 /// From a decision until its events are durable.
 pub const APPEND_DURATION: &str = "t2m_log_append_duration_seconds";
 /// By `type`.
@@ -48,8 +50,17 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Full(COMMIT_EVENTS.to_owned()), &BATCH)?
         .install_recorder()?;
     describe();
+    begin_at_zero();
     metrics_process::Collector::default().describe();
     Ok(handle)
+}
+
+/// What happens rarely is there before it does: a series that begins with 1 has not increased.
+fn begin_at_zero() {
+    counter!(LEASES_EXPIRED).absolute(0);
+    for verdict in VERDICTS {
+        counter!(WEBHOOKS, "verdict" => verdict).absolute(0);
+    }
 }
 
 fn describe() {

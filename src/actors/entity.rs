@@ -155,7 +155,6 @@ impl<A: Aggregate> Entity<A> {
     async fn catch_up(&mut self) -> Result<(), Failure<A::Refusal>> {
         while !self.loaded {
             let page = self.log.read_stream(&self.stream, self.next_revision, PAGE).await?;
-            self.loaded = page.len() < PAGE;
             let (events, unreadable) = self.keyring.decode::<A>(&page).await?;
             if let Some(error) = unreadable {
                 return Err(error.into());
@@ -165,6 +164,8 @@ impl<A: Aggregate> Entity<A> {
                 self.next_revision = recorded.revision + 1;
                 self.position = recorded.position;
             }
+            // Not before: what could not be read is no empty stream, and is read the next time.
+            self.loaded = page.len() < PAGE;
         }
         Ok(())
     }

@@ -2,17 +2,18 @@
 //! Every step is decided by the job itself and fenced by the lease: whoever lost it, by being slow,
 //! frozen or cut off, changes nothing any more.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::System;
 use super::codec::{Metadata, Source};
 use super::entity::{Executed, Failure};
+use super::keyring;
 use super::outputs::{Handed, Outputs, Slot, slots};
 use super::projector::NotCaughtUp;
 use crate::domain::file::{self, Stored};
@@ -20,12 +21,18 @@ use crate::domain::ids::{FileId, JobId, LeaseId, UserId, derived_id};
 use crate::domain::job::{self, Command, Job, Kind, Options, Output, Phase, Request};
 use crate::domain::text::Personal;
 use crate::domain::tier::Caps;
+use crate::log;
 use crate::media::blobs::{self, Blobs};
 use crate::media::renderer::output::translated_name;
+use crate::media::vault;
 use crate::views::View;
 
 /// How often one look for a job is begun anew because another node took the one that was found.
 const TRIES: usize = 8;
+/// How many jobs that cannot be read one look finds at the most; the next one goes on behind them.
+const UNREADABLE_AT_ONCE: usize = 64;
+/// After how long one of them is tried again, and told of again.
+const UNREADABLE_FOR: TimeDelta = TimeDelta::minutes(1);
 /// The longest that a waiting worker sleeps: delays of failed attempts end without any event.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -35,8 +42,9 @@ pub struct Leasing {
     outputs: Outputs,
     caps: Caps,
     /// Held from the choice of a job until the read model knows that it is taken: two workers that
-    /// ask at once get the first and the second in the order.
-    turn: Mutex<()>,
+    /// ask at once get the first and the second in the order. It knows the jobs that could not be
+    /// read, and when.
+    turn: Mutex<HashMap<JobId, DateTime<Utc>>>,
 }
 
 /// One attempt in the hands of a worker.
@@ -130,21 +138,23 @@ impl Leasing {
     /// none. `skip` names jobs to pass over.
     ///
     /// # Errors
-    /// [`Failure`], never a refusal: a job that another node took is passed over.
+    /// [`Failure`], never a refusal: a job that another node took is passed over, and so is one
+    /// that alone cannot be read.
     pub async fn lease(
         &self,
         origin: &Metadata,
         kinds: &[Kind],
         skip: impl Fn(JobId) -> bool,
     ) -> Result<Option<Leased>, Error> {
-        let _turn = self.turn.lock().await;
+        let mut unreadable = self.turn.lock().await;
+        let now = self.system.clock.now();
+        unreadable.retain(|_, since| now < *since + UNREADABLE_FOR);
+        let known = unreadable.len();
         let mut taken = HashSet::new();
-        for _ in 0..TRIES {
+        while taken.len() < TRIES && unreadable.len() - known < UNREADABLE_AT_ONCE {
             let now = self.system.clock.now();
-            let found = self
-                .system
-                .views
-                .next_job(now, &self.caps, kinds, |id| taken.contains(&id) || skip(id));
+            let passed = |id| taken.contains(&id) || unreadable.contains_key(&id) || skip(id);
+            let found = self.system.views.next_job(now, &self.caps, kinds, passed);
             let Some(job_id) = found else { return Ok(None) };
             if self.system.views.is_of_gone_user(&job_id)? {
                 // About to be cancelled: nobody gets to see it any more.
@@ -163,6 +173,10 @@ impl Leasing {
                     return Ok(leased(job_id, done.state, done.position));
                 }
                 Err(Failure::Refused(_)) => drop(taken.insert(job_id)),
+                Err(error) if is_of_one_job(&error) => {
+                    tracing::warn!(%job_id, %error, "a job that cannot be leased is passed over");
+                    unreadable.insert(job_id, now);
+                }
                 Err(other) => return Err(other.into()),
             }
         }
@@ -450,6 +464,19 @@ impl Leasing {
         origin: &Metadata,
     ) -> Result<Executed<Job>, Failure<job::Refusal>> {
         self.system.jobs.execute(job_id, command, origin.clone()).await
+    }
+}
+
+/// Whether other jobs may well be leased: their streams and the keys of their users are others.
+fn is_of_one_job(failure: &Failure<job::Refusal>) -> bool {
+    use vault::Error::{BadKey, Unopenable};
+    match failure {
+        Failure::Refused(_) | Failure::Conflict(_) | Failure::Codec(_) | Failure::Overloaded => {
+            true
+        }
+        Failure::Log(error) => matches!(error, log::Error::Corrupt { .. }),
+        Failure::Keys(error) => matches!(error, keyring::Error::Key(_, Unopenable | BadKey)),
+        Failure::Unavailable(_) => false,
     }
 }
 

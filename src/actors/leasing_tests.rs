@@ -16,16 +16,16 @@ use crate::views::Views;
 const ANY: [Kind; 2] = Kind::ALL;
 const SHAPE: Shape = Shape { duration: Some(1.0), width: Some(64), height: Some(64) };
 
-/// A server without its front end, whose time stands still.
-use crate::actors::keyring::Keyring;
-use crate::media::vault::MasterKey;
+use crate::actors::keyring::{self, Keyring};
+use crate::media::vault::{MasterKey, Vault};
 
+/// A server without its front end, whose time stands still.
 struct World {
     clock: Clock,
     system: Arc<System>,
     blobs: Blobs,
     leasing: Leasing,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl World {
@@ -35,10 +35,44 @@ impl World {
         let log = log::open("embedded", dir.path()).await.unwrap();
         let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
         let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
-        let master = MasterKey::kept_in(&dir.path().join("master.key"));
-        let system = System::start(clock.clone(), log, views, Keyring::new(&blobs, master));
+        Self::on(clock, log, views, blobs, dir)
+    }
+
+    fn on(
+        clock: Clock,
+        log: Arc<dyn log::EventLog>,
+        views: Views,
+        blobs: Blobs,
+        dir: tempfile::TempDir,
+    ) -> Self {
+        let keyring = Keyring::new(&blobs, master(&dir));
+        let system = System::start(clock.clone(), log, views, keyring);
         let leasing = Leasing::new(Arc::clone(&system), &blobs, Caps::DEFAULT);
-        Self { clock, system, blobs, leasing, _dir: dir }
+        Self { clock, system, blobs, leasing, dir }
+    }
+
+    /// One that remembers nothing but what is stored.
+    fn again(self) -> Self {
+        let Self { clock, system, blobs, dir, .. } = self;
+        Self::on(clock, Arc::clone(&system.log), system.views.clone(), blobs, dir)
+    }
+
+    async fn lose_the_key_of(&self, user: &str) {
+        Vault::new(&self.blobs, keyring::KEYS, master(&self.dir)).destroy(user).await.unwrap();
+    }
+
+    /// Something that this version does not understand, in the stream of a job.
+    async fn poison(&self, id: JobId) {
+        let event = log::NewEvent {
+            id: self.clock.fresh_id(),
+            kind: "job.enchanted.v9".to_owned(),
+            time: self.clock.now(),
+            data: b"{}".to_vec(),
+            metadata: b"{}".to_vec(),
+        };
+        let stream = format!("job-{id}");
+        self.system.log.append(&stream, log::Expected::Any, vec![event]).await.unwrap();
+        self.caught_up().await;
     }
 
     async fn ask(&self, user: &str) -> JobId {
@@ -119,6 +153,10 @@ impl World {
         let page = self.system.views.files(&self.user(user), None, 50).unwrap();
         page.items.into_iter().map(|file| file.sha256).collect()
     }
+}
+
+fn master(dir: &tempfile::TempDir) -> MasterKey {
+    MasterKey::kept_in(&dir.path().join("master.key"))
 }
 
 fn is_lost<T>(result: &Result<T, Error>) -> bool {
@@ -270,4 +308,59 @@ async fn a_waiting_worker_gets_the_job_that_comes_and_nothing_when_none_does() {
     let stopped = async { stop.send_replace(true) };
     let (none, _) = tokio::join!(wait(Duration::from_secs(60)), stopped);
     assert!(none.unwrap().is_none());
+}
+
+#[actix::test]
+async fn jobs_that_cannot_be_read_keep_no_other_from_being_leased() {
+    let world = World::new().await;
+    let first = world.ask("eve").await;
+    // More than one look passes over for any other reason.
+    for _ in 0..TRIES {
+        world.ask("eve").await;
+    }
+    let poisoned = world.ask("bob").await;
+    let good = world.ask("ada").await;
+    world.poison(poisoned).await;
+    world.lose_the_key_of("eve").await;
+    let world = world.again();
+    assert_eq!(
+        world.system.views.next_job(world.clock.now(), &Caps::DEFAULT, &ANY, |_| false),
+        Some(first)
+    );
+    assert_eq!(world.lease("w").await.job_id, good);
+    let unreadable = world.leasing.turn.lock().await;
+    assert!(unreadable.contains_key(&first) && unreadable.contains_key(&poisoned));
+}
+
+#[actix::test]
+async fn a_job_that_could_not_be_read_is_tried_again_after_a_while() {
+    let world = World::new().await;
+    let id = world.ask("eve").await;
+    let key = world.dir.path().join("blobs/keys/eve");
+    let bytes = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    let world = world.again();
+    assert!(world.leasing.lease("w", &ANY, |_| false).await.unwrap().is_none());
+    std::fs::write(&key, bytes).unwrap();
+    assert!(world.leasing.lease("w", &ANY, |_| false).await.unwrap().is_none(), "tried at once");
+    world.clock.advance(UNREADABLE_FOR);
+    assert_eq!(world.lease("w").await.job_id, id);
+}
+
+#[test]
+fn what_fails_for_every_job_is_told_and_what_fails_for_one_is_not() {
+    let user = UserId::try_from("ada").unwrap();
+    let of_key = |error| Failure::Keys(keyring::Error::Key(user.clone(), error));
+    let of_store = || blobs::Error::from(std::io::Error::other("away"));
+    for (failure, of_one) in [
+        (Failure::from(log::Error::Corrupt { position: 7, what: String::new() }), true),
+        (Failure::from(log::Error::Storage("away".to_owned())), false),
+        (Failure::from(log::Error::Unwritable("away".to_owned())), false),
+        (Failure::from(log::Error::Foreign("not ours".to_owned())), false),
+        (of_key(vault::Error::Unopenable), true),
+        (of_key(vault::Error::Store(of_store())), false),
+        (Failure::Keys(keyring::Error::Store(of_store())), false),
+    ] {
+        assert_eq!(is_of_one_job(&failure), of_one, "{failure}");
+    }
 }

@@ -18,6 +18,8 @@ use crate::views::{self, Entity, Happened, Parked, View, Views};
 const BATCH: usize = 1000;
 /// How long a failed read or write of the read model waits before it is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How many times in a row it has failed when it is said to stand still.
+const FAILURES: u32 = 4;
 /// How often it looks whether another process has put new views in the place of these.
 const SUCCESSOR_EVERY: Duration = Duration::from_secs(1);
 
@@ -28,6 +30,8 @@ pub struct Reached {
     pub position: u64,
     /// The views that stand still since an event could not be understood.
     pub parked: Vec<Parked>,
+    /// Nothing moves: time and again the log could not be read, or the read model not be written.
+    pub stands_still: bool,
 }
 
 /// The read model has not reached a position in time.
@@ -66,12 +70,22 @@ impl Progress {
         }
     }
 
+    /// Waits for `position` for as long as the read model moves at all; whether it got there.
+    pub async fn reached_or_stuck(&self, position: u64) -> bool {
+        self.when(|at| at.position >= position || at.stands_still).await;
+        self.at.borrow().position >= position
+    }
+
     async fn arrival(&self, position: u64) {
+        self.when(|at| at.position >= position).await;
+    }
+
+    async fn when(&self, holds: impl Fn(&Reached) -> bool) {
         loop {
             // Before the look, so that nothing moves unheard between the two.
             let mut rings = std::pin::pin!(self.bell.notified());
             rings.as_mut().enable();
-            if self.at.borrow().position >= position {
+            if holds(&self.at.borrow()) {
                 return;
             }
             rings.await;
@@ -110,8 +124,8 @@ pub struct Projector {
 
 impl Projector {
     pub fn new(log: Arc<dyn EventLog>, views: Views, keyring: Keyring) -> Self {
-        let (reached, _) =
-            watch::channel(Reached { position: views.checkpoint(), parked: views.parked() });
+        let (position, parked) = (views.checkpoint(), views.parked());
+        let (reached, _) = watch::channel(Reached { position, parked, stands_still: false });
         let (bell, news) = (Arc::default(), News::default());
         Self { log, views, keyring, reached, bell, news }
     }
@@ -153,7 +167,7 @@ impl Projector {
                 let Parked { view, position, reason } = new;
                 tracing::error!(position, view = view.as_str(), %reason, "a view is parked");
             }
-            *at = Reached { position, parked };
+            *at = Reached { position, parked, stands_still: false };
         });
         self.bell.notify_waiters();
     }
@@ -162,6 +176,7 @@ impl Projector {
     pub async fn follow(self) {
         let mut head = self.log.head();
         let mut look_at = Instant::now();
+        let mut failures = 0;
         loop {
             let until = *head.borrow_and_update();
             let mut done = self.catch_up_to(until).await;
@@ -174,8 +189,12 @@ impl Projector {
                 tracing::error!(%error, "the projection could not go on; trying again");
                 tokio::time::sleep(PAUSE).await;
                 self.tell_damage(&error);
+                failures += 1;
+                self.tell_standing(failures >= FAILURES);
                 continue;
             }
+            failures = 0;
+            self.tell_standing(false);
             let moved = tokio::time::timeout(SUCCESSOR_EVERY, head.changed()).await;
             if moved.is_ok_and(|moved| moved.is_err()) {
                 return;
@@ -189,6 +208,15 @@ impl Projector {
         let parked =
             |view| Parked { view, position: *position, reason: "the log is damaged".to_owned() };
         self.reached.send_modify(|at| at.parked = View::ALL.map(parked).to_vec());
+    }
+
+    fn tell_standing(&self, stands_still: bool) {
+        let changed = self.reached.send_if_modified(|at| {
+            std::mem::replace(&mut at.stands_still, stands_still) != stands_still
+        });
+        if changed {
+            self.bell.notify_waiters();
+        }
     }
 
     async fn catch_up_to(&self, until: u64) -> Result<(), Error> {
@@ -274,3 +302,7 @@ pub fn view_of(category: &str) -> Option<View> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+#[path = "projector_tests.rs"]
+mod tests;

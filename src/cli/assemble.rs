@@ -164,6 +164,8 @@ pub struct Assembled {
 /// What could not be opened, with its name.
 pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let Ready { settings, keys, webhooks, rates, proxies, caps, master_key } = ready;
+    // Before anything is counted: the actors do so at once, of what time has brought about meanwhile.
+    let metrics = metrics_of_this_process();
     let data_dir = &settings.data_dir;
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("making the data directory {}", data_dir.display()))?;
@@ -212,9 +214,10 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         }
     }
     let system = System::start(clock.clone(), log, views, keyring);
-    // What was written before the last stop shows before the first request is taken.
-    while system.progress.now().position < head {
-        let _ = system.visible(head).await;
+    // What was written before the last stop shows before the first request is taken. Where that
+    // cannot be, requests are better answered without it than not at all, and readiness says no.
+    if !system.progress.reached_or_stuck(head).await {
+        tracing::error!(head, "serving begins with a read model that stands still");
     }
     let rebuilds = Rebuilds::new(
         clock.clone(),
@@ -341,7 +344,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         dev_mode: settings.dev_mode,
         require_onboarding: settings.require_onboarding,
         production: settings.environment == Environment::Production,
-        metrics: metrics_of_this_process(),
+        metrics,
         stopping: stopped,
     };
     let server = app::serve(Arc::new(app), listener).context("starting the front end")?;

@@ -83,11 +83,20 @@ impl Routes {
 
     /// The methods of a path as `Allow` lists them; nothing if no route has it.
     pub fn allow(&self, path: &str) -> Option<String> {
-        // The first that fits, as actix itself chooses.
-        let (_, methods) = self.0.iter().find(|(def, _)| def.is_match(path))?;
+        let (_, methods) = self.of(path)?;
         let mut names: Vec<&str> = methods.iter().map(Method::as_str).collect();
         names.sort_unstable();
         Some(names.join(", "))
+    }
+
+    /// The pattern of a path; nothing if no route has it.
+    fn pattern(&self, path: &str) -> Option<&str> {
+        self.of(path)?.0.pattern()
+    }
+
+    /// The first that fits, as actix itself chooses.
+    fn of(&self, path: &str) -> Option<&(ResourceDef, Vec<Method>)> {
+        self.0.iter().find(|(def, _)| def.is_match(path))
     }
 }
 
@@ -116,6 +125,8 @@ pub async fn edge(
     let method = req.method().clone();
     let protection = Protection::of(&req);
     let app = req.app_data::<web::Data<App>>().cloned();
+    // Kept for when the request does not come back: with a panic it is gone.
+    let (uri, routes) = (req.uri().clone(), req.app_data::<web::Data<Routes>>().cloned());
     let span = trace::span(&req, &id);
     req.extensions_mut().insert(RequestId(id.clone()));
     // No clone of the request may live across this call: actix writes to it on the way in.
@@ -127,6 +138,8 @@ pub async fn edge(
     };
     let called = AssertUnwindSafe(called.instrument(span.clone())).catch_unwind().await;
     let outcome = called.unwrap_or_else(|panic| Err(panicked(panic.as_ref()).into()));
+    // Another node, or the next process, takes what follows on this connection.
+    let is_last = app.as_ref().is_some_and(|app| *app.stopping.borrow());
     match outcome {
         Ok(response) => {
             let mut response = in_one_form(response.map_into_boxed_body());
@@ -136,8 +149,7 @@ pub async fn edge(
             let (status, error) = (response.status(), response.response().error());
             trace::answered(&span, &method, route.as_deref(), status, began.elapsed());
             log(&method, route.as_deref(), status, error, began, &id);
-            if app.is_some_and(|app| *app.stopping.borrow()) {
-                // Another node, or the next process, takes what follows on this connection.
+            if is_last {
                 response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
             }
             Ok(response)
@@ -148,8 +160,12 @@ pub async fn edge(
                 None => error.error_response(),
             };
             finish_headers(response.headers_mut(), &id, &protection);
-            trace::answered(&span, &method, None, response.status(), began.elapsed());
-            log(&method, None, response.status(), Some(&error), began, &id);
+            let route = routes.as_ref().and_then(|routes| routes.pattern(uri.path()));
+            trace::answered(&span, &method, route, response.status(), began.elapsed());
+            log(&method, route, response.status(), Some(&error), began, &id);
+            if is_last {
+                response.head_mut().set_connection_type(ConnectionType::Close);
+            }
             Err(InternalError::from_response(error, response).into())
         }
     }

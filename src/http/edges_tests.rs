@@ -31,7 +31,12 @@ impl Answer {
 
 async fn send(request: test::TestRequest) -> Answer {
     let ids = FreshIds(Arc::new(|| "fresh-1".to_owned()));
-    let routes = [("/id", Method::GET), ("/n/{n}", Method::GET), ("/n/{n}", Method::PUT)];
+    let routes = [
+        ("/id", Method::GET),
+        ("/n/{n}", Method::GET),
+        ("/n/{n}", Method::PUT),
+        ("/panic/{n}", Method::GET),
+    ];
     let app = App::new()
         .app_data(web::Data::new(ids))
         .app_data(web::Data::new(Routes::new(routes)))
@@ -39,7 +44,7 @@ async fn send(request: test::TestRequest) -> Answer {
         .service(web::resource("/id").guard(actix_web::guard::Get()).to(echo_id))
         .service(web::resource("/n/{n}").route(web::get().to(number)))
         .service(web::resource("/own").route(web::get().to(echo_id)).default_service(only("GET")))
-        .route("/panic", web::get().to(handler_panics))
+        .route("/panic/{n}", web::get().to(handler_panics))
         .default_service(web::to(unmatched));
     let app = test::init_service(app).await;
     let response = match app.call(request.to_request()).await {
@@ -82,11 +87,22 @@ async fn answers_carry_headers_that_protect() {
 
 #[actix_web::test]
 async fn a_panic_is_a_500_that_tells_nothing() {
-    let answer = send(get("/panic")).await;
+    let answer = send(get("/panic/5")).await;
     assert_eq!(answer.status, 500);
     assert_eq!(answer.body["code"], "internal_error");
     assert!(!answer.body.to_string().contains("secret"));
     assert_eq!(answer.header("x-request-id"), Some("fresh-1"));
+}
+
+#[actix_web::test]
+async fn a_panic_is_counted_for_the_route_it_happened_in() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let recording = metrics::set_default_local_recorder(&recorder);
+    send(get("/panic/5")).await;
+    drop(recording);
+    let text = recorder.handle().render();
+    let series = "t2m_http_requests_total{method=\"GET\",route=\"/panic/{n}\",status=\"500\"} 1";
+    assert!(text.contains(series), "{text}");
 }
 
 #[actix_web::test]

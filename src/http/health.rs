@@ -37,6 +37,9 @@ pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
         let view = view.as_str();
         return Err(not_ready(format!("the view {view} is parked at position {position}")));
     }
+    if reached.stands_still {
+        return Err(not_ready(format!("the read model stands still at {}", reached.position)));
+    }
     let head = *app.system.log.head().borrow();
     // Under load the read model is always a little behind; a thousand events are one batch.
     if reached.position + 1000 * app.system.log.stride() < head {

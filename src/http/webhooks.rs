@@ -167,3 +167,16 @@ pub fn acknowledged(outcome: &Outcome) -> HttpResponse {
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_is_counted_from_zero_on() {
+        let unusable = Outcome::Unusable(String::new());
+        for outcome in [Outcome::Recorded(1), Outcome::Unchanged(1), Outcome::Ignored, unusable] {
+            assert!(telemetry::VERDICTS.contains(&outcome.name()), "{outcome:?}");
+        }
+    }
+}

@@ -32,6 +32,13 @@ fn value(text: &str, series: &str) -> f64 {
 #[tokio::test]
 async fn what_happens_is_counted_and_the_dashboard_asks_for_nothing_else() {
     let server = Server::start(Setup::clerk());
+    // An increase is seen of what was there before it.
+    let text = metrics(&server).await;
+    assert_eq!(value(&text, "t2m_job_leases_expired_total"), 0.0);
+    for verdict in ["recorded", "unchanged", "ignored", "unusable", "rejected", "failed"] {
+        let series = format!("t2m_webhook_deliveries_total{{verdict=\"{verdict}\"}}");
+        assert_eq!(value(&text, &series), 0.0);
+    }
     server.get(ADA, "me").await.data(200);
     server.get(ADA, "jobs/nonsense").await;
     server.generate(ADA, "a lighthouse").await;
@@ -62,9 +69,8 @@ async fn what_happens_is_counted_and_the_dashboard_asks_for_nothing_else() {
         asked.extend(names.filter(|name| name.starts_with("t2m_") || name.starts_with("process_")));
     }
     assert!(asked.len() > 15, "{asked:?}");
-    // These tell of what this server does not have: keys from the network, a lease that ran out.
-    let elsewhere = ["t2m_jwks_age_seconds", "t2m_job_leases_expired_total"];
-    for name in asked.into_iter().filter(|name| !elsewhere.contains(name)) {
+    // This tells of what this server does not have: keys from the network.
+    for name in asked.into_iter().filter(|name| *name != "t2m_jwks_age_seconds") {
         assert!(text.lines().any(|line| line.starts_with(name)), "no {name} in\n{text}");
     }
 }
@@ -149,9 +155,16 @@ assert unit['Service']['ExecStart'].endswith('t2m serve'), unit
 compose = yaml.safe_load(open(sys.argv[2]))
 nodes = [it for it in compose['services'].values() if it.get('image') == 't2m']
 assert len(nodes) == 3
+proxy = compose['services']['proxy']['configs'][0]['source']
+asked = [it.split() for it in compose['configs'][proxy]['content'].splitlines()]
+assert ['health_uri', '/api/v1/system/ready'] in asked, asked
+assert {'lb_try_duration', 'fail_duration'} <= {it[0] for it in asked if it}, asked
 manifests = list(yaml.safe_load_all(open(sys.argv[3])))
 kinds = [it['kind'] for it in manifests]
 assert kinds == ['ConfigMap', 'StatefulSet', 'Service', 'PodDisruptionBudget'], kinds
+pod = manifests[1]['spec']['template']['spec']
+sleep = pod['containers'][0]['lifecycle']['preStop']['sleep']['seconds']
+assert pod['terminationGracePeriodSeconds'] > sleep + 10, 'no time to stop'
 print(json.dumps(sorted(set(nodes[0]['environment']) | set(manifests[0]['data']))))
 ";
     let output = Command::new(python)

@@ -141,6 +141,31 @@ async fn a_second_server_on_the_same_data_says_so_and_leaves_the_first_alone() {
 }
 
 #[tokio::test]
+async fn a_log_that_is_damaged_where_the_views_begin_keeps_no_server_from_answering() {
+    let mut server = Server::start(Setup::clerk());
+    server.generate(ADA, "before").await;
+    assert!(server.stop().success());
+    let log = rusqlite::Connection::open(server.data_dir().join("log.sqlite")).unwrap();
+    log.execute("UPDATE events SET data = x'7b7d' WHERE position = 2", []).unwrap();
+    drop(log);
+    for entry in server.data_dir().read_dir().unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy().starts_with("views.sqlite") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    let server = server.start_again();
+    ask(server.request(Method::GET, "system/health")).await.data(200);
+    let ready = ask(server.request(Method::GET, "system/ready")).await;
+    ready.assert_refused(503, "not_ready");
+    let reason = &ready.body["detail"]["reason"];
+    assert!(reason.as_str().is_some_and(|it| it.ends_with("is parked at position 2")), "{reason}");
+    let text = ask(server.request(Method::GET, "/metrics")).await.bytes;
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("t2m_projection_parked{view=\"jobs\"} 1"), "{text}");
+}
+
+#[tokio::test]
 async fn a_server_told_to_stop_ends_its_streams_and_stops_in_order() {
     let mut server = Server::start(Setup::clerk());
     let mut events = server.events(ADA, "events", None).await;
