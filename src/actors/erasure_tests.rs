@@ -169,7 +169,7 @@ async fn what_happens_while_the_read_model_is_renewed_shows_in_the_new_one() {
     let building = Building::beside(&views.path()).unwrap().copied().unwrap();
     let bob = UserId::try_from("bob".to_owned()).unwrap();
     let origin = Metadata::by("test", Source::System);
-    let provision = Command::Provision(Snapshot::default());
+    let provision = Command::Provision(Snapshot::default().into());
     let done = house.system.users.execute(&bob, provision, origin).await.unwrap();
     house.system.visible(done.position).await.unwrap();
     assert!(views.user(&bob).unwrap().is_some());
