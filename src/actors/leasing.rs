@@ -379,6 +379,21 @@ impl Leasing {
         Ok(done)
     }
 
+    /// Ends an attempt before its end, as the worker is told to stop: the job goes on with the next
+    /// worker at once, and the attempt does not count.
+    ///
+    /// # Errors
+    /// A lost lease is refused.
+    pub async fn give_back(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        origin: &Metadata,
+    ) -> Result<(), Error> {
+        self.execute(job_id, Command::GiveBack { lease_id }, origin).await?;
+        Ok(())
+    }
+
     /// The answer to a completion whose first answer was lost: the output's id names the lease. The
     /// job itself is asked, for the first answer may have been that it cannot be read yet.
     async fn completed_before(

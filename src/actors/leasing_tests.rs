@@ -342,7 +342,10 @@ async fn a_job_that_could_not_be_read_is_tried_again_after_a_while() {
     let world = world.again();
     assert!(world.leasing.lease(&by("w"), &ANY, |_| false).await.unwrap().is_none());
     std::fs::write(&key, bytes).unwrap();
-    assert!(world.leasing.lease(&by("w"), &ANY, |_| false).await.unwrap().is_none(), "tried at once");
+    assert!(
+        world.leasing.lease(&by("w"), &ANY, |_| false).await.unwrap().is_none(),
+        "tried at once"
+    );
     world.clock.advance(UNREADABLE_FOR);
     assert_eq!(world.lease("w").await.job_id, id);
 }

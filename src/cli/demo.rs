@@ -65,7 +65,7 @@ impl Demo {
             format!("--clerk-issuer={ISSUER}"),
             format!("--clerk-webhook-secret={secret}"),
         ])?;
-        let Assembled { system, server, address, stopping, held: _held } =
+        let Assembled { system, server, address, stopping, held: _held, .. } =
             assemble(check(options)?, Clock::system()).await?;
         let handle = server.handle();
         actix::spawn(server);

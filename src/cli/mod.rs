@@ -10,6 +10,7 @@ mod backup;
 mod clerk;
 mod demo;
 mod doctor;
+mod door;
 mod dotenv;
 mod erase;
 mod keys;

@@ -19,6 +19,7 @@ mod quota;
 mod refusals;
 mod repeats;
 mod restart;
+mod stopping;
 mod streams;
 mod takeover;
 mod worker;
