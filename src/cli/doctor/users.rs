@@ -101,9 +101,9 @@ mod tests {
     use std::path::Path;
 
     use chrono::DateTime;
-    use uuid::Uuid;
 
     use super::*;
+    use crate::clock::Clock;
     use crate::config::BlobStore;
     use crate::log::{EmbeddedLog, Expected, NewEvent};
     use crate::media::blobs::Blobs;
@@ -119,7 +119,7 @@ mod tests {
 
     async fn append(log: &EmbeddedLog, stream: &str, kind: &str, data: &str) {
         let event = NewEvent {
-            id: Uuid::now_v7(),
+            id: Clock::system().fresh_id(),
             kind: kind.to_owned(),
             time: DateTime::UNIX_EPOCH,
             data: data.as_bytes().to_vec(),

@@ -150,9 +150,13 @@ fn a_line_of_dotenv_that_cannot_be_read_is_named_without_its_value() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("FILE_SIGNING_SECRET: line 2 of .env "), "{told:?}");
     assert!(!told[0].contains("new") && told[0].contains("single quotes"), "{told:?}");
-    let taken = refused(&Setup::clerk(), &["serve"], "T2M_ENGINE='command:no-such-thing $x'");
+    let taken =
+        refused(&Setup::clerk(), &["serve"], "T2M_TRANSLATION_ENGINE='command:no-such-thing $x'");
     assert_eq!(taken.len(), 1, "{taken:?}");
-    assert!(taken[0].starts_with("T2M_ENGINE: `no-such-thing` is not there"), "{taken:?}");
+    assert!(
+        taken[0].starts_with("T2M_TRANSLATION_ENGINE: `no-such-thing` is not there"),
+        "{taken:?}"
+    );
 }
 
 #[test]
