@@ -141,7 +141,7 @@ impl Restore {
         manifest: &Manifest,
         erased: &HashSet<String>,
     ) -> anyhow::Result<Restored> {
-        let (files, left_out) = self.stage_blobs(&staging.path, bucket, manifest)?;
+        let Files { sound, left_out } = self.stage_blobs(&staging.path, bucket, manifest)?;
         let documents = self.stage_parts(&staging.path, manifest)?;
         if bucket.is_none() {
             let target = Blobs::open(&BlobStore::File, &staging.path);
@@ -154,7 +154,7 @@ impl Restore {
         }
         if let Some(bucket) = bucket {
             let what = "what was brought into the store stays there";
-            self.bring_files(bucket, &files).await.context(what)?;
+            self.bring_files(bucket, &sound).await.context(what)?;
             // The store's own tombstones go before the keys.
             bring_documents(bucket, &documents, erased).await.context(what)?;
         }
@@ -162,7 +162,7 @@ impl Restore {
             backup_of: manifest.created_at,
             head_hash: manifest.log.head_hash.clone(),
             erased: sorted(erased).cloned().collect(),
-            blobs: files.len() as u64,
+            blobs: sound.len() as u64,
             left_out,
         })
     }
@@ -227,23 +227,23 @@ impl Restore {
         Ok(documents)
     }
 
-    /// The files that are sound, each with its size in bytes, and those that are left out. They come
-    /// into the staging directory, unless they are for a bucket: then each is only looked at.
+    /// They come into the staging directory, unless they are for a bucket: then each is only looked
+    /// at.
     fn stage_blobs(
         &self,
         staging: &Path,
         bucket: Option<&Blobs>,
         manifest: &Manifest,
-    ) -> anyhow::Result<(Vec<(String, u64)>, Vec<String>)> {
+    ) -> anyhow::Result<Files> {
         let list = manifest.parts.iter().find(|part| part.path == "blobs.txt");
         let list = list.context("the manifest names no list of files")?;
         let mut list = parse_list(&list.read(&self.from, &self.from)?)?;
         if manifest.blobs.how == "listed" {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok(Files::default());
         }
         let missing: HashSet<_> = manifest.blobs.missing.iter().collect();
         list.retain(|(sha256, _)| !missing.contains(sha256));
-        let (mut files, mut left_out) = (Vec::new(), Vec::new());
+        let mut files = Files::default();
         for (sha256, size) in list {
             let source = place(&self.from, &sha256);
             let staged = match bucket {
@@ -251,10 +251,10 @@ impl Restore {
                 None => stage_blob(&source, &place(staging, &sha256), &sha256),
             };
             match staged {
-                Ok(()) => files.push((sha256, size)),
+                Ok(()) => files.sound.push((sha256, size)),
                 Err(error) if self.without_damaged_files && is_of_the_backup(&error) => {
                     eprintln!("the file {sha256} is left out: {error}");
-                    left_out.push(sha256);
+                    files.left_out.push(sha256);
                 }
                 Err(error) => {
                     return Err(error).with_context(|| {
@@ -266,7 +266,7 @@ impl Restore {
                 }
             }
         }
-        Ok((files, left_out))
+        Ok(files)
     }
 
     /// Those that the bucket does not have. May be repeated.
@@ -369,6 +369,14 @@ fn stage_blob(source: &Path, target: &Path, sha256: &str) -> std::io::Result<()>
 /// Whether it is the file that is at fault, and not what it is to come into.
 fn is_of_the_backup(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound)
+}
+
+/// Of a backup, by their hashes.
+#[derive(Default)]
+struct Files {
+    /// Each with its size in bytes.
+    sound: Vec<(String, u64)>,
+    left_out: Vec<String>,
 }
 
 struct Document {

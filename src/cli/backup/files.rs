@@ -349,7 +349,7 @@ mod tests {
             let mut copying = Copying::new(asked);
             for _ in 0..2 {
                 copying.bring_all(&blobs, &needed, backup.path()).unwrap();
-                assert_eq!(copying.missing, [damaged.clone()]);
+                assert_eq!(copying.missing, std::slice::from_ref(&damaged));
                 assert!(!place(backup.path(), &damaged).exists());
                 copying.ensure_whole(&needed, backup.path()).unwrap();
             }
