@@ -354,6 +354,21 @@ impl Leasing {
         Ok(job.phase.name())
     }
 
+    /// Ends an attempt before its end, as the worker is told to stop: the job goes on with the next
+    /// worker at once, and the attempt does not count.
+    ///
+    /// # Errors
+    /// A lost lease is refused.
+    pub async fn give_back(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        worker_id: &str,
+    ) -> Result<(), Error> {
+        self.execute(job_id, Command::GiveBack { lease_id }, worker_id).await?;
+        Ok(())
+    }
+
     /// The answer to a completion whose first answer was lost: the output's id names the lease.
     fn completed_before(
         &self,

@@ -46,7 +46,13 @@ pub enum Event {
         expires_at: DateTime<Utc>,
     },
     #[serde(rename = "job.lease_expired.v1")]
-    LeaseExpired { lease_id: LeaseId, attempt: u32 },
+    LeaseExpired {
+        lease_id: LeaseId,
+        attempt: u32,
+        /// Before its time, by a worker that was told to stop: the attempt does not count.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        given_back: bool,
+    },
     #[serde(rename = "job.attempt_failed.v1")]
     AttemptFailed {
         lease_id: LeaseId,
@@ -205,6 +211,10 @@ pub enum Command {
         error: String,
         retryable: bool,
     },
+    /// The worker was told to stop: the job goes on elsewhere, as if it had not begun.
+    GiveBack {
+        lease_id: LeaseId,
+    },
     Cancel {
         by: UserId,
     },
@@ -324,6 +334,7 @@ impl Aggregate for Job {
             (Self::Requested(job), Command::Fail { lease_id, error, retryable }) => {
                 job.fail(*lease_id, error, *retryable, now)
             }
+            (Self::Requested(job), Command::GiveBack { lease_id }) => job.give_back(*lease_id),
             (Self::Requested(job), Command::Cancel { by }) => job.cancel(by),
             (Self::Requested(job), Command::Retry { by }) => job.retry(by, now),
             (Self::Requested(job), Command::Lapse) => Ok(job.lapse(now)),
@@ -456,6 +467,18 @@ impl Progressing {
         }
     }
 
+    fn give_back(&self, lease_id: LeaseId) -> Result<Vec<Event>, Refusal> {
+        let attempt = self.attempts;
+        match &self.phase {
+            Phase::Running(lease) if lease.id == lease_id => {
+                Ok(vec![Event::LeaseExpired { lease_id, attempt, given_back: true }])
+            }
+            Phase::Cancelling(lease) if lease.id == lease_id => Ok(vec![Event::Cancelled {}]),
+            _ if self.cut_off == Some(lease_id) => Ok(vec![]),
+            _ => Err(Refusal::LeaseLost),
+        }
+    }
+
     /// Another attempt after a growing delay, or the end.
     fn after_attempt(
         &self,
@@ -515,8 +538,8 @@ impl Progressing {
                 vec![Event::Failed { error }]
             }
             Phase::Running(lease) if lease.expires_at <= now => {
-                let mut events =
-                    vec![Event::LeaseExpired { lease_id: lease.id, attempt: self.attempts }];
+                let (lease_id, attempt) = (lease.id, self.attempts);
+                let mut events = vec![Event::LeaseExpired { lease_id, attempt, given_back: false }];
                 if self.attempts >= MAX_ATTEMPTS {
                     events.push(Event::Failed { error: "no worker finished the job".to_owned() });
                 }
@@ -545,7 +568,10 @@ impl Progressing {
                     lease.expires_at = *expires_at;
                 }
             }
-            Event::LeaseExpired { .. } => self.phase = Phase::Queued,
+            Event::LeaseExpired { attempt, given_back, .. } => {
+                self.attempts = attempt.saturating_sub(u32::from(*given_back));
+                self.phase = Phase::Queued;
+            }
             Event::AttemptFailed { retry_at, .. } => {
                 self.phase = retry_at.map_or(Phase::Failed, |until| Phase::RetryWait { until });
             }

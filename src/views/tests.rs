@@ -301,7 +301,7 @@ fn history() -> Vec<Entity> {
         job(1, leased(1, 60)),
         job(1, progressed(40, 70)),
         job(77, progressed(40, 70)),
-        job(1, JobEvent::LeaseExpired { lease_id: lease(), attempt: 1 }),
+        job(1, JobEvent::LeaseExpired { lease_id: lease(), attempt: 1, given_back: false }),
         job(1, leased(2, 130)),
         job(1, attempt_failed(Some(140))),
         job(2, leased(1, 100)),
@@ -490,7 +490,7 @@ fn each_event_of_a_job_leads_to_its_state_status_and_progress() {
         (base(), "running", "processing", 0, None),
         (with(vec![progressed(40, 70)]), "running", "processing", 40, None),
         (
-            with(vec![JobEvent::LeaseExpired { lease_id: lease(), attempt: 1 }]),
+            with(vec![JobEvent::LeaseExpired { lease_id: lease(), attempt: 1, given_back: false }]),
             "queued",
             "processing",
             0,

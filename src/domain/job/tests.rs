@@ -137,6 +137,23 @@ fn progress_renews_the_lease_and_never_falls() {
 }
 
 #[test]
+fn what_a_worker_gives_back_goes_on_at_once_and_was_no_attempt() {
+    let give_back = |n| Command::GiveBack { lease_id: lease(n) };
+    let mut steps = vec![(0, ask())];
+    // More often than there are attempts.
+    for n in 1..=u128::from(MAX_ATTEMPTS) + 2 {
+        steps.extend([(1, take(n)), (1, give_back(n))]);
+        check(&steps, Ok(1), "queued");
+    }
+    steps.extend([(1, take(9)), (2, fail(9))]);
+    check(&steps, Ok(1), "retry_wait");
+    check(&[(0, ask()), (1, take(1)), (1, give_back(2))], Err(Refusal::LeaseLost), "running");
+    check(&[(0, ask()), (1, take(1)), (1, cancel()), (1, give_back(1))], Ok(1), "cancelled");
+    let lapsed = [(0, ask()), (1, take(1)), (61, Command::Lapse), (62, give_back(1))];
+    check(&lapsed, Err(Refusal::LeaseLost), "queued");
+}
+
+#[test]
 fn three_attempts_with_growing_delay_and_then_failed() {
     let mut steps = vec![(0, ask()), (1, take(1)), (2, fail(1))];
     check(&steps, Ok(1), "retry_wait");

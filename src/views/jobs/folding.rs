@@ -183,7 +183,12 @@ impl Job {
                     self.lease_expires_at = Some(Time(*expires_at));
                 }
             }
-            Event::LeaseExpired { .. } => {
+            Event::LeaseExpired { attempt, given_back: true, .. } => {
+                self.become_free("queued");
+                self.available_at = Some(Time(time));
+                self.attempt = attempt.saturating_sub(1);
+            }
+            Event::LeaseExpired { given_back: false, .. } => {
                 self.become_free("queued");
                 self.available_at = Some(Time(time));
                 self.error = Some(LEASE_RAN_OUT.to_owned());

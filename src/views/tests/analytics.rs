@@ -17,7 +17,7 @@ fn analytics_count_what_is_there_and_what_happened_when() {
         error: "again".to_owned(),
         retry_at: None,
     };
-    let lost = JobEvent::LeaseExpired { lease_id: lease(), attempt: 3 };
+    let lost = JobEvent::LeaseExpired { lease_id: lease(), attempt: 3, given_back: false };
     let entities = vec![
         user("ada", joined("member")),
         stored(1, "ada", "b"),
