@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix::Arbiter;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
@@ -57,25 +57,35 @@ impl Rendering {
     }
 }
 
-/// Starts leasing jobs of one kind to an engine, on a thread of its own.
-pub fn start(system: Arc<System>, rendering: Rendering) {
-    Arbiter::new().spawn(run(system, rendering));
+/// Resolves when a dispatcher has given back what it had.
+pub type Ended = oneshot::Receiver<()>;
+
+/// Starts leasing jobs of one kind to an engine, on a thread of its own, until `stopping` says true.
+pub fn start(system: Arc<System>, rendering: Rendering, stopping: watch::Receiver<bool>) -> Ended {
+    let (at_the_end, ended) = oneshot::channel();
+    Arbiter::new().spawn(async move {
+        run(system, rendering, stopping).await;
+        let _ = at_the_end.send(());
+    });
+    ended
 }
 
-async fn run(system: Arc<System>, rendering: Rendering) {
+async fn run(system: Arc<System>, rendering: Rendering, mut stopping: watch::Receiver<bool>) {
     let mut progress = system.progress.clone();
-    let running = Arc::new(tokio::sync::Semaphore::new(rendering.slots));
+    let running = Arc::new(Semaphore::new(rendering.slots));
     let busy = Busy::default();
     sweep(&system, &rendering.scratch, &busy);
     let mut swept = tokio::time::Instant::now();
     loop {
-        while let Ok(slot) = Arc::clone(&running).try_acquire_owned() {
+        while !*stopping.borrow()
+            && let Ok(slot) = Arc::clone(&running).try_acquire_owned()
+        {
             match lease_next(&rendering, &busy).await {
                 Some((leased, mine)) => {
                     let (system, rendering) = (Arc::clone(&system), rendering.clone());
-                    let busy = busy.clone();
+                    let (busy, stopping) = (busy.clone(), stopping.clone());
                     actix::spawn(async move {
-                        work(&system, &rendering, &leased).await;
+                        work(&system, &rendering, &leased, stopping).await;
                         drop(mine);
                         sweep(&system, &rendering.scratch, &busy);
                         drop(slot);
@@ -89,13 +99,20 @@ async fn run(system: Arc<System>, rendering: Rendering) {
             let _ = running.acquire().await;
             progress.moved().await;
         };
-        let _ = tokio::time::timeout(LOOK_EVERY, free).await;
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => break,
+            _ = tokio::time::timeout(LOOK_EVERY, free) => {}
+        }
         // The read model moves often; what a deleted user's jobs have left can wait a second.
         if swept.elapsed() >= LOOK_EVERY {
             sweep(&system, &rendering.scratch, &busy);
             swept = tokio::time::Instant::now();
         }
     }
+    // Every attempt hears of it too, and leaves its slot.
+    let slots = u32::try_from(rendering.slots).unwrap_or(u32::MAX);
+    let _ = running.acquire_many(slots).await;
 }
 
 async fn lease_next(rendering: &Rendering, busy: &Busy) -> Option<(Leased, Mine)> {
@@ -158,19 +175,30 @@ fn sweep(system: &System, scratch: &Path, busy: &Busy) {
 }
 
 /// One attempt, from lease to outcome.
-async fn work(system: &System, rendering: &Rendering, leased: &Leased) {
+async fn work(
+    system: &System,
+    rendering: &Rendering,
+    leased: &Leased,
+    stopping: watch::Receiver<bool>,
+) {
     let directory = rendering.scratch.join(leased.job_id.to_string());
     clear(rendering, &directory).await;
-    let outcome = attempt(system, rendering, leased, &directory).await;
+    let outcome = attempt(system, rendering, leased, &directory, stopping).await;
     clear(rendering, &directory).await;
-    let (error, retryable) = match outcome {
-        Ok(()) | Err(Ended::LeaseLost) => return,
-        Err(Ended::Cancelled) => ("cancelled".to_owned(), false),
-        Err(Ended::Failed { error, retryable }) => (error, retryable),
-    };
     let (leasing, worker_id) = (&rendering.leasing, rendering.engine.name());
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
-    if let Err(error) = leasing.fail(job_id, lease_id, worker_id, error, retryable).await {
+    let recorded = match outcome {
+        Ok(()) | Err(Broken::LeaseLost) => return,
+        Err(Broken::Stopped) => leasing.give_back(job_id, lease_id, worker_id).await,
+        Err(Broken::Cancelled) => {
+            let error = "cancelled".to_owned();
+            leasing.fail(job_id, lease_id, worker_id, error, false).await.map(drop)
+        }
+        Err(Broken::Failed { error, retryable }) => {
+            leasing.fail(job_id, lease_id, worker_id, error, retryable).await.map(drop)
+        }
+    };
+    if let Err(error) = recorded {
         // The lease runs out by itself, and another attempt begins.
         tracing::warn!(%job_id, %error, "the end of an attempt was not recorded");
     }
@@ -190,13 +218,18 @@ async fn clear(rendering: &Rendering, directory: &Path) {
 }
 
 /// Why an attempt came to no output.
-enum Ended {
+enum Broken {
     Cancelled,
+    /// This server was told to stop.
+    Stopped,
     LeaseLost,
-    Failed { error: String, retryable: bool },
+    Failed {
+        error: String,
+        retryable: bool,
+    },
 }
 
-impl From<renderer::Error> for Ended {
+impl From<renderer::Error> for Broken {
     fn from(error: renderer::Error) -> Self {
         match error {
             renderer::Error::Cancelled => Self::Cancelled,
@@ -210,7 +243,7 @@ impl From<renderer::Error> for Ended {
     }
 }
 
-impl Ended {
+impl Broken {
     fn machine(what: &str, error: impl std::fmt::Display) -> Self {
         tracing::error!(%error, "{what}");
         Self::Failed { error: what.to_owned(), retryable: true }
@@ -222,11 +255,12 @@ async fn attempt(
     rendering: &Rendering,
     leased: &Leased,
     directory: &Path,
-) -> Result<(), Ended> {
+    stopping: watch::Receiver<bool>,
+) -> Result<(), Broken> {
     tokio::fs::create_dir_all(directory)
         .await
-        .map_err(|error| Ended::machine("the scratch directory could not be made", error))?;
-    let made = make(system, rendering, leased, directory).await?;
+        .map_err(|error| Broken::machine("the scratch directory could not be made", error))?;
+    let made = make(system, rendering, leased, directory, stopping).await?;
     let handed = hand_in(rendering, &made).await?;
     let shape = Shape { duration: made.duration, width: made.width, height: made.height };
     let (job_id, lease_id, request) = (leased.job_id, leased.lease_id, &leased.request);
@@ -234,8 +268,8 @@ async fn attempt(
     let finish = rendering.leasing.finish(job_id, lease_id, worker_id, request, &handed, shape);
     match finish.await {
         Ok(_) => Ok(()),
-        Err(Error::Job(Failure::Refused(_))) => Err(Ended::LeaseLost),
-        Err(error) => Err(Ended::machine("the result could not be recorded", error)),
+        Err(Error::Job(Failure::Refused(_))) => Err(Broken::LeaseLost),
+        Err(error) => Err(Broken::machine("the result could not be recorded", error)),
     }
 }
 
@@ -245,8 +279,13 @@ async fn make(
     rendering: &Rendering,
     leased: &Leased,
     directory: &Path,
-) -> Result<Made, Ended> {
-    let work = prepare(system, rendering, leased, directory).await?;
+    mut stopping: watch::Receiver<bool>,
+) -> Result<Made, Broken> {
+    let work = tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stop| *stop) => return Err(Broken::Stopped),
+        work = prepare(system, rendering, leased, directory) => work?,
+    };
     let (progress_in, mut progress_out) = watch::channel(Progress::default());
     let (stop, stopped) = watch::channel(false);
     let mut making = pin!(rendering.engine.make(&work, directory, &progress_in, stopped));
@@ -261,10 +300,14 @@ async fn make(
             biased;
             outcome = &mut making => {
                 return match (outcome, ended) {
+                    // It was as good as done.
+                    (Ok(made), None | Some(Broken::Stopped)) => Ok(made),
                     (_, Some(ended)) => Err(ended),
-                    (Ok(made), None) => Ok(made),
                     (Err(error), None) => Err(error.into()),
                 };
+            }
+            _ = stopping.wait_for(|stop| *stop), if ended.is_none() => {
+                ended = Some(Broken::Stopped);
             }
             _ = due.tick() => may_record = true,
             // A user who cancels is not kept waiting for the next progress.
@@ -278,7 +321,7 @@ async fn make(
             let recording = pin!(record_progress(rendering, leased, progress));
             tokio::select! {
                 biased;
-                outcome = &mut making => return outcome.map_err(Ended::from),
+                outcome = &mut making => return outcome.map_err(Broken::from),
                 found = recording => ended = found,
             }
             recorded_at = Instant::now();
@@ -302,7 +345,7 @@ async fn prepare(
     rendering: &Rendering,
     leased: &Leased,
     directory: &Path,
-) -> Result<Work, Ended> {
+) -> Result<Work, Broken> {
     let request = &leased.request;
     let source = match request.options.source_file_id() {
         Some(file_id) if rendering.is_program() => {
@@ -330,12 +373,12 @@ async fn fetch_source(
     user_id: &UserId,
     file_id: FileId,
     directory: &Path,
-) -> Result<PathBuf, Ended> {
-    let unreadable = |error| Ended::machine("the source file could not be read", error);
+) -> Result<PathBuf, Broken> {
+    let unreadable = |error| Broken::machine("the source file could not be read", error);
     let file = system.views.file(&file_id).map_err(|error| unreadable(error.to_string()))?;
     let Some(file) = file.filter(|file| file.user_id == *user_id) else {
         let error = "the source file was deleted".to_owned();
-        return Err(Ended::Failed { error, retryable: false });
+        return Err(Broken::Failed { error, retryable: false });
     };
     let path = directory.join("source");
     let copying = rendering.blobs.copy_to(&file.sha256, file.size, &path).await;
@@ -343,11 +386,12 @@ async fn fetch_source(
     Ok(path)
 }
 
-async fn open_secret(rendering: &Rendering, job_id: JobId) -> Result<Secret, Ended> {
+async fn open_secret(rendering: &Rendering, job_id: JobId) -> Result<Secret, Broken> {
     let opened = rendering.secrets.of_job(job_id).await;
-    let opened = opened.map_err(|error| Ended::machine("the secret could not be opened", error))?;
+    let opened =
+        opened.map_err(|error| Broken::machine("the secret could not be opened", error))?;
     let error = "the job's secret was destroyed".to_owned();
-    opened.ok_or(Ended::Failed { error, retryable: false })
+    opened.ok_or(Broken::Failed { error, retryable: false })
 }
 
 /// Renews the lease; says why the render must stop, if it must.
@@ -355,12 +399,12 @@ async fn record_progress(
     rendering: &Rendering,
     leased: &Leased,
     progress: Progress,
-) -> Option<Ended> {
+) -> Option<Broken> {
     let Progress { percent, message } = progress;
     let (job_id, lease_id, worker_id) = (leased.job_id, leased.lease_id, rendering.engine.name());
     match rendering.leasing.progress(job_id, lease_id, worker_id, percent, message).await {
-        Ok(report) => report.cancelled.then_some(Ended::Cancelled),
-        Err(Error::Job(Failure::Refused(_))) => Some(Ended::LeaseLost),
+        Ok(report) => report.cancelled.then_some(Broken::Cancelled),
+        Err(Error::Job(Failure::Refused(_))) => Some(Broken::LeaseLost),
         Err(error) => {
             tracing::warn!(%job_id, %error, "progress was not recorded");
             None
@@ -372,7 +416,7 @@ async fn record_progress(
 async fn hand_in(
     rendering: &Rendering,
     made: &Made,
-) -> Result<Vec<(&'static Slot, Handed)>, Ended> {
+) -> Result<Vec<(&'static Slot, Handed)>, Broken> {
     let mut handed = Vec::new();
     for (index, slot) in slots(rendering.kind).iter().enumerate() {
         let file = match (index, slot.name) {
@@ -388,13 +432,14 @@ async fn hand_in(
     Ok(handed)
 }
 
-async fn store(rendering: &Rendering, slot: &Slot, file: &MadeFile) -> Result<Handed, Ended> {
+async fn store(rendering: &Rendering, slot: &Slot, file: &MadeFile) -> Result<Handed, Broken> {
     if slot.filename(&file.content_type).is_none() {
         let error = format!("the engine's {} must be of {}", slot.name, slot.types());
-        return Err(Ended::Failed { error, retryable: false });
+        return Err(Broken::Failed { error, retryable: false });
     }
     let stored = rendering.blobs.put_file(&file.path).await;
-    let stored = stored.map_err(|error| Ended::machine("the result could not be stored", error))?;
+    let stored =
+        stored.map_err(|error| Broken::machine("the result could not be stored", error))?;
     let content_type = file.content_type.clone();
     Ok(Handed { content_type, size: stored.size, sha256: stored.sha256 })
 }

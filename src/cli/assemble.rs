@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
+use super::door::Door;
 use super::log::Which;
 use super::read_model::open_views;
 use super::{BadConfiguration, agreed, server_lock};
@@ -44,6 +45,7 @@ use crate::http::app::{self, App};
 use crate::http::jobs::Shown;
 use crate::http::quota::Quotas;
 use crate::http::rates::{Budget, Budgets, Rates};
+use crate::http::traffic::Traffic;
 use crate::http::worker::WorkerTokens;
 use crate::log;
 use crate::media::blobs::Blobs;
@@ -152,8 +154,13 @@ pub struct Assembled {
     pub server: Server,
     /// `http://127.0.0.1:8080`, the real port included.
     pub address: String,
-    /// Say true before the server stops, so that event streams end.
+    /// Where it listens.
+    pub door: Door,
+    /// What it is being asked.
+    pub traffic: Arc<Traffic>,
+    /// Say true before the server stops, so that event streams end and engines give back their jobs.
     pub stopping: watch::Sender<bool>,
+    pub dispatchers: Vec<dispatcher::Ended>,
     /// The data directory is this server's until it is dropped.
     pub held: File,
 }
@@ -177,6 +184,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let listener = TcpListener::bind(settings.listen)
         .with_context(|| format!("listening on {}", settings.listen))?;
     let address = format!("http://{}", listener.local_addr().context("reading the address")?);
+    let door = Door::of(&listener).context("holding the listening socket")?;
 
     let log = log::open(&settings.log, data_dir).await.context("opening the log")?;
     let held = server_lock::take(data_dir)?.with_context(|| {
@@ -260,6 +268,8 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     // the next attempt.
     let scratch = std::path::absolute(data_dir.join("scratch"));
     let scratch = scratch.context("finding the data directory")?;
+    let (stopping, stopped) = watch::channel(false);
+    let mut dispatchers = Vec::new();
     let engines =
         [(Kind::Video, &settings.engine), (Kind::Translation, &settings.translation_engine)];
     for (kind, engine) in engines {
@@ -273,7 +283,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
                 scratch: scratch.join(kind.as_str()),
                 slots: 1,
             };
-            dispatcher::start(Arc::clone(&system), rendering);
+            dispatchers.push(dispatcher::start(Arc::clone(&system), rendering, stopped.clone()));
         }
     }
 
@@ -291,7 +301,6 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let public_url = settings.public_url.clone().unwrap_or_else(|| address.clone());
     let allowed_origins =
         settings.allowed_origins.clone().unwrap_or_else(|| vec![origin_of(&public_url)]);
-    let (stopping, stopped) = watch::channel(false);
     let callback_secrets = callback_secrets(&settings, &blobs).await?;
     let callbacks = Callbacks::new(
         &blobs,
@@ -320,6 +329,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         let checkpoint = data_dir.join("clerk-sync-position");
         metadata_sync::start(Arc::clone(&system), Arc::new(api), checkpoint, stopped.clone());
     }
+    let traffic = Arc::new(Traffic::default());
     let app = App {
         development_keys,
         system: Arc::clone(&system),
@@ -350,10 +360,11 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         require_onboarding: settings.require_onboarding,
         production: settings.environment == Environment::Production,
         metrics,
+        traffic: Arc::clone(&traffic),
         stopping: stopped,
     };
     let server = app::serve(Arc::new(app), listener).context("starting the front end")?;
-    Ok(Assembled { system, server, address, stopping, held })
+    Ok(Assembled { system, server, address, door, traffic, stopping, dispatchers, held })
 }
 
 /// A second server in one process, as in a demo, counts nothing.

@@ -81,7 +81,7 @@ impl Demo {
             "--engine=storyboard".into(),
             "--require-onboarding=false".into(),
         ]);
-        let Assembled { system, server, address, stopping, held: _held } =
+        let Assembled { system, server, address, stopping, held: _held, .. } =
             assemble(check(options.options)?, Clock::system()).await?;
         let handle = server.handle();
         actix::spawn(server);

@@ -9,6 +9,7 @@ mod backup;
 mod clerk;
 mod demo;
 mod doctor;
+mod door;
 mod erase;
 mod keys;
 mod log;

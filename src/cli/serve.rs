@@ -1,5 +1,6 @@
 //! `t2m serve`: the server, until it is told to stop.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,8 +12,10 @@ use crate::clock::Clock;
 use crate::config::Options;
 
 /// Whoever keeps a connection open learns with its next answer that it must use another one; so long
-/// requests are still taken, that none is lost between two.
+/// connections are still taken, that none is lost between two.
 const LAST_REQUESTS: Duration = Duration::from_millis(300);
+/// How long all of stopping may take.
+const DRAIN: Duration = Duration::from_secs(10);
 
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
@@ -24,22 +27,56 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         );
     }
     actix::System::new().block_on(async move {
-        let Assembled { server, address, stopping, held: _held, .. } =
-            assemble(ready, Clock::system()).await?;
-        say(format_args!("listening on {address}"));
-        let handle = server.handle();
-        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        actix::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+        // Listened for from the start: it may take long, and the first process of a container is
+        // not ended by a signal that it does not listen for.
+        let mut told = pin!(told_to_stop()?);
+        let assembled = tokio::select! {
+            biased;
+            () = &mut told => {
+                tracing::info!("stopping before it has begun");
+                return Ok(());
             }
-            tracing::info!("stopping: open requests may finish, event streams end");
-            stopping.send_replace(true);
-            tokio::time::sleep(LAST_REQUESTS).await;
-            handle.stop(true).await;
-        });
-        server.await.context("serving")
+            assembled = assemble(ready, Clock::system()) => assembled?,
+        };
+        say(format_args!("listening on {}", assembled.address));
+        serve(assembled, told).await
     })
+}
+
+/// Resolves at the first signal that says so.
+fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let Assembled { server, door, traffic, stopping, dispatchers, held: _held, .. } = assembled;
+    let handle = server.handle();
+    let serving = actix::spawn(server);
+    tokio::select! {
+        ended = serving => return ended.context("serving")?.context("serving"),
+        () = told => {}
+    }
+    tracing::info!("stopping: open requests may finish, event streams end, jobs are given back");
+    stopping.send_replace(true);
+    let stop = async {
+        tokio::time::sleep(LAST_REQUESTS).await;
+        door.close(&handle).await;
+        // A connection whose request is not read yet is closed by what comes next.
+        traffic.ceased().await;
+        handle.stop(true).await;
+        for ended in dispatchers {
+            let _ = ended.await;
+        }
+    };
+    if tokio::time::timeout(DRAIN, stop).await.is_err() {
+        tracing::warn!("what has not finished by now is cut off");
+    }
+    Ok(())
 }

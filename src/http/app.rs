@@ -20,6 +20,7 @@ use super::health;
 use super::metrics;
 use super::quota::Quotas;
 use super::rates::Rates;
+use super::traffic::Traffic;
 use super::worker::WorkerTokens;
 use super::{routes, tus};
 use crate::actors::System;
@@ -87,6 +88,7 @@ pub struct App {
     pub require_onboarding: bool,
     /// What has been counted; none where nothing counts, as in a demo.
     pub metrics: Option<PrometheusHandle>,
+    pub traffic: Arc<Traffic>,
     /// Turns true when the server is about to stop, so that event streams end.
     pub stopping: watch::Receiver<bool>,
 }

@@ -124,6 +124,7 @@ pub async fn edge(
     let method = req.method().clone();
     let protection = Protection::of(&req);
     let app = req.app_data::<web::Data<App>>().cloned();
+    let _under_way = app.as_ref().map(|app| app.traffic.begin());
     // Kept for when the request does not come back: with a panic it is gone.
     let (uri, routes) = (req.uri().clone(), req.app_data::<web::Data<Routes>>().cloned());
     let span = trace::span(&req, &id);

@@ -40,4 +40,5 @@ pub mod quota;
 pub mod ranges;
 pub mod rates;
 pub mod replay;
+pub mod traffic;
 pub mod upload;

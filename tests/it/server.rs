@@ -174,6 +174,11 @@ impl Server {
     /// Ends it as an operator would.
     pub fn stop(&mut self) -> ExitStatus {
         self.send(Signal::TERM);
+        self.ended()
+    }
+
+    /// Waits for its end, once it was told to.
+    pub fn ended(&mut self) -> ExitStatus {
         self.process.wait().expect("the server ends")
     }
 

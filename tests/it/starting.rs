@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::postgres::{Postgres, free_port};
@@ -80,6 +81,22 @@ fn a_server_that_is_not_there_is_waited_for_aloud_and_then_given_up() {
         assert!(last.contains("could not be reached within 60 s"), "{last}");
         assert!(!rest.contains(PASSWORD), "{rest}");
     }
+}
+
+#[test]
+fn a_server_that_waits_for_its_log_ends_when_it_is_told_to() {
+    let data = TempDir::new().unwrap();
+    let setup = Setup::clerk()
+        .with("T2M_LOG", format!("postgres://127.0.0.1:{}/d", free_port()))
+        .with("RUST_LOG", "warn");
+    let mut command = setup.command(data.path(), &["serve"]);
+    let mut waiting = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(waiting.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for the log"), "{line}");
+    kill_process(Pid::from_child(&waiting), Signal::TERM).unwrap();
+    // Not ended by the signal, but of its own accord, as a container's first process has to.
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
 }
 
 /// An authority, and a certificate of it for `localhost`.

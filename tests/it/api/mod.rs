@@ -18,6 +18,7 @@ mod origins;
 mod quota;
 mod refusals;
 mod restart;
+mod stopping;
 mod streams;
 mod takeover;
 mod worker;
