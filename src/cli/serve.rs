@@ -34,7 +34,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             biased;
             () = &mut told => {
                 tracing::info!("stopping before it has begun");
-                return Ok(());
+                // What is being opened or built on other threads would be waited for.
+                std::process::exit(0);
             }
             assembled = assemble(ready, Clock::system()) => assembled?,
         };
