@@ -162,7 +162,8 @@ async fn while_it_stops_a_refusal_too_is_the_last_answer_on_its_connection() {
     let slow = post("videos/generate", "", &json!({ "prompt": "a pier" }).to_string());
     let (most, rest) = slow.split_at(slow.len() - 1);
     held.write_all(most.as_bytes()).unwrap();
-    let foreign = post("videos/generate", "origin: https://evil.test\r\n", "{}");
+    // What is refused unread ends its connection anyway, so that there is nothing to read.
+    let foreign = post("videos/generate", "origin: https://evil.test\r\n", "");
     let refused = exchange(&mut first, &foreign).unwrap();
     assert_eq!((refused.status, refused.is_last()), (403, false));
     server.send(Signal::TERM);
