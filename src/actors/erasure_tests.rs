@@ -205,7 +205,7 @@ async fn views_that_were_built_before_a_deletion_show_nothing_once_they_have_tak
     let building = Building::beside(&views.path()).unwrap();
     let built = rebuild(log, keyring, building, views.checkpoint(), |_| ()).await.unwrap();
     house.tell(Command::Delete).await;
-    house.clear().await;
+    house.eraser.look().await.unwrap();
     let before = views.present_file();
     drop(built.finish_as_current().unwrap());
     while views.present_file() == before {
