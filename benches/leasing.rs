@@ -53,12 +53,13 @@ async fn run() {
 
     let mut chosen = Vec::with_capacity(LEASES);
     let mut leased = Vec::with_capacity(LEASES);
+    let worker = Metadata::by("bench", Source::Worker);
     for _ in 0..LEASES {
         let start = Instant::now();
         let next = system.views.next_job(system.clock.now(), &CAPS, &Kind::ALL, |_| false);
         chosen.push(start.elapsed());
         let start = Instant::now();
-        let lease = leasing.lease("bench", &Kind::ALL, |_| false).await.expect("a lease");
+        let lease = leasing.lease(&worker, &Kind::ALL, |_| false).await.expect("a lease");
         leased.push(start.elapsed());
         assert_eq!(lease.map(|lease| lease.job_id), next);
     }

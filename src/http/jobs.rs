@@ -169,7 +169,8 @@ pub async fn generate(
     });
     let deadline_s = body.0.deadline_s;
     let (mut wanted, faults) = video(&app, &caller, job_id, body.0)?;
-    if !faults.is_empty() && !(key.is_some() && was_asked(&app, &caller, job_id).await?) {
+    let is_repeat = !faults.is_empty() && key.is_some() && was_asked(&app, &caller, job_id).await?;
+    if !faults.is_empty() && !is_repeat {
         let faults = faults.into_iter().map(|it| (it.field.to_owned(), it.words.into()));
         return Err(Problem::fields(faults.collect()));
     }
