@@ -412,7 +412,8 @@ pub fn document_of(user: &str) -> Option<String> {
     }
 }
 
-fn user_of(name: &str) -> Option<UserId> {
+/// The user whose key, or whose tombstone, is called so.
+pub fn user_of(name: &str) -> Option<UserId> {
     let id = match name.strip_prefix('+') {
         Some(rest) => format!(".{rest}"),
         None => name.to_owned(),

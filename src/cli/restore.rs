@@ -16,6 +16,7 @@ use super::backup::manifest::{Manifest, Part, write_private};
 use super::log::carry::copy_into;
 use super::log::{Which, verify_all};
 use super::{owner, say};
+use crate::actors::dead_letters::DeadLetters;
 use crate::actors::keyring;
 use crate::config::BlobStore;
 use crate::log::transfer::{Carrying, Reading};
@@ -406,7 +407,8 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Tombstones first: whoever has one, here or in the backup, gets no key.
+/// Tombstones first: whoever has one, here or in the backup, gets no key, and no dead letter that
+/// names him.
 async fn bring_documents(
     target: &Blobs,
     documents: &[Document],
@@ -428,7 +430,11 @@ async fn bring_documents(
             target.bring_document(folder, name, bytes.clone()).await.context(context)?;
         }
     }
-    Ok(())
+    // They are in clear: those that name somebody who was erased stay behind.
+    let noted = target.documents("erased").list().await.context(context)?;
+    let gone = noted.iter().filter_map(|note| keyring::user_of(&note.name)).collect();
+    let left_out = DeadLetters::new(target).forget(&gone).await;
+    left_out.map(drop).context("leaving out the dead letters of erased users")
 }
 
 fn remove_log(path: &Path) -> std::io::Result<()> {

@@ -415,6 +415,12 @@ async fn who_was_erased_since_the_backup_has_no_key_after_it() {
     }
     std::fs::create_dir_all(store.join("erased")).unwrap();
     std::fs::write(store.join("erased/user_gone"), TOMBSTONE).unwrap();
+    for user in ["user_ada", "user_bob"] {
+        let unusable = json!({
+            "id": "of no use", "object": "session", "user_id": user, "status": "active",
+        });
+        server.deliver("session.created", &unusable).await.data(200);
+    }
     let backup = path(&place, "backup");
     server.printed(&["backup", &backup]);
     std::fs::write(store.join("erased/user_bob"), TOMBSTONE).unwrap();
@@ -432,6 +438,12 @@ async fn who_was_erased_since_the_backup_has_no_key_after_it() {
         let there = |name: &str| data.path().join("blobs").join(name).exists();
         assert!(there("keys/user_ada") && there("erased/user_bob") && there("erased/user_gone"));
         assert!(!there("keys/user_bob") && !there("keys/user_gone"), "an erased user has a key");
+        let letters: Vec<_> = std::fs::read_dir(data.path().join("blobs/dead-letters"))
+            .unwrap()
+            .map(|letter| std::fs::read_to_string(letter.unwrap().path()).unwrap())
+            .collect();
+        let naming = |user: &str| letters.iter().filter(|letter| letter.contains(user)).count();
+        assert_eq!((naming("user_ada"), naming("user_bob")), (1, 0), "{letters:?}");
     }
     // Another folder is not taken for users.
     let data = TempDir::new().unwrap();
