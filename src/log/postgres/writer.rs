@@ -247,6 +247,8 @@ impl Writer {
         let placed = place(group, &before, &known);
         if placed.fresh.is_empty() {
             link.roll_back().await;
+            // What was there already, from a commit whose answer was lost, is there to be read now.
+            self.shared.saw(head);
             return Ok(placed.answers);
         }
         // From here on a commit may happen that is not heard of.
