@@ -115,7 +115,7 @@ impl Reader {
     fn collect(&mut self, sql: &str, params: impl Params) -> Result<Vec<Recorded>, Error> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
-        let mut page = Vec::with_capacity(self.page_size);
+        let mut page = Vec::with_capacity(self.page_size + self.page_size / 8);
         let (mut events, mut places): (Vec<Recorded>, Vec<Encoded>) = (Vec::new(), Vec::new());
         while let Some(row) = rows.next()? {
             let row = decode(|at| row.get_ref(at), &self.conn, &mut self.names)?;

@@ -457,6 +457,22 @@ async fn of_a_log_of_many_segments_the_first_fault_is_named_or_the_first_after_w
     assert!(guard(&told).last() == Some(&30), "{told:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_while_it_verifies_is_not_missing() {
+    let (_dir, path) = place();
+    let log = Arc::new(EmbeddedLog::open(&path).unwrap());
+    fill(&log, 20).await;
+    let (appending, runtime) = (Arc::clone(&log), tokio::runtime::Handle::current());
+    let mut numbers = 100..;
+    // Also after the last page, which was empty.
+    let one_more = move |_| {
+        let event = event(numbers.next().unwrap());
+        runtime.block_on(appending.append("thing-7", Expected::Any, vec![event])).unwrap();
+    };
+    let verified = log.verify_after(0, one_more).await.unwrap();
+    assert!(verified.events > 20, "{verified:?}");
+}
+
 #[tokio::test]
 async fn an_index_that_says_otherwise_than_the_events_is_found() {
     let (_dir, path) = place();

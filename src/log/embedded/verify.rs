@@ -231,6 +231,8 @@ impl<'a> Walker<'a> {
         let mut at = from;
         while to.is_none_or(|to| at < to) {
             let before = at;
+            // Before the page is read: what comes while it is being read is not missing from it.
+            let head = self.head();
             let page_end = to.unwrap_or(u64::MAX).min(at.saturating_add(PAGE));
             let page = self.given.run(&sql, params![to_sql(at), to_sql(page_end)]);
             at = self.given.receiver(|chain| chain.end.0);
@@ -247,7 +249,7 @@ impl<'a> Walker<'a> {
             })?;
             self.segments.add(at - before);
             if at == before {
-                return match to.is_none() && self.head()? <= at {
+                return match to.is_none() && head? <= at {
                     true => Ok(()),
                     false => Err(bad(at + 1, "the event is missing")),
                 };
