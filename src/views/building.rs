@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::batch::{self, Held, Rules, Taken};
 use super::parked::{self, Parked, View};
-use super::{Content, Difference, Error, Happened, Snapshot, Views, checkpoint, file};
+use super::{Content, Difference, Error, Happened, Snapshot, Views, file};
 
 /// Rows of each table held in memory until they are written: some tens of megabytes. What happens to
 /// a row happens mostly within as many others.
@@ -60,10 +60,8 @@ impl Building {
     ///
     /// # Errors
     /// They are another version's, or one of the two files does something.
-    pub fn copied(mut self) -> Result<Self, Error> {
+    pub fn copied(self) -> Result<Self, Error> {
         file::copy(&self.sql, &file::current(&self.base)?)?;
-        self.checkpoint = checkpoint(&self.sql)?;
-        self.parked = parked::load(&self.sql)?;
         Ok(self)
     }
 

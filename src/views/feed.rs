@@ -33,8 +33,12 @@ pub const TICKS_KEPT: u64 = 100_000;
 
 /// Before it ends what a stream may tell: a view that stands still may yet tell of what comes after,
 /// and whoever follows asks for nothing before what he was told last.
-const UPTO: &str = "position < ifnull((SELECT min(position) FROM parked
-                                       WHERE view IN ('files', 'jobs')), 9223372036854775807)";
+fn upto(views: &str) -> String {
+    format!(
+        "position < ifnull((SELECT min(position) FROM parked
+                            WHERE view IN ({views})), 9223372036854775807)"
+    )
+}
 
 /// One item of a stream of Server-Sent Events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +62,8 @@ impl Views {
         self.read(|sql| {
             sql.prepare_cached(&format!(
                 "SELECT position, type, data FROM feed
-                 WHERE user_id = ?1 AND position > ?2 AND {UPTO} ORDER BY position LIMIT ?3",
+                 WHERE user_id = ?1 AND position > ?2 AND {} ORDER BY position LIMIT ?3",
+                upto("'files', 'jobs'"),
             ))?
             .query_map(params![user_id.as_str(), int(after), int(limit as u64)], item)?
             .collect()
@@ -75,7 +80,8 @@ impl Views {
         self.read(|sql| {
             sql.prepare_cached(&format!(
                 "SELECT position, type, data FROM feed
-                 WHERE job_id = ?1 AND position > ?2 AND {UPTO} ORDER BY position LIMIT ?3",
+                 WHERE job_id = ?1 AND position > ?2 AND {} ORDER BY position LIMIT ?3",
+                upto("'jobs'"),
             ))?
             .query_map(params![Id(job_id.0), int(after), int(limit as u64)], item)?
             .collect()

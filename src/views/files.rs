@@ -136,6 +136,19 @@ impl Views {
         })
     }
 
+    /// What attempts that broke off while they stored their output have left of jobs that came to
+    /// nothing, some of it.
+    pub fn files_of_failed_jobs(&self, limit: usize) -> Result<Vec<FileId>, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT file_id FROM files CROSS JOIN jobs USING (job_id)
+                 WHERE files.job_id IS NOT NULL AND state IN ('failed', 'cancelled') LIMIT ?1",
+            )?
+            .query_map([int(limit as u64)], file_id)?
+            .collect()
+        })
+    }
+
     /// What is left of a user's files, some of them.
     pub fn file_ids_of(&self, user_id: &UserId, limit: usize) -> Result<Vec<FileId>, Error> {
         self.read(|sql| {

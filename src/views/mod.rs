@@ -125,7 +125,7 @@ pub enum Error {
 }
 
 /// A handle on the read models; clones share them. All calls block for microseconds, except
-/// [`Views::apply`], [`Views::dump`] and opening.
+/// [`Views::apply`], [`Views::dump`], [`Views::renew`] and those that open a file.
 #[derive(Clone)]
 pub struct Views(Arc<RwLock<Arc<Content>>>);
 

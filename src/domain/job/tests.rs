@@ -1,5 +1,6 @@
 //! Decisions on jobs, as tables of steps.
 
+use super::progressing::delay_after;
 use super::*;
 use crate::domain::translation::TranslationOptions;
 use uuid::Uuid;
@@ -16,11 +17,12 @@ fn lease(n: u128) -> LeaseId {
     LeaseId(Uuid::from_u128(n))
 }
 
-fn request() -> Request {
+/// A video of 10 s as somebody asks for it, also for the tests of other modules.
+pub(crate) fn video_of(user_id: UserId, prompt: &str) -> Request {
     Request {
-        user_id: user("ada"),
+        user_id,
         kind: Kind::Video,
-        prompt: Personal::Known(Prompt::parse("a lighthouse").unwrap()),
+        prompt: Personal::Known(Prompt::parse(prompt).unwrap()),
         options: Options::Video(VideoOptions {
             duration: 10,
             quality: Quality::P720,
@@ -32,10 +34,14 @@ fn request() -> Request {
         }),
         tier: Tier::Standard,
         batch: false,
-        fingerprint: Some("f".to_owned()),
+        fingerprint: None,
         callback_url: None,
         deadline: None,
     }
+}
+
+fn request() -> Request {
+    Request { fingerprint: Some("f".to_owned()), ..video_of(user("ada"), "a lighthouse") }
 }
 
 fn output() -> Output {

@@ -188,6 +188,11 @@ impl Job {
                 self.become_free("queued");
                 self.available_at = Some(Time(time));
                 self.attempt = attempt.saturating_sub(1);
+                // As if it had not begun.
+                self.progress = 0;
+                if self.attempt == 0 {
+                    self.started_at = None;
+                }
             }
             Event::LeaseExpired { given_back: false, .. } => {
                 self.become_free("queued");

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::domain::text::Prompt;
 
 const USERS: u64 = 1000;
 
