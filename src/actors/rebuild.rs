@@ -1,9 +1,11 @@
 //! A rebuild: the whole log once more, into views that nobody reads yet. Events are folded one after
-//! the other, on a thread of its own; meanwhile pages are read and decoded two at a time, on threads
-//! beside the runtime's, which may be a single one and a server's.
+//! the other, on a thread of its own; meanwhile the next pages are read and decoded, on threads beside
+//! the runtime's, which may be a single one and a server's.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -12,23 +14,24 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::keyring::Keyring;
 use super::projector::{self, Error};
 use crate::clock::Clock;
-use crate::log::{self, EventLog, Recorded};
+use crate::log::{EventLog, Recorded};
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// How long a rebuild waits for what else is being built beside the views, as by a renewal.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Events that are handed on at once.
 const BATCH: usize = if cfg!(test) { 4 } else { 512 };
-/// Pages that are read at a time, and pages that are decoded.
-const AT_ONCE: usize = 2;
-/// Batches that wait to be folded at the most.
-const AHEAD: usize = 16;
+/// Pages that are read at a time.
+const AT_ONCE: usize = 4;
+/// Threads that decode, each in its turn.
+const DECODERS: usize = 2;
+/// Pages that wait for each of them, and batches of each that wait to be folded, at the most.
+const AHEAD: usize = 4;
 
 /// Begins beside the views called `base`, when nobody builds there any more.
 ///
@@ -58,13 +61,14 @@ pub async fn rebuild(
     until: u64,
     mut seen: impl FnMut(u64) + Send + 'static,
 ) -> Result<Building, Error> {
-    let (decoded, batches) = mpsc::channel::<Vec<Happened>>(AHEAD);
     let from = building.checkpoint();
-    let folding = tokio::task::spawn_blocking(move || fold(building, batches, until, &mut seen));
-    let reading = read(log, keyring, from, until, decoded).await;
-    let folded = folding.await.map_err(|error| views::Error::Io(std::io::Error::other(error)))?;
+    let started = (0..DECODERS).map(|_| decoder(&keyring, until)).collect::<io::Result<Vec<_>>>();
+    let (pages, decoders) = started.map_err(views::Error::Io)?.into_iter().unzip();
+    let folding = tokio::task::spawn_blocking(move || fold(building, decoders, until, &mut seen));
+    let reading = read(log, from, until, pages).await;
+    let folded = folding.await.map_err(|error| views::Error::Io(io::Error::other(error)))?;
     reading?;
-    Ok(folded?)
+    folded
 }
 
 /// Fills views that have nothing yet up to `until`: faster than to follow the log, which must be able
@@ -84,23 +88,39 @@ pub async fn fill(
     Ok(views.replace_with(fresh)?)
 }
 
+/// A thread that decodes. It stays the same one, and so what it needs stays near its processor.
+struct Decoder {
+    batches: mpsc::Receiver<Result<Vec<Happened>, Error>>,
+    thread: JoinHandle<()>,
+}
+
+/// With where its pages go.
+fn decoder(keyring: &Keyring, until: u64) -> io::Result<(mpsc::Sender<Vec<Recorded>>, Decoder)> {
+    let (pages, mut to_decode) = mpsc::channel(AHEAD);
+    let (decoded, batches) = mpsc::channel(AHEAD);
+    let (keyring, runtime) = (keyring.clone(), Handle::current());
+    let thread = thread::Builder::new().name("replay-decode".into()).spawn(move || {
+        while let Some(page) = to_decode.blocking_recv() {
+            let batch = runtime.block_on(projector::understand(&keyring, page, until));
+            if decoded.blocking_send(batch).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok((pages, Decoder { batches, thread }))
+}
+
 /// Ends early when nobody folds any more; why not is what the folding answers.
 async fn read(
     log: Arc<dyn EventLog>,
-    keyring: Keyring,
     from: u64,
     until: u64,
-    decoded: mpsc::Sender<Vec<Happened>>,
+    decoders: Vec<mpsc::Sender<Vec<Recorded>>>,
 ) -> Result<(), Error> {
-    let mut batches = pages(log, from, until)
-        .map(move |page| {
-            let (keyring, runtime) = (keyring.clone(), Handle::current());
-            let decode = async move { projector::understand(&keyring, page?, until).await };
-            outcome(tokio::task::spawn_blocking(move || runtime.block_on(decode)))
-        })
-        .buffered(AT_ONCE);
-    while let Some(batch) = batches.next().await {
-        if decoded.send(batch?).await.is_err() {
+    let mut pages = pages(log, from, until);
+    for decoder in decoders.iter().cycle() {
+        let Some(page) = pages.next().await else { break };
+        if decoder.send(page?).await.is_err() {
             break;
         }
     }
@@ -117,7 +137,7 @@ fn pages(
     let gapless = log.stride() == 1;
     let page = move |after| {
         let log = Arc::clone(&log);
-        outcome(tokio::spawn(async move { Ok(log.read_all(after, BATCH).await?) }))
+        async move { Ok(log.read_all(after, BATCH).await?) }
     };
     if gapless {
         let pages = stream::iter((from..until).step_by(BATCH)).map(page).buffered(AT_ONCE);
@@ -147,21 +167,22 @@ fn until_cut_short(
     })
 }
 
-/// Of a task, which has begun by then.
-async fn outcome<T>(task: JoinHandle<Result<T, Error>>) -> Result<T, Error> {
-    let broken = |error| log::Error::Storage(format!("a page was not read to its end: {error}"));
-    task.await.map_err(broken)?
-}
-
 fn fold(
     mut building: Building,
-    mut batches: mpsc::Receiver<Vec<Happened>>,
+    mut decoders: Vec<Decoder>,
     until: u64,
     seen: &mut impl FnMut(u64),
-) -> Result<Building, views::Error> {
-    while let Some(batch) = batches.blocking_recv() {
-        building.apply(&batch, until)?;
+) -> Result<Building, Error> {
+    for turn in (0..decoders.len()).cycle() {
+        let Some(batch) = decoders[turn].batches.blocking_recv() else { break };
+        building.apply(&batch?, until)?;
         seen(building.checkpoint());
+    }
+    // What was decoded and not folded is let go first: a thread that waits to hand it on would not end.
+    let threads: Vec<_> = decoders.into_iter().map(|decoder| decoder.thread).collect();
+    for thread in threads {
+        let panicked = |_| views::Error::Io(io::Error::other("a page was not decoded to its end"));
+        thread.join().map_err(panicked)?;
     }
     Ok(building)
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::config::BlobStore;
-use crate::log::{Appended, EmbeddedLog, Expected, NewEvent, Stats, Verified};
+use crate::log::{self, Appended, EmbeddedLog, Expected, NewEvent, Stats, Verified};
 use crate::media::blobs::Blobs;
 use crate::media::vault::MasterKey;
 
