@@ -27,7 +27,7 @@ use crate::media::blobs::Blobs;
 use crate::media::renderer::{self, Engine, Made, MadeFile, Progress, Work};
 
 /// How often a render without news says that it lives; a third of the lease.
-const HEARTBEAT: Duration = Duration::from_secs(20);
+const HEARTBEAT: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 20_000 });
 /// How often progress is recorded at the most.
 const RECORD_EVERY: Duration = Duration::from_millis(250);
 /// The longest it sleeps: delays of failed attempts end without any event.
@@ -211,7 +211,7 @@ async fn work(
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
     let recorded = match outcome {
         Ok(()) | Err(Broken::LeaseLost) => return,
-        Err(Broken::Stopped) => leasing.give_back(job_id, lease_id, &origin).await,
+        Err(Broken::Stopped) => leasing.give_back(job_id, lease_id, &origin).await.map(drop),
         Err(Broken::Cancelled) => {
             let error = "cancelled".to_owned();
             leasing.fail(job_id, lease_id, &origin, error, false).await.map(drop)
@@ -283,7 +283,7 @@ async fn attempt(
         .await
         .map_err(|error| Broken::machine("the scratch directory could not be made", error))?;
     let made = make(system, rendering, leased, directory, stopping).await?;
-    let handed = hand_in(rendering, &made).await?;
+    let handed = while_held(rendering, leased, hand_in(rendering, &made)).await?;
     let shape = Shape { duration: made.duration, width: made.width, height: made.height };
     let (job_id, lease_id, request) = (leased.job_id, leased.lease_id, &leased.request);
     let origin = by(rendering.engine.name());
@@ -306,18 +306,16 @@ async fn make(
     let work = tokio::select! {
         biased;
         _ = stopping.wait_for(|stop| *stop) => return Err(Broken::Stopped),
-        work = prepare(system, rendering, leased, directory) => work?,
+        work = while_held(rendering, leased, prepare(system, rendering, leased, directory)) => work?,
     };
     let (progress_in, mut progress_out) = watch::channel(Progress::default());
     let (stop, stopped) = watch::channel(false);
     let mut making = pin!(rendering.engine.make(&work, directory, &progress_in, stopped));
-    let mut moved = system.progress.clone();
     let mut due = tokio::time::interval(RECORD_EVERY);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ended = None;
     let mut recorded_at = Instant::now();
     loop {
-        let mut may_record = false;
         tokio::select! {
             biased;
             outcome = &mut making => {
@@ -331,22 +329,23 @@ async fn make(
             _ = stopping.wait_for(|stop| *stop), if ended.is_none() => {
                 ended = Some(Broken::Stopped);
             }
-            _ = due.tick() => may_record = true,
-            // A user who cancels is not kept waiting for the next progress.
-            () = moved.moved() => {}
+            _ = due.tick() => {}
         }
         let is_news = progress_out.has_changed().unwrap_or(false);
-        let is_due = may_record && (is_news || recorded_at.elapsed() >= HEARTBEAT);
+        let is_due = is_news || recorded_at.elapsed() >= HEARTBEAT;
+        // A user who cancels is not kept waiting for the next progress.
         if ended.is_none() && (is_due || seems_taken_away(system, leased)) {
-            let progress = progress_out.borrow_and_update().clone();
-            // The engine works on while this is being recorded.
-            let recording = pin!(record_progress(rendering, leased, progress));
+            let progress = is_due.then(|| progress_out.borrow_and_update().clone());
+            if is_due {
+                recorded_at = Instant::now();
+            }
+            // The engine works on while this is being asked.
+            let asking = pin!(ask(rendering, leased, progress));
             tokio::select! {
                 biased;
                 outcome = &mut making => return outcome.map_err(Broken::from),
-                found = recording => ended = found,
+                found = asking => ended = found,
             }
-            recorded_at = Instant::now();
         }
         if ended.is_some() {
             stop.send_replace(true);
@@ -355,7 +354,7 @@ async fn make(
 }
 
 /// Whether the user cancelled or the lease went away, as the read model has it. It may be behind:
-/// the job itself is asked, by the next progress, before anything is stopped.
+/// the job itself is asked before anything is stopped.
 fn seems_taken_away(system: &System, leased: &Leased) -> bool {
     let job = system.views.job(&leased.job_id);
     matches!(job, Ok(Some(job)) if job.state != "running" || job.lease_id != Some(leased.lease_id))
@@ -416,20 +415,43 @@ async fn open_secret(rendering: &Rendering, job_id: JobId) -> Result<Secret, Bro
     opened.ok_or(Broken::Failed { error, retryable: false })
 }
 
-/// Renews the lease; says why the render must stop, if it must.
-async fn record_progress(
-    rendering: &Rendering,
-    leased: &Leased,
-    progress: Progress,
-) -> Option<Broken> {
-    let Progress { percent, message } = progress;
+/// Renews the lease by telling the progress, if there is some to tell; says why the render must stop,
+/// if it must.
+async fn ask(rendering: &Rendering, leased: &Leased, progress: Option<Progress>) -> Option<Broken> {
     let (job_id, lease_id, origin) = (leased.job_id, leased.lease_id, by(rendering.engine.name()));
-    match rendering.leasing.progress(job_id, lease_id, &origin, percent, message).await {
-        Ok(done) => done.outcome.cancelled.then_some(Broken::Cancelled),
+    let leasing = &rendering.leasing;
+    let report = match progress {
+        Some(Progress { percent, message }) => {
+            let told = leasing.progress(job_id, lease_id, &origin, percent, message).await;
+            told.map(|done| done.outcome)
+        }
+        None => leasing.look(job_id, lease_id).await,
+    };
+    match report {
+        Ok(report) => report.cancelled.then_some(Broken::Cancelled),
         Err(Error::Job(Failure::Refused(_))) => Some(Broken::LeaseLost),
         Err(error) => {
             tracing::warn!(%job_id, %error, "progress was not recorded");
             None
+        }
+    }
+}
+
+/// Brings the engine its source or takes its result away, which may last longer than a lease where
+/// files are large and the store is slow.
+async fn while_held<T>(
+    rendering: &Rendering,
+    leased: &Leased,
+    moving: impl Future<Output = Result<T, Broken>>,
+) -> Result<T, Broken> {
+    let mut moving = pin!(moving);
+    loop {
+        if let Ok(moved) = tokio::time::timeout(HEARTBEAT, &mut moving).await {
+            return moved;
+        }
+        // As far as before: progress never falls within an attempt.
+        if let Some(ended) = ask(rendering, leased, Some(Progress::default())).await {
+            return Err(ended);
         }
     }
 }
@@ -464,4 +486,49 @@ async fn store(rendering: &Rendering, slot: &Slot, file: &MadeFile) -> Result<Ha
         stored.map_err(|error| Broken::machine("the result could not be stored", error))?;
     let content_type = file.content_type.clone();
     Ok(Handed { content_type, size: stored.size, sha256: stored.sha256 })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future;
+
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::actors::leasing::tests::World;
+    use crate::domain::job::LEASE;
+
+    fn rendering(world: &World) -> Rendering {
+        Rendering {
+            engine: Engine::Storyboard { threads: 1 },
+            kind: Kind::Video,
+            leasing: Arc::clone(&world.leasing),
+            blobs: Arc::new(world.blobs.clone()),
+            secrets: Secrets::new(world.vault()),
+            scratch: PathBuf::new(),
+            slots: 1,
+        }
+    }
+
+    #[actix::test]
+    async fn a_lease_is_renewed_for_as_long_as_files_are_moved_and_its_loss_ends_that() {
+        let world = World::new().await;
+        let (rendering, id) = (rendering(&world), world.ask("ada").await);
+        let leased = world.lease("w").await;
+        let first_end = leased.expires_at;
+        world.pass(LEASE - TimeDelta::seconds(1)).await;
+        let renewed = async {
+            let look = || world.leasing.look(id, leased.lease_id);
+            while look().await.is_ok_and(|report| report.expires_at == first_end) {
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        };
+        assert!(while_held(&rendering, &leased, renewed).await.is_ok());
+        world.pass(TimeDelta::seconds(1)).await;
+        assert!(world.leasing.look(id, leased.lease_id).await.is_ok(), "its first end has passed");
+        world.pass(LEASE).await;
+        let lost = while_held(&rendering, &leased, future::pending::<Result<(), _>>()).await;
+        assert!(matches!(lost, Err(Broken::LeaseLost)));
+    }
 }

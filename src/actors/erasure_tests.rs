@@ -12,9 +12,8 @@ use crate::actors::renewal;
 use crate::clock::Clock;
 use crate::config::BlobStore;
 use crate::domain::ids::{JobId, LeaseId};
-use crate::domain::job::{AspectRatio, Kind, Options, Quality, Request, VideoOptions};
-use crate::domain::text::{Personal, Prompt};
-use crate::domain::tier::Tier;
+use crate::domain::job::tests::video_of;
+use crate::domain::text::Personal;
 use crate::domain::user::{Profile, Snapshot};
 use crate::log;
 use crate::media::blobs::Blobs;
@@ -64,25 +63,7 @@ impl House {
     /// Whose worker has not been heard of since.
     async fn lease_a_job(&self) -> JobId {
         let job_id = JobId(self.system.clock.fresh_id());
-        let request = Request {
-            user_id: ada(),
-            kind: Kind::Video,
-            prompt: Personal::Known(Prompt::parse(MARKER).unwrap()),
-            options: Options::Video(VideoOptions {
-                duration: 1,
-                quality: Quality::P480,
-                aspect_ratio: AspectRatio::Square,
-                style: None,
-                seed: 1,
-                engine: None,
-                source_file_id: None,
-            }),
-            tier: Tier::Standard,
-            batch: false,
-            fingerprint: None,
-            callback_url: None,
-            deadline: None,
-        };
+        let request = video_of(ada(), MARKER);
         let lease_id = LeaseId(self.system.clock.fresh_id());
         let lease = JobCommand::Lease { lease_id, worker_id: "w1".to_owned() };
         for command in [JobCommand::Request(request), lease] {

@@ -148,7 +148,8 @@ impl Leasing {
     ) -> Result<Option<Leased>, Error> {
         let mut unreadable = self.turn.lock().await;
         let now = self.system.clock.now();
-        unreadable.retain(|_, since| now < *since + UNREADABLE_FOR);
+        // One from the future was noted by a clock that has been put right.
+        unreadable.retain(|_, since| (*since..*since + UNREADABLE_FOR).contains(&now));
         let known = unreadable.len();
         let mut taken = HashSet::new();
         while taken.len() < TRIES && unreadable.len() - known < UNREADABLE_AT_ONCE {
@@ -226,17 +227,34 @@ impl Leasing {
     ) -> Result<Done<Report>, Error> {
         let command = Command::Progress { lease_id, progress: percent, message };
         let Executed { state, position, .. } = self.execute(job_id, command, origin).await?;
-        let Job::Requested(job) = state else { return Err(Error::lost()) };
-        let report = match job.phase {
-            Phase::Running(lease) => Report { cancelled: false, expires_at: lease.expires_at },
-            Phase::Cancelling(lease) => Report { cancelled: true, expires_at: lease.expires_at },
+        let report = self.report(&state, lease_id)?;
+        Ok(self.done(report, position).await)
+    }
+
+    /// Asks only whether an attempt is still wanted; nothing is recorded.
+    ///
+    /// # Errors
+    /// A lost lease is refused.
+    pub async fn look(&self, job_id: JobId, lease_id: LeaseId) -> Result<Report, Error> {
+        let found = self.execute(job_id, Command::Look, &by("")).await?;
+        self.report(&found.state, lease_id)
+    }
+
+    fn report(&self, job: &Job, lease_id: LeaseId) -> Result<Report, Error> {
+        let Job::Requested(job) = job else { return Err(Error::lost()) };
+        match &job.phase {
+            Phase::Running(lease) if lease.id == lease_id => {
+                Ok(Report { cancelled: false, expires_at: lease.expires_at })
+            }
+            Phase::Cancelling(lease) if lease.id == lease_id => {
+                Ok(Report { cancelled: true, expires_at: lease.expires_at })
+            }
             // The job's deadline has passed, and the worker hears of it now.
             _ if job.cut_off == Some(lease_id) => {
-                Report { cancelled: true, expires_at: self.system.clock.now() }
+                Ok(Report { cancelled: true, expires_at: self.system.clock.now() })
             }
-            _ => return Err(Error::lost()),
-        };
-        Ok(self.done(report, position).await)
+            _ => Err(Error::lost()),
+        }
     }
 
     /// The worker that holds a lease, if it is held.
@@ -340,9 +358,12 @@ impl Leasing {
         let outcome = self.execute(job_id, command, origin).await;
         let kept = match &outcome {
             Ok(done) => is_completed(&done.state),
-            Err(Failure::Refused(_)) => false,
+            // Another call under the same lease may have completed it, with another shape.
+            Err(Failure::Refused(_)) => {
+                !matches!(self.completed_before(job_id, lease_id).await, Ok(None))
+            }
             // Whether it was recorded is not known: the worker asks again, or the lease runs out
-            // and the next attempt clears up.
+            // and the next attempt clears up, or else the storekeeper.
             Err(_) => true,
         };
         let files = handed.iter().map(|(slot, _)| output_id(&request.user_id, lease_id, slot));
@@ -372,15 +393,11 @@ impl Leasing {
         retryable: bool,
     ) -> Result<Done<&'static str>, Error> {
         let command = Command::Fail { lease_id, error, retryable };
-        let Executed { state, position, .. } = self.execute(job_id, command, origin).await?;
-        let Job::Requested(job) = state else { return Err(Error::lost()) };
-        let done = self.done(job.phase.name(), position).await;
-        self.outputs.forget(job.request.kind, job_id, lease_id).await;
-        Ok(done)
+        self.end(job_id, lease_id, command, origin).await
     }
 
     /// Ends an attempt before its end, as the worker is told to stop: the job goes on with the next
-    /// worker at once, and the attempt does not count.
+    /// worker at once, and the attempt does not count. Gives the state of the job after it.
     ///
     /// # Errors
     /// A lost lease is refused.
@@ -389,9 +406,23 @@ impl Leasing {
         job_id: JobId,
         lease_id: LeaseId,
         origin: &Metadata,
-    ) -> Result<(), Error> {
-        self.execute(job_id, Command::GiveBack { lease_id }, origin).await?;
-        Ok(())
+    ) -> Result<Done<&'static str>, Error> {
+        self.end(job_id, lease_id, Command::GiveBack { lease_id }, origin).await
+    }
+
+    /// Ends an attempt without a result.
+    async fn end(
+        &self,
+        job_id: JobId,
+        lease_id: LeaseId,
+        command: Command,
+        origin: &Metadata,
+    ) -> Result<Done<&'static str>, Error> {
+        let Executed { state, position, .. } = self.execute(job_id, command, origin).await?;
+        let Job::Requested(job) = state else { return Err(Error::lost()) };
+        let done = self.done(job.phase.name(), position).await;
+        self.outputs.forget(job.request.kind, job_id, lease_id).await;
+        Ok(done)
     }
 
     /// The answer to a completion whose first answer was lost: the output's id names the lease. The
@@ -532,4 +563,4 @@ pub fn by(worker_id: &str) -> Metadata {
 
 #[cfg(test)]
 #[path = "leasing_tests.rs"]
-mod tests;
+pub(super) mod tests;

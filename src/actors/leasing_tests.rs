@@ -7,9 +7,7 @@ use uuid::Uuid;
 
 use crate::actors::timekeeper;
 use crate::clock::Clock;
-use crate::domain::job::{AspectRatio, LEASE, Quality, VideoOptions};
-use crate::domain::text::Prompt;
-use crate::domain::tier::Tier;
+use crate::domain::job::{LEASE, tests::video_of};
 use crate::log;
 use crate::views::Views;
 
@@ -20,16 +18,16 @@ use crate::actors::keyring::{self, Keyring};
 use crate::media::vault::{MasterKey, Vault};
 
 /// A server without its front end, whose time stands still.
-struct World {
+pub struct World {
     clock: Clock,
-    system: Arc<System>,
-    blobs: Blobs,
-    leasing: Leasing,
+    pub system: Arc<System>,
+    pub blobs: Blobs,
+    pub leasing: Arc<Leasing>,
     dir: tempfile::TempDir,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::manual(DateTime::from_timestamp(1_800_000_000, 0).unwrap());
         let log = log::open("embedded", dir.path()).await.unwrap();
@@ -47,7 +45,7 @@ impl World {
     ) -> Self {
         let keyring = Keyring::new(&blobs, master(&dir));
         let system = System::start(clock.clone(), log, views, keyring);
-        let leasing = Leasing::new(Arc::clone(&system), &blobs, Caps::DEFAULT);
+        let leasing = Arc::new(Leasing::new(Arc::clone(&system), &blobs, Caps::DEFAULT));
         Self { clock, system, blobs, leasing, dir }
     }
 
@@ -57,8 +55,12 @@ impl World {
         Self::on(clock, Arc::clone(&system.log), system.views.clone(), blobs, dir)
     }
 
+    pub fn vault(&self) -> Vault {
+        Vault::new(&self.blobs, keyring::KEYS, master(&self.dir))
+    }
+
     async fn lose_the_key_of(&self, user: &str) {
-        Vault::new(&self.blobs, keyring::KEYS, master(&self.dir)).destroy(user).await.unwrap();
+        self.vault().destroy(user).await.unwrap();
     }
 
     /// Something that this version does not understand, in the stream of a job.
@@ -75,27 +77,9 @@ impl World {
         self.caught_up().await;
     }
 
-    async fn ask(&self, user: &str) -> JobId {
+    pub async fn ask(&self, user: &str) -> JobId {
         let id = JobId(self.clock.fresh_id());
-        let request = Request {
-            user_id: self.user(user),
-            kind: Kind::Video,
-            prompt: Personal::Known(Prompt::parse("a pier").unwrap()),
-            options: Options::Video(VideoOptions {
-                duration: 1,
-                quality: Quality::P480,
-                aspect_ratio: AspectRatio::Square,
-                style: None,
-                seed: 1,
-                engine: None,
-                source_file_id: None,
-            }),
-            tier: Tier::Standard,
-            batch: false,
-            fingerprint: None,
-            callback_url: None,
-            deadline: None,
-        };
+        let request = video_of(self.user(user), "a pier");
         let command = Command::Request(request);
         let done = self.system.jobs.execute(id, command, by("test")).await.unwrap();
         self.system.visible(done.position).await.unwrap();
@@ -106,7 +90,7 @@ impl World {
         UserId::try_from(name.to_owned()).unwrap()
     }
 
-    async fn lease(&self, worker: &str) -> Leased {
+    pub async fn lease(&self, worker: &str) -> Leased {
         self.leasing.lease(&by(worker), &ANY, |_| false).await.unwrap().expect("a job waits")
     }
 
@@ -131,7 +115,7 @@ impl World {
     }
 
     /// Time passes; what it brings about is there when this returns.
-    async fn pass(&self, time: TimeDelta) {
+    pub async fn pass(&self, time: TimeDelta) {
         self.clock.advance(time);
         timekeeper::look(&self.system).await.unwrap();
         self.caught_up().await;
@@ -366,4 +350,33 @@ fn what_fails_for_every_job_is_told_and_what_fails_for_one_is_not() {
     ] {
         assert_eq!(is_of_one_job(&failure), of_one, "{failure}");
     }
+}
+
+#[actix::test]
+async fn of_two_completions_at_once_under_one_lease_the_second_takes_nothing_from_the_first() {
+    let world = World::new().await;
+    let id = world.ask("ada").await;
+    let leased = world.lease("w").await;
+    world.hand_in(&leased, b"film").await.unwrap();
+    let handed = world.leasing.outputs.of(Kind::Video, id, leased.lease_id).await.unwrap();
+    let (origin, longer) = (by("w"), Shape { duration: Some(2.0), ..SHAPE });
+    let finish =
+        |shape| world.leasing.finish(id, leased.lease_id, &origin, &leased.request, &handed, shape);
+    finish(SHAPE).await.unwrap();
+    assert!(is_lost(&finish(longer).await));
+    assert_eq!(world.files("ada").await, [sha256(b"film")]);
+}
+
+#[actix::test]
+async fn a_job_that_was_passed_over_by_a_clock_ahead_waits_no_longer_than_any() {
+    let world = World::new().await;
+    let id = world.ask("ada").await;
+    world.clock.advance(TimeDelta::hours(2));
+    world.leasing.turn.lock().await.insert(id, world.clock.now());
+    assert_eq!(
+        world.leasing.lease(&by("w"), &ANY, |_| false).await.unwrap().map(|it| it.job_id),
+        None
+    );
+    world.clock.advance(TimeDelta::hours(-2));
+    assert_eq!(world.lease("w").await.job_id, id);
 }

@@ -235,14 +235,23 @@ impl Projector {
     /// Puts the views that another process has built in the place of these, once they have caught
     /// up.
     async fn succeed(&self) -> Result<(), Error> {
-        let Some(successor) = self.views.successor()? else { return Ok(()) };
+        let views = self.views.clone();
+        // It takes whoever it knows into memory: with many users that is a while.
+        let opening = tokio::task::spawn_blocking(move || views.successor()).await;
+        let opened = opening.map_err(|error| views::Error::Io(std::io::Error::other(error)))?;
+        let Some(successor) = opened? else { return Ok(()) };
         tracing::info!(position = successor.checkpoint(), "views that were built beside take over");
-        while successor.checkpoint() < self.views.checkpoint() {
-            let happened = self.next(successor.checkpoint(), u64::MAX).await?;
-            if happened.is_empty() {
+        loop {
+            // No further than these have come: what they have told of, nobody misses.
+            let upto = self.views.checkpoint();
+            let happened = self.next(successor.checkpoint(), upto).await?;
+            successor.apply(&happened)?;
+            if happened.is_empty() || successor.checkpoint() >= upto {
                 break;
             }
-            successor.apply(&happened)?;
+            // Whoever waits for an event does not wait for the successor. What these cannot take in
+            // is no reason to keep them.
+            let _ = self.apply_next(u64::MAX).await;
         }
         self.views.replace_with(successor)?;
         self.tell();

@@ -106,6 +106,7 @@ impl Storekeeper {
             tracing::warn!("the read model is behind: nothing is removed from the store");
             return Ok(done);
         }
+        self.remove(system.views.files_of_failed_jobs(AT_ONCE)?, Reason::Expired).await;
         for found in aside {
             let needed = system.views.blob_referrers(&found.sha256)? > 0;
             if needed && self.blobs.bring_back(&found.sha256).await? {

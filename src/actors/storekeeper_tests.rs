@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::{BlobStore, ByTier};
 use crate::domain::file::Stored;
 use crate::domain::ids::{JobId, UserId};
+use crate::domain::job::{self, tests::video_of};
 use crate::domain::text::Personal;
 use crate::domain::user::{self, Snapshot, Told};
 use crate::log::{self, Appended, EventLog, Expected, NewEvent, Recorded, Stats, Verified};
@@ -154,6 +155,13 @@ impl House {
         file_id
     }
 
+    async fn job(&self, owner: &str, number: u128) -> JobId {
+        let job_id = JobId(Uuid::from_u128(number));
+        let command = job::Command::Request(video_of(id(owner), "a pier"));
+        self.keeper.system.jobs.execute(job_id, command, origin()).await.unwrap();
+        job_id
+    }
+
     async fn execute(&self, file_id: FileId, command: Command) {
         let done = self.keeper.system.files.execute(file_id, command, origin()).await.unwrap();
         self.keeper.system.visible(done.position).await.unwrap();
@@ -283,6 +291,21 @@ async fn outputs_are_kept_as_long_as_the_tier_says_that_their_owner_had() {
     house.clock.advance(TimeDelta::days(10_000));
     house.keeper.look().await.unwrap();
     assert!(house.is_there(upload).await && house.is_there(premium).await);
+}
+
+#[actix::test]
+async fn what_a_broken_completion_has_left_of_a_job_that_came_to_nothing_goes() {
+    let house = House::new().await;
+    house.user("ada", "standard").await;
+    let sha256 = house.blob("output").await;
+    let (failed, queued) = (house.job("ada", 1).await, house.job("ada", 2).await);
+    let left = house.file("ada", &sha256, Some(1)).await;
+    let needed = house.file("ada", &sha256, Some(2)).await;
+    let cancel = job::Command::Cancel { by: id("ada") };
+    let jobs = &house.keeper.system.jobs;
+    jobs.execute(failed, cancel, origin()).await.unwrap();
+    house.reconciled().await;
+    assert!(!house.is_there(left).await && house.is_there(needed).await, "{queued}");
 }
 
 #[actix::test]

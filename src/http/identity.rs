@@ -203,15 +203,20 @@ async fn live_session(
         }
         None => start_of(app, request, user_id, token, now),
     };
-    let notes_activity = matches!(command, session::Command::Touch);
     // To note that somebody reads is no reason to refuse the reading: while the log is away it is
-    // not noted, and nobody waits for it either.
-    if notes_activity && app.system.log.writable().is_err() {
+    // not noted, and nobody waits for it either. A token without a session's id begins a session
+    // with each new one.
+    let is_needless = match &command {
+        session::Command::Touch => true,
+        session::Command::Start { expires_at: Some(ends), .. } => is_read(request) && now < *ends,
+        _ => false,
+    };
+    if is_needless && app.system.log.writable().is_err() {
         return Ok(());
     }
     let origin = origin(request, user_id);
     let done = match app.system.sessions.execute(session_id, command, origin).await {
-        Err(Failure::Unavailable(_)) if notes_activity => return Ok(()),
+        Err(Failure::Unavailable(_)) if is_needless => return Ok(()),
         done => done?,
     };
     app.system.visible(done.position).await?;
@@ -246,6 +251,10 @@ fn start_of(
         ip_address: app.proxies.client(request).map(|address| address.to_string()),
         user_agent: agent.map(|agent| agent.chars().take(256).collect()),
     }
+}
+
+fn is_read(request: &HttpRequest) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
 }
 
 /// What a waiting page does by itself is not activity (CONTRACT §4).

@@ -151,7 +151,7 @@ async fn ask(
     if key_is == KeyIs::Required && api_key.is_none() {
         form.refuse("api_key", "is required");
     }
-    let (callback_url, deadline_s) = (form.callback_url(app), form.deadline_s());
+    let (callback_url, deadline_s) = (form.callback_url(app, again), form.deadline_s());
     let options = form.options(file_id, api_key.is_some());
     let options = form.checked(options)?;
     let beginning = beginning(app, &received).await?;
@@ -289,9 +289,12 @@ impl Form {
         parsed.map_err(|fault| self.refuse(name, fault.to_string())).ok()
     }
 
-    fn callback_url(&mut self, app: &App) -> Option<String> {
+    /// What was accepted once is not judged `again`, by settings that may be others now.
+    fn callback_url(&mut self, app: &App, again: bool) -> Option<String> {
         let url = self.take("callback_url")?;
-        app.callbacks.check(&url).map_err(|words| self.refuse("callback_url", words)).ok()?;
+        if !again {
+            app.callbacks.check(&url).map_err(|words| self.refuse("callback_url", words)).ok()?;
+        }
         Some(url)
     }
 

@@ -28,7 +28,7 @@ use super::links::{LinkAnswer, sign};
 use super::problem::{Code, Problem};
 use super::{answer, jobs};
 use crate::actors::codec::Metadata;
-use crate::actors::leasing::{Completed, Done, Leased, Report, Shape, by};
+use crate::actors::leasing::{Completed, Leased, Report, Shape, by};
 use crate::actors::outputs::{Handed, Slot, slots};
 use crate::config::Secret;
 use crate::domain::ids::{JobId, LeaseId};
@@ -269,7 +269,9 @@ pub async fn progress(
     let message = body.0.message;
     let done = app.leasing.progress(job_id, lease_id, &origin, percent, message).await?;
     let Report { cancelled, expires_at } = done.outcome;
-    told(&done, answer::ok(ReportAnswer { cancelled, expires_at }))
+    // Also where it cannot be read yet: whoever hears that his lease was not renewed throws away
+    // what he has made.
+    Ok(at_position(answer::ok(ReportAnswer { cancelled, expires_at }), done.position))
 }
 
 /// The query of `PUT worker/jobs/{id}/output`.
@@ -469,7 +471,7 @@ impl CompleteRequest {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct OutcomeAnswer {
     pub job_id: Uuid,
-    /// Of the job: `completed`, `cancelled`, `failed` or `retry_wait`.
+    /// Of the job: `completed`, `cancelled`, `failed`, `retry_wait` or, given back, `queued`.
     pub state: &'static str,
     #[schema(value_type = Option<Object>)]
     pub output: Option<Output>,
@@ -477,12 +479,6 @@ pub struct OutcomeAnswer {
 
 fn outcome(job_id: JobId, state: &'static str, output: Option<Output>) -> HttpResponse {
     answer::ok(OutcomeAnswer { job_id: job_id.0, state, output })
-}
-
-/// The answer to a call that had its effect, once that can be read.
-fn told<T>(done: &Done<T>, response: HttpResponse) -> Result<HttpResponse, Problem> {
-    done.visible?;
-    Ok(at_position(response, done.position))
 }
 
 /// `POST worker/jobs/{id}/complete`
@@ -500,7 +496,9 @@ pub async fn complete(
         Completed::Done(output) => outcome(job_id, "completed", Some(output.clone())),
         Completed::Cancelled => outcome(job_id, "cancelled", None),
     };
-    told(&done, response)
+    // Asked again, it answers the same.
+    done.visible?;
+    Ok(at_position(response, done.position))
 }
 
 /// The body of `POST worker/jobs/{id}/fail`.
@@ -511,6 +509,9 @@ pub struct FailRequest {
     pub error: String,
     /// Whether another attempt may succeed; true if absent.
     pub retryable: Option<bool>,
+    /// The worker was told to stop: the job goes on with the next one at once, the attempt does not
+    /// count, and `error` and `retryable` say nothing. False if absent.
+    pub given_back: Option<bool>,
 }
 
 impl FromFields for FailRequest {
@@ -519,6 +520,7 @@ impl FromFields for FailRequest {
             lease_id: lease_id(fields),
             error: fields.text("error", 1..=1000),
             retryable: fields.optional_bool("retryable"),
+            given_back: fields.optional_bool("given_back"),
         }
     }
 }
@@ -531,8 +533,15 @@ pub async fn fail(
     body: Json<FailRequest>,
 ) -> Result<HttpResponse, Problem> {
     let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
-    let again = body.0.retryable.unwrap_or(true);
     let origin = origin_under(&app, job_id, lease_id, request_id).await;
-    let done = app.leasing.fail(job_id, lease_id, &origin, body.0.error, again).await?;
-    told(&done, outcome(job_id, done.outcome, None))
+    let FailRequest { error, retryable, given_back, .. } = body.0;
+    let done = match given_back.unwrap_or(false) {
+        true => app.leasing.give_back(job_id, lease_id, &origin).await?,
+        false => {
+            let again = retryable.unwrap_or(true);
+            app.leasing.fail(job_id, lease_id, &origin, error, again).await?
+        }
+    };
+    // Also where it cannot be read yet: asked again, the lease is gone.
+    Ok(at_position(outcome(job_id, done.outcome, None), done.position))
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::engine_faults::until;
 use crate::postgres::{Postgres, free_port};
-use crate::server::{Server, Setup, ask};
+use crate::server::{Server, Setup, ask, claims, signed};
 
 const ADA: &str = "user_ada";
 
@@ -53,6 +53,15 @@ async fn while_the_database_is_away_reads_go_on_and_writes_say_when_to_come_agai
     write.assert_refused(503, "log_unavailable");
     assert!(!write.header("retry-after").is_empty());
     assert_eq!(server.get(ADA, &path).await.data(200)["prompt"], "a lighthouse");
+    // Each new token without a session's id begins a session, which cannot be noted now.
+    let mut claims = claims(ADA);
+    claims.as_object_mut().unwrap().remove("sid");
+    let by_template = |method, path: &str| {
+        server.request(method, path).bearer_auth(signed(&claims)).json(&json!({ "prompt": "now" }))
+    };
+    ask(by_template(Method::GET, &path)).await.data(200);
+    let write = ask(by_template(Method::POST, "videos/generate")).await;
+    write.assert_refused(503, "log_unavailable");
     postgres.start_again();
     until("it is ready", async || {
         ask(server.request(Method::GET, "system/ready")).await.status == 200

@@ -251,7 +251,7 @@ async fn a_worker_that_is_told_to_stop_gives_its_job_back() {
     bench.shared.call("/progress").await;
     assert!(bench.terminate());
     let body: Value = serde_json::from_str(&bench.shared.call("/fail").await).unwrap();
-    assert_eq!(body["retryable"], true);
+    assert_eq!(body["given_back"], true);
     assert!(!bench.engine_runs());
 }
 

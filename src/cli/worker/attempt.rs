@@ -88,16 +88,21 @@ impl<'a> Attempt<'a> {
     /// Does the job, and says how it ended.
     pub async fn run(self, stopping: watch::Receiver<bool>) {
         let job_id = self.lease.job_id;
-        let (error, retryable) = match self.attempt(stopping).await {
+        let fail = async |error: &str, retryable| {
+            tracing::info!(%job_id, retryable, "ended without a result");
+            self.persist(|| self.server.fail(&self.lease, error, retryable)).await
+        };
+        let told = match self.attempt(stopping).await {
             Ok(()) => return tracing::info!(%job_id, "completed"),
             Err(Ended::LeaseLost) => return tracing::warn!(%job_id, "the lease was lost"),
-            Err(Ended::Cancelled) => ("cancelled".to_owned(), false),
-            Err(Ended::Stopped) => ("the worker was stopped".to_owned(), true),
-            Err(Ended::Failed { error, retryable }) => (error, retryable),
+            Err(Ended::Cancelled) => fail("cancelled", false).await,
+            Err(Ended::Failed { error, retryable }) => fail(&error, retryable).await,
+            Err(Ended::Stopped) => {
+                tracing::info!(%job_id, "given back");
+                self.persist(|| self.server.give_back(&self.lease)).await
+            }
         };
-        tracing::info!(%job_id, retryable, "ended without a result");
-        let failing = self.persist(|| self.server.fail(&self.lease, &error, retryable));
-        if let Err(error) = failing.await {
+        if let Err(error) = told {
             // The lease runs out by itself, and another attempt begins.
             tracing::warn!(%job_id, %error, "the end of an attempt was not heard");
         }

@@ -186,7 +186,22 @@ impl Server {
     pub async fn fail(&self, lease: &Lease, error: &str, retryable: bool) -> Result<(), Refused> {
         let error: String = error.chars().take(1000).collect();
         let body = json!({ "lease_id": lease.lease_id, "error": error, "retryable": retryable });
-        sent(self.about(lease, "fail").json(&body).timeout(PATIENCE)).await.map(drop)
+        self.end(lease, &body).await
+    }
+
+    /// The job goes on with the next worker at once. To a server that does not know of this, it is an
+    /// attempt that failed.
+    pub async fn give_back(&self, lease: &Lease) -> Result<(), Refused> {
+        let body = json!({
+            "lease_id": lease.lease_id,
+            "error": "the worker was stopped",
+            "given_back": true,
+        });
+        self.end(lease, &body).await
+    }
+
+    async fn end(&self, lease: &Lease, body: &Value) -> Result<(), Refused> {
+        sent(self.about(lease, "fail").json(body).timeout(PATIENCE)).await.map(drop)
     }
 
     fn about(&self, lease: &Lease, what: &str) -> RequestBuilder {

@@ -206,6 +206,21 @@ async fn a_cancelled_job_tells_its_worker_and_a_failed_attempt_comes_again() {
 }
 
 #[tokio::test]
+async fn a_job_that_a_worker_gives_back_goes_on_at_once_and_no_attempt_is_counted() {
+    let server = server();
+    let job = server.generate(ADA, "one").await;
+    let held = Held::new(&server).await;
+    let body = json!({ "error": "the worker was stopped", "given_back": true });
+    let ended = held.post(&server, "fail", body.clone()).await.data(200);
+    assert_eq!(ended["state"], "queued");
+    let shown = server.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!((&shown["attempt"], &shown["error"]), (&json!(0), &Value::Null), "{shown}");
+    let again = lease(&server).await.data(200);
+    assert_eq!((&again["job_id"], &again["attempt"]), (&json!(job), &json!(1)));
+    held.post(&server, "fail", body).await.assert_refused(409, "lease_lost");
+}
+
+#[tokio::test]
 async fn a_worker_is_told_to_stop_once_the_deadline_of_its_job_has_passed() {
     let server = server();
     let body = json!({ "prompt": "a pier", "deadline_s": 1 });
