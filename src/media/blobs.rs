@@ -213,11 +213,11 @@ impl Blobs {
             let from = Path::from(format!("uploads/{name}"));
             return Ok(self.store.rename(&from, &location(&known.sha256)?).await?);
         }
-        match self.put_file(&path).await? {
-            stored if stored.sha256 == known.sha256 => Ok(()),
-            // The disk gave back other bytes than it was given.
-            _ => Err(Error::Io(io::ErrorKind::InvalidData.into())),
+        if self.copy_in(&path).await?.sha256 != known.sha256 {
+            // The disk gave back other bytes than it was given; they are all that there is.
+            return Err(Error::Io(io::ErrorKind::InvalidData.into()));
         }
+        Ok(tokio::fs::remove_file(&path).await?)
     }
 
     /// Takes in a finished file, e.g. a rendered one, and removes it from where it was.

@@ -1,5 +1,6 @@
 //! What is kept under which name, and what is left behind.
 
+use chrono::{DateTime, TimeDelta};
 use object_store::memory::InMemory;
 
 use super::*;
@@ -143,6 +144,41 @@ async fn what_is_brought_back_in_a_bucket_outlives_who_was_still_putting_it_asid
         assert_eq!(blobs.bring_back(&sha256).await.unwrap(), was_away);
         assert!(bucket.head(&place).await.is_ok());
         // The second.
+#[tokio::test]
+async fn what_was_put_aside_leaves_no_directory() {
+    let (dir, blobs) = blobs();
+    let aside = dir.path().join("blobs/aside");
+    let left = || std::fs::read_dir(&aside).unwrap().count();
+    let sha256 = put(&blobs, &[b"hello"]).await.sha256;
+    let at = |second: i64| DateTime::UNIX_EPOCH + TimeDelta::seconds(second);
+    blobs.put_aside(&sha256, at(1)).await.unwrap();
+    assert!(blobs.bring_back(&sha256).await.unwrap());
+    assert_eq!(left(), 0);
+    blobs.put_aside(&sha256, at(2)).await.unwrap();
+    put(&blobs, &[b"hello"]).await;
+    blobs.put_aside(&sha256, at(3)).await.unwrap();
+    let both = blobs.all_aside().await.unwrap();
+    for (aside, rest) in both.iter().zip([1, 0]) {
+        blobs.destroy(aside).await.unwrap();
+        assert_eq!((blobs.all_aside().await.unwrap().len(), left()), (rest, rest));
+    }
+}
+
+#[tokio::test]
+async fn a_spooled_file_that_is_not_what_it_was_known_as_stays_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Blobs::over(Arc::new(InMemory::new()), dir.path());
+    std::fs::create_dir_all(blobs.spool()).unwrap();
+    let path = blobs.spool().join("x.part");
+    std::fs::write(&path, "hello w0rld").unwrap();
+    let known = Stored { sha256: HELLO.into(), size: 11, sniffed: None };
+    assert!(matches!(blobs.adopt("x.part", &known).await, Err(Error::Io(_))));
+    assert_eq!(std::fs::read(&path).unwrap(), b"hello w0rld");
+    std::fs::write(&path, "hello world").unwrap();
+    blobs.adopt("x.part", &known).await.unwrap();
+    assert!(!path.exists() && read(&blobs, HELLO, 0..5).await.unwrap() == b"hello");
+}
+
         bucket.delete(&place).await.unwrap();
         assert_eq!(read(&blobs, &sha256, 0..5).await.unwrap(), b"hello");
     }
