@@ -247,6 +247,18 @@ impl Blobs {
         stream::once(async move { blobs.open_range(&sha256, range).await }).try_flatten()
     }
 
+    /// The same, once the first of the bytes are there: what cannot be read is found out while it
+    /// can still be said.
+    pub async fn begin_range(
+        &self,
+        sha256: &str,
+        range: Range<u64>,
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + use<>, Error> {
+        let mut chunks = self.open_range(sha256, range).await?;
+        let first = chunks.try_next().await?;
+        Ok(stream::iter(first.map(Ok)).chain(chunks))
+    }
+
     /// Copies a blob into a file of this machine. The file is not synced: it is for passing use.
     pub async fn copy_to(&self, sha256: &str, size: u64, path: &FsPath) -> Result<(), Error> {
         let mut file = tokio::fs::File::create(path).await?;
@@ -411,13 +423,18 @@ async fn open_range(
     if range.is_empty() {
         return Ok(stream::empty().boxed());
     }
-    let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+    let bounded = Some(GetRange::Bounded(range.clone()));
+    let options = GetOptions { range: bounded, ..GetOptions::default() };
     let result = store.get_opts(location, options).await?;
-    let length = result.range.end - result.range.start;
+    // A store gives what there is of a range.
+    if result.range != range {
+        return Err(Error::Io(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let length = range.end - range.start;
     match result.payload {
         GetResultPayload::File(file, _) => {
             let mut file = tokio::fs::File::from_std(file);
-            file.seek(SeekFrom::Start(result.range.start)).await?;
+            file.seek(SeekFrom::Start(range.start)).await?;
             Ok(read_on(file, Some(length)).boxed())
         }
         GetResultPayload::Stream(stream) => Ok(stream.map_err(Error::from).boxed()),

@@ -44,6 +44,26 @@ async fn a_blob_is_named_by_its_bytes_and_read_by_range() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_is_found_out_before_the_first_byte_is_given() {
+    let (dir, blobs) = blobs();
+    let stored = put(&blobs, &[b"hello", b" world"]).await;
+    let place = dir.path().join("blobs/sha256/b9").join(HELLO);
+    let begun = blobs.begin_range(HELLO, 6..11).await.unwrap();
+    assert_eq!(begun.try_collect::<Vec<Bytes>>().await.unwrap().concat(), b"world");
+    let nothing = blobs.begin_range(HELLO, 0..0).await.unwrap();
+    assert_eq!(nothing.count().await, 0);
+    // Cut by a damage of the disk, within what is asked for or before it.
+    std::fs::write(&place, "hello w").unwrap();
+    for range in [0..11, 6..11] {
+        assert!(matches!(blobs.begin_range(HELLO, range).await, Err(Error::Io(_))));
+    }
+    assert!(blobs.begin_range(HELLO, 7..11).await.is_err());
+    std::fs::remove_file(&place).unwrap();
+    let gone = blobs.begin_range(&stored.sha256, 0..11).await;
+    assert!(matches!(gone, Err(Error::NotFound)));
+}
+
+#[tokio::test]
 async fn the_same_bytes_twice_are_one_blob() {
     let (_dir, blobs) = blobs();
     assert_eq!(put(&blobs, &[b"twice"]).await, put(&blobs, &[b"tw", b"ice"]).await);
@@ -125,26 +145,6 @@ async fn a_rendered_file_is_moved_in() {
 }
 
 #[tokio::test]
-async fn only_hashes_are_names() {
-    let (_dir, blobs) = blobs();
-    for name in ["", "../../etc/passwd", &HELLO.to_uppercase(), &HELLO[1..]] {
-        assert!(matches!(blobs.size(name).await, Err(Error::NotFound)), "{name}");
-    }
-}
-
-#[tokio::test]
-async fn what_is_brought_back_in_a_bucket_outlives_who_was_still_putting_it_aside() {
-    let (dir, bucket) = (tempfile::tempdir().unwrap(), Arc::new(InMemory::new()));
-    let blobs = Blobs::over(bucket.clone(), dir.path());
-    let sha256 = put(&blobs, &[b"hello"]).await.sha256;
-    let place = location(&sha256).unwrap();
-    // A bucket moves in two steps: this is the first one.
-    bucket.copy(&place, &Path::from(format!("aside/{sha256}/7"))).await.unwrap();
-    for was_away in [false, true] {
-        assert_eq!(blobs.bring_back(&sha256).await.unwrap(), was_away);
-        assert!(bucket.head(&place).await.is_ok());
-        // The second.
-#[tokio::test]
 async fn what_was_put_aside_leaves_no_directory() {
     let (dir, blobs) = blobs();
     let aside = dir.path().join("blobs/aside");
@@ -179,6 +179,26 @@ async fn a_spooled_file_that_is_not_what_it_was_known_as_stays_where_it_is() {
     assert!(!path.exists() && read(&blobs, HELLO, 0..5).await.unwrap() == b"hello");
 }
 
+#[tokio::test]
+async fn only_hashes_are_names() {
+    let (_dir, blobs) = blobs();
+    for name in ["", "../../etc/passwd", &HELLO.to_uppercase(), &HELLO[1..]] {
+        assert!(matches!(blobs.size(name).await, Err(Error::NotFound)), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_brought_back_in_a_bucket_outlives_who_was_still_putting_it_aside() {
+    let (dir, bucket) = (tempfile::tempdir().unwrap(), Arc::new(InMemory::new()));
+    let blobs = Blobs::over(bucket.clone(), dir.path());
+    let sha256 = put(&blobs, &[b"hello"]).await.sha256;
+    let place = location(&sha256).unwrap();
+    // A bucket moves in two steps: this is the first one.
+    bucket.copy(&place, &Path::from(format!("aside/{sha256}/7"))).await.unwrap();
+    for was_away in [false, true] {
+        assert_eq!(blobs.bring_back(&sha256).await.unwrap(), was_away);
+        assert!(bucket.head(&place).await.is_ok());
+        // The second.
         bucket.delete(&place).await.unwrap();
         assert_eq!(read(&blobs, &sha256, 0..5).await.unwrap(), b"hello");
     }
