@@ -17,6 +17,7 @@ use super::identity;
 use super::problem::{Code, Problem};
 use super::rates::Class;
 use super::routes::{self, Access};
+use super::tus;
 use crate::actors::codec::{Metadata, Source};
 use crate::clerk::jwt::Verified;
 use crate::clerk::translate;
@@ -125,17 +126,20 @@ async fn admit(access: Access, request: &HttpRequest) -> Result<Caller, Problem>
 }
 
 fn count(app: &App, request: &HttpRequest, caller: &Caller) -> Result<(), Problem> {
-    let class = match *request.method() {
+    let now = app.system.clock.now().timestamp();
+    let standing = app.rates.take(caller.user_id.as_str(), class(request), now);
+    request.extensions_mut().insert(standing);
+    standing.into_result()
+}
+
+fn class(request: &HttpRequest) -> Class {
+    match *request.method() {
         Method::GET | Method::HEAD => Class::Read,
         _ if request.path().ends_with("/signed-url") => Class::Link,
         // A piece of an upload that was counted when it began.
-        Method::PATCH if request.path().contains("/files/tus/") => Class::Read,
+        _ if request.path().contains("/files/tus/") && tus::is_patch(request) => Class::Read,
         _ => Class::Write,
-    };
-    let now = app.system.clock.now().timestamp();
-    let standing = app.rates.take(caller.user_id.as_str(), class, now);
-    request.extensions_mut().insert(standing);
-    standing.into_result()
+    }
 }
 
 /// What a user may do before its onboarding is completed.
@@ -168,6 +172,8 @@ async fn wait_for_position(app: &App, request: &HttpRequest) -> Result<(), Probl
 
 #[cfg(test)]
 mod tests {
+    use actix_web::test::TestRequest;
+
     use super::*;
 
     fn caller(role: &str, tier: &str, permissions: &[&str]) -> Caller {
@@ -202,6 +208,26 @@ mod tests {
         for (caller, access, refused) in table {
             let code = caller.require(access).err().map(|problem| problem.code().name());
             assert_eq!(code, refused, "{caller:?} {access:?}");
+        }
+    }
+
+    #[test]
+    fn a_piece_of_an_upload_is_no_write_however_it_is_sent() {
+        let (piece, whole) = ("/api/v1/files/tus/x", "/api/v1/files/tus");
+        for (method, path, instead, expected) in [
+            (Method::PATCH, piece, "", Class::Read),
+            (Method::POST, piece, "PATCH", Class::Read),
+            (Method::POST, piece, "DELETE", Class::Write),
+            (Method::POST, piece, "", Class::Write),
+            (Method::DELETE, piece, "PATCH", Class::Write),
+            (Method::POST, whole, "PATCH", Class::Write),
+            (Method::POST, "/api/v1/videos/generate", "PATCH", Class::Write),
+            (Method::HEAD, piece, "", Class::Read),
+            (Method::POST, "/api/v1/files/x/signed-url", "", Class::Link),
+        ] {
+            let request = TestRequest::default().method(method.clone()).uri(path);
+            let request = request.insert_header(("x-http-method-override", instead));
+            assert_eq!(class(&request.to_http_request()), expected, "{method} {path} {instead}");
         }
     }
 

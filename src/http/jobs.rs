@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::app::App;
 use super::caller::Caller;
 use super::json::{Fields, FromFields, Json};
-use super::lists::{PageAnswer, PageQuery};
+use super::lists::{self, PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use super::{answer, files};
 use crate::actors::System;
@@ -310,7 +310,7 @@ fn seed_of(job_id: JobId) -> u64 {
 }
 
 /// The query of `GET jobs`.
-#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct FilterQuery {
     /// Only jobs in this state: `queued`, `running`, `retry_wait`, `cancelling`, `completed`,
     /// `failed` or `cancelled`.
@@ -326,10 +326,12 @@ pub async fn list(
     request: HttpRequest,
     page: PageQuery,
 ) -> Result<HttpResponse, Problem> {
-    let query = web::Query::<FilterQuery>::from_query(request.query_string());
-    let query = query.map(web::Query::into_inner).unwrap_or_default();
+    let query: FilterQuery = lists::query(&request)?;
     if query.state.as_ref().is_some_and(|state| !STATES.contains(&state.as_str())) {
         return Err(Problem::field("state", "is not a state of jobs"));
+    }
+    if query.kind.as_ref().is_some_and(|kind| Kind::parse(kind).is_none()) {
+        return Err(Problem::field("kind", "is not a kind of jobs"));
     }
     listed(&app, &caller, &JobFilter { state: query.state, kind: query.kind }, &page)
 }

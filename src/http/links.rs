@@ -13,6 +13,7 @@ use super::problem::{Code, Problem};
 use super::ranges::{ServedFile, serve};
 use super::{answer, jobs};
 use crate::domain::ids::{FileId, UserId};
+use crate::media::blobs;
 
 /// An hour.
 const DEFAULT_S: u64 = 3600;
@@ -136,5 +137,11 @@ pub async fn secure(
         filename: row.filename,
         modified: Some(row.created_at.timestamp()),
     };
-    Ok(serve(&request, &file, |range| app.blobs.read_range(&row.sha256, range)))
+    let read = async |range| app.blobs.begin_range(&row.sha256, range).await.map_err(unreadable);
+    serve(&request, &file, read).await
+}
+
+/// Of a file that is there: its owner has lost nothing by asking for what is not to be found.
+fn unreadable(error: blobs::Error) -> Problem {
+    Problem::new(Code::StorageUnavailable).caused_by(error)
 }

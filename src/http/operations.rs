@@ -10,13 +10,13 @@ use utoipa::ToSchema;
 
 use super::answer;
 use super::app::App;
-use super::lists::{PageAnswer, PageQuery};
+use super::lists::{self, PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use crate::actors::records::{self, Order, Question};
 use crate::views::Parked;
 
 /// The query of `GET admin/events`.
-#[derive(Default, Deserialize, utoipa::IntoParams)]
+#[derive(Deserialize, utoipa::IntoParams)]
 pub struct Filter {
     /// Only events of this stream, such as `job-…`.
     stream: Option<String>,
@@ -36,8 +36,7 @@ pub async fn events(
     request: HttpRequest,
     page: PageQuery<Order>,
 ) -> Result<HttpResponse, Problem> {
-    let filter = web::Query::<Filter>::from_query(request.query_string());
-    let Filter { stream, kind, from } = filter.map(web::Query::into_inner).unwrap_or_default();
+    let Filter { stream, kind, from } = lists::query(&request)?;
     let from = match from.as_deref().map(str::parse) {
         None => Order::default(),
         Some(Ok(position)) => Order::After(position),

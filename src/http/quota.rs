@@ -12,6 +12,9 @@ use crate::domain::tier::Tier;
 use crate::media::reservations::{Reservation, Reservations};
 use crate::views::Views;
 
+/// How far an allowance grows beyond what has come.
+const STEP_BYTES: u64 = 16 * 1024 * 1024;
+
 /// The limits, and what is reserved.
 pub struct Quotas {
     /// In bytes.
@@ -65,6 +68,18 @@ impl Allowance {
         })
     }
 
+    /// Reserves so many bytes of an upload whose length is not known, and more if there is room:
+    /// every time, all that the user has stored is summed while nobody else can reserve.
+    ///
+    /// # Errors
+    /// As [`Allowance::cover`].
+    pub fn keep_ahead_of(&mut self, bytes: u64) -> Result<(), Problem> {
+        if bytes <= self.room.bytes() || self.cover(bytes.saturating_add(STEP_BYTES)).is_ok() {
+            return Ok(());
+        }
+        self.cover(bytes)
+    }
+
     /// For an upload that outlives its request.
     pub fn into_room(self) -> Reservation {
         self.room
@@ -94,4 +109,36 @@ fn exceeded(limit: u64, used: u64, reserved: u64, requested: u64) -> Problem {
     Problem::new(Code::QuotaExceeded).with_detail(json!({
         "limit": limit, "used": used, "reserved": reserved, "requested": requested,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_without_a_length_is_reserved_in_steps_and_to_the_byte_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+        let ada = UserId::try_from("ada".to_owned()).unwrap();
+        let reservations = Reservations::default();
+        let limit = 2 * STEP_BYTES + 10;
+        let stored = Some((views, ada.clone()));
+        let mut allowance = Allowance { room: nothing(&reservations, &ada), limit, stored };
+        for (bytes, reserved) in [
+            (1, STEP_BYTES + 1),
+            (STEP_BYTES + 1, STEP_BYTES + 1),
+            (STEP_BYTES + 2, 2 * STEP_BYTES + 2),
+            (2 * STEP_BYTES + 2, 2 * STEP_BYTES + 2),
+            (2 * STEP_BYTES + 3, 2 * STEP_BYTES + 3),
+            (limit, limit),
+        ] {
+            allowance.keep_ahead_of(bytes).unwrap();
+            assert_eq!(reservations.of(&ada), reserved, "{bytes}");
+        }
+        let refused = allowance.keep_ahead_of(limit + 1).unwrap_err();
+        assert_eq!(refused.body()["detail"]["requested"], limit + 1);
+        assert_eq!(refused.code(), Code::QuotaExceeded);
+        let again = Allowance::again(5).keep_ahead_of(6).unwrap_err();
+        assert_eq!(again.code(), Code::IdempotencyKeyReused);
+    }
 }

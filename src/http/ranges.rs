@@ -34,24 +34,34 @@ pub struct ServedFile {
 
 /// Answers GET or HEAD of `file`; `read` is asked for the bytes of one range, if any are needed.
 /// Every outcome is a complete response, refusals included.
-pub fn serve<S, E>(
+///
+/// # Errors
+/// What `read` says before the first byte; later the connection is all that can break off.
+pub async fn serve<S, E>(
     req: &HttpRequest,
     file: &ServedFile,
-    read: impl FnOnce(Range<u64>) -> S,
-) -> HttpResponse
+    read: impl AsyncFnOnce(Range<u64>) -> Result<S, Problem>,
+) -> Result<HttpResponse, Problem>
 where
     S: Stream<Item = Result<Bytes, E>> + 'static,
     E: Into<Box<dyn std::error::Error>> + 'static,
 {
-    match judge(req, file) {
-        Verdict::Whole => whole_or_part(req, file, StatusCode::OK, 0..file.size, read),
-        Verdict::Part(range) => whole_or_part(req, file, StatusCode::PARTIAL_CONTENT, range, read),
+    let (status, range) = match judge(req, file) {
+        Verdict::Whole => (StatusCode::OK, 0..file.size),
+        Verdict::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Verdict::NotModified => {
             let mut response = HttpResponse::NotModified();
-            validators(&mut response, file).finish()
+            return Ok(validators(&mut response, file).finish());
         }
-        Verdict::Refused(code) => refuse(code, file),
+        Verdict::Refused(code) => return Ok(refuse(code, file)),
+    };
+    let length = range.end - range.start;
+    let mut response = head(file, status, &range);
+    if req.method() == Method::HEAD {
+        let nothing = stream::empty::<Result<_, E>>();
+        return Ok(response.body(SizedStream::new(length, nothing)));
     }
+    Ok(response.body(SizedStream::new(length, read(range).await?)))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -93,17 +103,7 @@ fn judge(req: &HttpRequest, file: &ServedFile) -> Verdict {
     }
 }
 
-fn whole_or_part<S, E>(
-    req: &HttpRequest,
-    file: &ServedFile,
-    status: StatusCode,
-    range: Range<u64>,
-    read: impl FnOnce(Range<u64>) -> S,
-) -> HttpResponse
-where
-    S: Stream<Item = Result<Bytes, E>> + 'static,
-    E: Into<Box<dyn std::error::Error>> + 'static,
-{
+fn head(file: &ServedFile, status: StatusCode, range: &Range<u64>) -> HttpResponseBuilder {
     let content_type = HeaderValue::from_str(&file.content_type)
         .unwrap_or(HeaderValue::from_static("application/octet-stream"));
     let mut response = HttpResponse::build(status);
@@ -118,11 +118,7 @@ where
         let place = format!("bytes {}-{}/{}", range.start, range.end - 1, file.size);
         response.insert_header((header::CONTENT_RANGE, place));
     }
-    let length = range.end - range.start;
-    if req.method() == Method::HEAD {
-        return response.body(SizedStream::new(length, stream::empty::<Result<_, E>>()));
-    }
-    response.body(SizedStream::new(length, read(range)))
+    response
 }
 
 fn validators<'a>(

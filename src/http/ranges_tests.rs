@@ -25,20 +25,23 @@ fn file() -> ServedFile {
     }
 }
 
-fn read(range: Range<u64>) -> impl Stream<Item = Result<Bytes, std::io::Error>> + use<> + 'static {
-    stream::iter([Ok(Bytes::from_static(&BYTES[range.start as usize..range.end as usize]))])
+type Chunk = Result<Bytes, std::io::Error>;
+
+async fn read(range: Range<u64>) -> Result<impl Stream<Item = Chunk> + use<> + 'static, Problem> {
+    let bytes = &BYTES[range.start as usize..range.end as usize];
+    Ok(stream::iter([Ok(Bytes::from_static(bytes))]))
 }
 
-fn answer(method: Method, headers: &[(&str, &str)]) -> HttpResponse {
+async fn answer(method: Method, headers: &[(&str, &str)]) -> HttpResponse {
     let mut request = TestRequest::default().method(method);
     for header in headers {
         request = request.append_header(*header);
     }
-    serve(&request.to_http_request(), &file(), read)
+    serve(&request.to_http_request(), &file(), read).await.unwrap()
 }
 
 async fn get(headers: &[(&str, &str)]) -> (u16, String) {
-    let response = answer(Method::GET, headers);
+    let response = answer(Method::GET, headers).await;
     let status = response.status().as_u16();
     let body = actix_web::body::to_bytes_limited(response.into_body(), 999).await.unwrap();
     (status, String::from_utf8(body.unwrap().to_vec()).unwrap())
@@ -72,15 +75,15 @@ async fn ranges_are_answered_as_the_rfc_says() {
 #[actix_web::test]
 async fn a_range_past_the_end_is_unsatisfiable() {
     for range in ["bytes=10-", "bytes=10-12", "bytes=-0", "bytes=99999999999999999999-"] {
-        let response = answer(Method::GET, &[("range", range)]);
+        let response = answer(Method::GET, &[("range", range)]).await;
         assert_eq!(response.status(), 416, "{range}");
         assert_eq!(response.headers().get("content-range").unwrap(), "bytes */10");
     }
     let empty = ServedFile { size: 0, ..file() };
     let request = TestRequest::default().insert_header(("range", "bytes=0-")).to_http_request();
-    assert_eq!(serve(&request, &empty, read).status(), 416);
-    let whole = serve(&TestRequest::default().to_http_request(), &empty, read);
-    assert_eq!(whole.status(), 200);
+    assert_eq!(serve(&request, &empty, read).await.unwrap().status(), 416);
+    let whole = serve(&TestRequest::default().to_http_request(), &empty, read).await;
+    assert_eq!(whole.unwrap().status(), 200);
 }
 
 #[actix_web::test]
@@ -108,13 +111,13 @@ async fn conditions_are_judged_in_order() {
         (vec![("if-range", LATER), ("range", "bytes=0-1")], 200),
         (vec![("if-range", "\"x\""), ("range", "bytes=99-")], 200),
     ] {
-        assert_eq!(answer(Method::GET, &headers).status(), status, "{headers:?}");
+        assert_eq!(answer(Method::GET, &headers).await.status(), status, "{headers:?}");
     }
 }
 
 #[actix_web::test]
 async fn an_answer_says_what_it_is() {
-    let response = answer(Method::GET, &[("range", "bytes=2-3")]);
+    let response = answer(Method::GET, &[("range", "bytes=2-3")]).await;
     for (name, value) in [
         ("etag", TAG),
         ("last-modified", STORED),
@@ -128,7 +131,7 @@ async fn an_answer_says_what_it_is() {
     ] {
         assert_eq!(response.headers().get(name).unwrap(), value, "{name}");
     }
-    let known = answer(Method::GET, &[("if-none-match", TAG)]);
+    let known = answer(Method::GET, &[("if-none-match", TAG)]).await;
     assert_eq!(known.headers().get("etag").unwrap(), TAG);
     assert!(known.headers().contains_key("cache-control"));
 }
@@ -157,9 +160,28 @@ fn only_media_are_shown_and_names_are_safe() {
 }
 
 #[actix_web::test]
+async fn bytes_that_cannot_be_read_are_refused_and_only_where_they_are_needed() {
+    async fn unreadable(_: Range<u64>) -> Result<stream::Empty<Chunk>, Problem> {
+        Err(Problem::new(Code::StorageUnavailable))
+    }
+    for (method, headers, expected) in [
+        (Method::GET, ("accept", "*/*"), Err(Code::StorageUnavailable)),
+        (Method::GET, ("range", "bytes=2-3"), Err(Code::StorageUnavailable)),
+        (Method::GET, ("range", "bytes=10-"), Ok(416)),
+        (Method::GET, ("if-none-match", TAG), Ok(304)),
+        (Method::HEAD, ("accept", "*/*"), Ok(200)),
+    ] {
+        let request = TestRequest::default().method(method).insert_header(headers);
+        let served = serve(&request.to_http_request(), &file(), unreadable).await;
+        let told = served.map(|it| it.status().as_u16()).map_err(|problem| problem.code());
+        assert_eq!(told, expected, "{headers:?}");
+    }
+}
+
+#[actix_web::test]
 async fn head_has_the_length_and_no_body_on_the_wire() {
-    async fn handler(req: HttpRequest) -> HttpResponse {
-        serve(&req, &file(), read)
+    async fn handler(req: HttpRequest) -> Result<HttpResponse, Problem> {
+        serve(&req, &file(), read).await
     }
     let app = || {
         App::new().service(

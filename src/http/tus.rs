@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::SystemTime;
 
 use actix_web::error::PayloadError;
+use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderName, HeaderValue, HttpDate};
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
@@ -22,16 +23,22 @@ use super::caller::Caller;
 use super::files::{self, parse_id};
 use super::jobs::{at_position, idempotency_key, replayed};
 use super::problem::{Code, Problem};
-use super::upload::{self, MAX_FIELD_BYTES, MAX_FIELDS, MAX_NAME_BYTES};
+use super::upload;
 use crate::domain::ids::{FileId, derived_id};
+use crate::media::reservations::Reservation;
 use crate::media::uploads::{self, Algorithm, Checksum, Ended, Held, Wanted};
 use crate::views::{FileRow, View};
+
+mod metadata;
+
+use metadata::{bad_metadata, described, pairs};
 
 /// The protocol's version, in every answer.
 pub const VERSION: &str = "1.0.0";
 const EXTENSIONS: &str = "creation,creation-with-upload,expiration,checksum,termination";
 const ALGORITHMS: &str = "sha1,sha256";
 pub const PIECE: &str = "application/offset+octet-stream";
+const OVERRIDE: &str = "x-http-method-override";
 
 /// What a page of another origin may send.
 pub const REQUEST_HEADERS: [&str; 6] = [
@@ -94,19 +101,9 @@ pub async fn create(
     }
     let mut allowance = app.quotas.allowance(&app, &caller);
     allowance.cover(length)?;
-    let expires_at = wanted.expires_at;
-    app.uploads.create(wanted, allowance.into_room()).await?;
-    let upload = app.uploads.find(id, app.system.clock.now());
-    let upload = upload.ok_or_else(|| Problem::new(Code::NotFound))?;
-    let held = app.uploads.hold(upload).await?;
-    let advanced = match advance(&app, &caller, held, first).await {
-        // Who was not told the address will not come again.
-        Err(problem) if key.is_none() => {
-            abandon(&app, id).await;
-            return Err(problem);
-        }
-        advanced => advanced?,
-    };
+    let (expires_at, room) = (wanted.expires_at, allowance.into_room());
+    let work = begin(app.clone(), caller, wanted, room, first, key.is_some());
+    let advanced = to_the_end(work).await?;
     let mut response = HttpResponse::Created();
     response.insert_header((header::LOCATION, location(&app, id)));
     Ok(advanced.tell(&mut response, expires_at))
@@ -124,7 +121,12 @@ pub async fn show(
     let mut response = HttpResponse::Ok();
     response.insert_header((header::CACHE_CONTROL, "no-store"));
     let upload = match found {
-        Found::Stored(file) => return Ok(stored(&mut response, &file)),
+        Found::Stored(file) => {
+            if let Some(described) = described(&file) {
+                response.insert_header(("Upload-Metadata", described));
+            }
+            return Ok(stored(&mut response, &file));
+        }
         Found::Open(upload) => upload,
     };
     response.insert_header(("Upload-Length", upload.wanted.length.to_string()));
@@ -200,10 +202,20 @@ pub async fn overridden(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     find(&app, &caller, parse_id(&id)?.0)?;
-    match text(&request, "x-http-method-override") {
+    match text(&request, OVERRIDE) {
         Some("PATCH") => append(app, caller, request, id, payload).await,
         Some("DELETE") => terminate(app, caller, request, id).await,
         _ => Err(malformed("X-HTTP-Method-Override must be PATCH or DELETE")),
+    }
+}
+
+/// Whether a request to the address of an upload sends a piece of it, also for a client that knows
+/// only POST.
+pub fn is_patch(request: &HttpRequest) -> bool {
+    match *request.method() {
+        Method::PATCH => true,
+        Method::POST => text(request, OVERRIDE) == Some("PATCH"),
+        _ => false,
     }
 }
 
@@ -257,23 +269,59 @@ fn stored(response: &mut HttpResponseBuilder, file: &FileRow) -> HttpResponse {
         .finish()
 }
 
-/// Takes in a piece, and stores the file if it was the last one. The work goes on to a safe place
-/// when the client hangs up, which drops the request.
-async fn advance(
-    app: &web::Data<App>,
-    caller: &Caller,
-    held: Held,
-    piece: Option<Piece>,
-) -> Result<Advanced, Problem> {
-    let work = advance_held(app.clone(), caller.clone(), held, piece);
+/// Work that goes on to a safe place when the client hangs up, which drops the request.
+async fn to_the_end<T: 'static>(
+    work: impl Future<Output = Result<T, Problem>> + 'static,
+) -> Result<T, Problem> {
     let done = actix_web::rt::spawn(work).await;
     done.unwrap_or_else(|error| Err(Problem::new(Code::InternalError).caused_by(error)))
 }
 
-async fn advance_held(
+/// Begins an upload and takes in what came with the request. If that fails, the upload stays only
+/// if its address is `known` by the client's key: who was not told it will not come again.
+async fn begin(
     app: web::Data<App>,
     caller: Caller,
+    wanted: Wanted,
+    room: Reservation,
+    first: Option<Piece>,
+    known: bool,
+) -> Result<Advanced, Problem> {
+    let id = wanted.id;
+    app.uploads.create(wanted, room).await?;
+    let upload = app.uploads.find(id, app.system.clock.now());
+    let upload = upload.ok_or_else(|| Problem::new(Code::NotFound))?;
+    let mut held = app.uploads.hold(upload).await?;
+    match take_in(&app, &caller, &mut held, first).await {
+        Err(problem) if !known => {
+            if let Err(error) = held.end().await {
+                tracing::warn!(%error, "an upload that nobody knows of was left to expire");
+            }
+            Err(problem)
+        }
+        taken => settle(held, taken).await,
+    }
+}
+
+/// Takes in a piece, and stores the file if it was the last one.
+async fn advance(
+    app: &web::Data<App>,
+    caller: &Caller,
     mut held: Held,
+    piece: Option<Piece>,
+) -> Result<Advanced, Problem> {
+    let (app, caller) = (app.clone(), caller.clone());
+    to_the_end(async move {
+        let taken = take_in(&app, &caller, &mut held, piece).await;
+        settle(held, taken).await
+    })
+    .await
+}
+
+async fn take_in(
+    app: &App,
+    caller: &Caller,
+    held: &mut Held,
     piece: Option<Piece>,
 ) -> Result<Advanced, Problem> {
     if let Some((body, checksum)) = piece {
@@ -290,19 +338,21 @@ async fn advance_held(
     if !held.is_full() {
         return Ok(Advanced { offset, stored: None });
     }
-    let id = held.upload.wanted.id;
-    match store(&app, &caller, &mut held).await {
-        Ok(position) => {
-            held.end().await?;
-            Ok(Advanced { offset, stored: Some((id, position)) })
-        }
+    let position = store(app, caller, held).await?;
+    Ok(Advanced { offset, stored: Some((held.upload.wanted.id, position)) })
+}
+
+/// Ends an upload of which nothing more will come.
+async fn settle(held: Held, taken: Result<Advanced, Problem>) -> Result<Advanced, Problem> {
+    let is_over = match &taken {
+        Ok(advanced) => advanced.stored.is_some(),
         // Its bytes are lost, or its file was stored and deleted: it will never be another one.
-        Err(problem) if [Code::NotFound, Code::IdempotencyKeyReused].contains(&problem.code()) => {
-            held.end().await?;
-            Err(problem)
-        }
-        Err(problem) => Err(problem),
+        Err(problem) => [Code::NotFound, Code::IdempotencyKeyReused].contains(&problem.code()),
+    };
+    if is_over {
+        held.end().await?;
     }
+    taken
 }
 
 /// The way of every upload: the bytes are durable, then there is an event.
@@ -347,17 +397,6 @@ async fn again(app: &App, found: &Found, wanted: &Wanted) -> Result<HttpResponse
         }
     };
     Ok(replayed(response, true))
-}
-
-async fn abandon(app: &App, id: Uuid) {
-    let Some(upload) = app.uploads.find(id, app.system.clock.now()) else { return };
-    let ended = match app.uploads.hold(upload).await {
-        Ok(held) => held.end().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = ended {
-        tracing::warn!(%error, "an upload that nobody knows of was left to expire");
-    }
 }
 
 /// Without scheme and host, so that it holds behind whatever the client came through.
@@ -476,30 +515,6 @@ fn wanted(
     })
 }
 
-/// `key base64,key base64`; a key may stand alone.
-fn pairs(described: &str) -> Result<Vec<(String, String)>, Problem> {
-    let mut pairs: Vec<(String, String)> = Vec::new();
-    for pair in described.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once(' ').unwrap_or((pair, ""));
-        let value = STANDARD.decode(value.trim()).ok();
-        let value = value.filter(|value| value.len() <= MAX_FIELD_BYTES);
-        let value = value.and_then(|value| String::from_utf8(value).ok());
-        let value = value.ok_or_else(|| bad_metadata("must be UTF-8 in Base64"))?;
-        if key.len() > MAX_NAME_BYTES || pairs.iter().any(|(known, _)| known == key) {
-            return Err(bad_metadata("must have each key once, of 128 bytes at most"));
-        }
-        pairs.push((key.to_owned(), value));
-    }
-    match pairs.len() <= MAX_FIELDS {
-        true => Ok(pairs),
-        false => Err(bad_metadata("has too many keys")),
-    }
-}
-
-fn bad_metadata(words: &str) -> Problem {
-    Problem::field("Upload-Metadata", words)
-}
-
 impl From<uploads::Error> for Problem {
     fn from(error: uploads::Error) -> Self {
         match error {
@@ -508,26 +523,5 @@ impl From<uploads::Error> for Problem {
             uploads::Error::Blobs(error) => error.into(),
             uploads::Error::Io(error) => Self::new(Code::StorageUnavailable).caused_by(error),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metadata_is_pairs_of_a_key_and_its_value_in_base64() {
-        let of = |text: &str| pairs(text).map_err(|problem| problem.code());
-        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        assert_eq!(of(""), Ok(vec![]));
-        let told = of("filename Li4vYS5wbmc=, is_confidential,mood w7w=");
-        let expected =
-            vec![pair("filename", "../a.png"), pair("is_confidential", ""), pair("mood", "ü")];
-        assert_eq!(told, Ok(expected));
-        for bad in ["a !", "a YQ==,a Yg==", "a /w==", "a YQ== YQ=="] {
-            assert_eq!(of(bad), Err(Code::ValidationFailed), "{bad}");
-        }
-        let many: Vec<String> = (0..33).map(|n| format!("k{n}")).collect();
-        assert_eq!(of(&many.join(",")), Err(Code::ValidationFailed));
     }
 }

@@ -104,7 +104,7 @@ async fn receive_file(
         if writer.size() + chunk.len() as u64 > max_bytes {
             return Err(too_large(max_bytes));
         }
-        allowance.cover(writer.size() + chunk.len() as u64)?;
+        allowance.keep_ahead_of(writer.size() + chunk.len() as u64)?;
         writer.write(chunk).await?;
     }
     Ok((Part { filename, declared }, writer.finish().await?))

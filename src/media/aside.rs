@@ -88,6 +88,7 @@ impl Blobs {
                 true => self.store.rename(&aside.location, &place).await,
                 false => self.store.copy(&aside.location, &place).await,
             })?;
+            self.leave(sha256).await;
         }
         self.store.head(&place).await?;
         Ok(true)
@@ -98,7 +99,19 @@ impl Blobs {
     /// # Errors
     /// The store's.
     pub async fn destroy(&self, aside: &Aside) -> Result<(), Error> {
-        absent_is_fine(self.store.delete(&aside.location).await)
+        absent_is_fine(self.store.delete(&aside.location).await)?;
+        self.leave(&aside.sha256).await;
+        Ok(())
+    }
+
+    /// Removes the directory that a blob has left, unless others lie there: directories are all
+    /// that a local store would keep of its blobs, and every look would walk through them. Whoever
+    /// puts a blob there at that moment makes it anew.
+    async fn leave(&self, sha256: &str) {
+        if self.is_local {
+            // What cannot be removed costs a look and nothing else.
+            let _ = tokio::fs::remove_dir(self.root.join("aside").join(sha256)).await;
+        }
     }
 
     /// Removes what other servers' crashes left half written in the store.

@@ -213,11 +213,11 @@ impl Blobs {
             let from = Path::from(format!("uploads/{name}"));
             return Ok(self.store.rename(&from, &location(&known.sha256)?).await?);
         }
-        match self.put_file(&path).await? {
-            stored if stored.sha256 == known.sha256 => Ok(()),
-            // The disk gave back other bytes than it was given.
-            _ => Err(Error::Io(io::ErrorKind::InvalidData.into())),
+        if self.copy_in(&path).await?.sha256 != known.sha256 {
+            // The disk gave back other bytes than it was given; they are all that there is.
+            return Err(Error::Io(io::ErrorKind::InvalidData.into()));
         }
+        Ok(tokio::fs::remove_file(&path).await?)
     }
 
     /// Takes in a finished file, e.g. a rendered one, and removes it from where it was.
@@ -245,6 +245,18 @@ impl Blobs {
     ) -> impl Stream<Item = Result<Bytes, Error>> + use<> {
         let (blobs, sha256) = (self.clone(), sha256.to_owned());
         stream::once(async move { blobs.open_range(&sha256, range).await }).try_flatten()
+    }
+
+    /// The same, once the first of the bytes are there: what cannot be read is found out while it
+    /// can still be said.
+    pub async fn begin_range(
+        &self,
+        sha256: &str,
+        range: Range<u64>,
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + use<>, Error> {
+        let mut chunks = self.open_range(sha256, range).await?;
+        let first = chunks.try_next().await?;
+        Ok(stream::iter(first.map(Ok)).chain(chunks))
     }
 
     /// Copies a blob into a file of this machine. The file is not synced: it is for passing use.
@@ -411,13 +423,18 @@ async fn open_range(
     if range.is_empty() {
         return Ok(stream::empty().boxed());
     }
-    let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+    let bounded = Some(GetRange::Bounded(range.clone()));
+    let options = GetOptions { range: bounded, ..GetOptions::default() };
     let result = store.get_opts(location, options).await?;
-    let length = result.range.end - result.range.start;
+    // A store gives what there is of a range.
+    if result.range != range {
+        return Err(Error::Io(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let length = range.end - range.start;
     match result.payload {
         GetResultPayload::File(file, _) => {
             let mut file = tokio::fs::File::from_std(file);
-            file.seek(SeekFrom::Start(result.range.start)).await?;
+            file.seek(SeekFrom::Start(range.start)).await?;
             Ok(read_on(file, Some(length)).boxed())
         }
         GetResultPayload::Stream(stream) => Ok(stream.map_err(Error::from).boxed()),

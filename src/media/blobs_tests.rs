@@ -1,5 +1,6 @@
 //! What is kept under which name, and what is left behind.
 
+use chrono::{DateTime, TimeDelta};
 use object_store::memory::InMemory;
 
 use super::*;
@@ -40,6 +41,26 @@ async fn a_blob_is_named_by_its_bytes_and_read_by_range() {
     assert_eq!(read(&blobs, HELLO, 0..11).await.unwrap(), b"hello world");
     assert_eq!(read(&blobs, HELLO, 6..8).await.unwrap(), b"wo");
     assert_eq!(read(&blobs, HELLO, 3..3).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_found_out_before_the_first_byte_is_given() {
+    let (dir, blobs) = blobs();
+    let stored = put(&blobs, &[b"hello", b" world"]).await;
+    let place = dir.path().join("blobs/sha256/b9").join(HELLO);
+    let begun = blobs.begin_range(HELLO, 6..11).await.unwrap();
+    assert_eq!(begun.try_collect::<Vec<Bytes>>().await.unwrap().concat(), b"world");
+    let nothing = blobs.begin_range(HELLO, 0..0).await.unwrap();
+    assert_eq!(nothing.count().await, 0);
+    // Cut by a damage of the disk, within what is asked for or before it.
+    std::fs::write(&place, "hello w").unwrap();
+    for range in [0..11, 6..11] {
+        assert!(matches!(blobs.begin_range(HELLO, range).await, Err(Error::Io(_))));
+    }
+    assert!(blobs.begin_range(HELLO, 7..11).await.is_err());
+    std::fs::remove_file(&place).unwrap();
+    let gone = blobs.begin_range(&stored.sha256, 0..11).await;
+    assert!(matches!(gone, Err(Error::NotFound)));
 }
 
 #[tokio::test]
@@ -121,6 +142,41 @@ async fn a_rendered_file_is_moved_in() {
     assert_eq!(blobs.copy_in(&path).await.unwrap().sha256, HELLO);
     assert_eq!(blobs.put_file(&path).await.unwrap().sha256, HELLO);
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn what_was_put_aside_leaves_no_directory() {
+    let (dir, blobs) = blobs();
+    let aside = dir.path().join("blobs/aside");
+    let left = || std::fs::read_dir(&aside).unwrap().count();
+    let sha256 = put(&blobs, &[b"hello"]).await.sha256;
+    let at = |second: i64| DateTime::UNIX_EPOCH + TimeDelta::seconds(second);
+    blobs.put_aside(&sha256, at(1)).await.unwrap();
+    assert!(blobs.bring_back(&sha256).await.unwrap());
+    assert_eq!(left(), 0);
+    blobs.put_aside(&sha256, at(2)).await.unwrap();
+    put(&blobs, &[b"hello"]).await;
+    blobs.put_aside(&sha256, at(3)).await.unwrap();
+    let both = blobs.all_aside().await.unwrap();
+    for (aside, rest) in both.iter().zip([1, 0]) {
+        blobs.destroy(aside).await.unwrap();
+        assert_eq!((blobs.all_aside().await.unwrap().len(), left()), (rest, rest));
+    }
+}
+
+#[tokio::test]
+async fn a_spooled_file_that_is_not_what_it_was_known_as_stays_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Blobs::over(Arc::new(InMemory::new()), dir.path());
+    std::fs::create_dir_all(blobs.spool()).unwrap();
+    let path = blobs.spool().join("x.part");
+    std::fs::write(&path, "hello w0rld").unwrap();
+    let known = Stored { sha256: HELLO.into(), size: 11, sniffed: None };
+    assert!(matches!(blobs.adopt("x.part", &known).await, Err(Error::Io(_))));
+    assert_eq!(std::fs::read(&path).unwrap(), b"hello w0rld");
+    std::fs::write(&path, "hello world").unwrap();
+    blobs.adopt("x.part", &known).await.unwrap();
+    assert!(!path.exists() && read(&blobs, HELLO, 0..5).await.unwrap() == b"hello");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 //! what was not acknowledged.) `ID.unverified` holds the offset behind which bytes are not to be
 //! believed yet: their checksum was not compared.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -72,6 +72,8 @@ pub struct Uploads {
     spool: PathBuf,
     blobs: Blobs,
     open: Mutex<HashMap<Uuid, Arc<Upload>>>,
+    /// Those whose files are being made.
+    begun: Mutex<HashSet<Uuid>>,
 }
 
 /// One of them.
@@ -115,6 +117,15 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// An id that nobody else begins an upload of.
+struct Begun<'a>(&'a Uploads, Uuid);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.beginning().remove(&self.1);
+    }
+}
+
 /// An upload whose turn it is.
 pub struct Held {
     uploads: Arc<Uploads>,
@@ -133,7 +144,8 @@ impl Uploads {
         if let Some(above) = spool.parent() {
             File::open(above)?.sync_all()?;
         }
-        let uploads = Self { spool, blobs: blobs.clone(), open: Mutex::default() };
+        let (open, begun) = (Mutex::default(), Mutex::default());
+        let uploads = Self { spool, blobs: blobs.clone(), open, begun };
         for entry in fs::read_dir(&uploads.spool)? {
             let path = entry?.path();
             let id = path.file_stem().and_then(|stem| Uuid::try_parse(stem.to_str()?).ok());
@@ -148,24 +160,50 @@ impl Uploads {
         Ok(uploads)
     }
 
-    /// Begins an upload; durable on return.
+    /// Begins an upload; durable on return. What fails leaves nothing, so that it may be tried
+    /// again under the same id; what is dropped meanwhile is done all the same.
     ///
     /// # Errors
-    /// The spool cannot be written, or there is one of this id.
-    pub async fn create(&self, wanted: Wanted, room: Reservation) -> Result<(), Error> {
-        let (id, part) = (wanted.id, self.path(wanted.id, "part"));
-        let (head, draft) = (self.path(id, "json"), self.path(id, "draft"));
-        let (json, spool) = (json(&wanted), self.spool.clone());
-        in_background(move || {
+    /// The spool cannot be written; [`Error::Busy`] if there is one of this id.
+    pub async fn create(self: &Arc<Self>, wanted: Wanted, room: Reservation) -> Result<(), Error> {
+        let uploads = Arc::clone(self);
+        match in_background(move || uploads.begin(wanted, room)).await? {
+            true => Ok(()),
+            false => Err(Error::Busy),
+        }
+    }
+
+    /// Whether there was none of this id. Blocking.
+    fn begin(&self, wanted: Wanted, room: Reservation) -> io::Result<bool> {
+        let id = wanted.id;
+        let Some(_begun) = self.claimed(id) else { return Ok(false) };
+        let [head, part, draft] = ["json", "part", "draft"].map(|it| self.path(id, it));
+        let written = || {
             // The bytes' file first: a head whose bytes are not there has been adopted.
-            File::create_new(part)?.sync_all()?;
-            replace(&head, &draft, &json)?;
-            File::open(spool)?.sync_all()
-        })
-        .await?;
+            File::create(&part)?.sync_all()?;
+            replace(&head, &draft, &json(&wanted))?;
+            File::open(&self.spool)?.sync_all()
+        };
+        if let Err(error) = written() {
+            // As far as that goes: what stays is overwritten, or swept at the next start, which a
+            // head without its bytes would prevent.
+            let _ = remove(&head).and_then(|()| remove(&part));
+            let _ = remove(&draft);
+            return Err(error);
+        }
         let work = Work { offset: 0, hasher: Some(Sha256::default()), whole: None, gone: false };
         self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
-        Ok(())
+        Ok(true)
+    }
+
+    /// Nothing if there is an upload of this id, or one is being begun.
+    fn claimed(&self, id: Uuid) -> Option<Begun<'_>> {
+        if !self.beginning().insert(id) {
+            return None;
+        }
+        let claimed = Begun(self, id);
+        // Only now: whoever had the id before has put the upload there.
+        (!self.opened().contains_key(&id)).then_some(claimed)
     }
 
     /// An upload that is neither finished nor over.
@@ -255,6 +293,10 @@ impl Uploads {
 
     fn opened(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Upload>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beginning(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

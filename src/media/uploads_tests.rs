@@ -42,7 +42,11 @@ fn at(second: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::seconds(second)
 }
 
-async fn create(place: &Place, uploads: &Uploads, length: u64) {
+async fn create(place: &Place, uploads: &Arc<Uploads>, length: u64) {
+    try_create(place, uploads, length).await.unwrap();
+}
+
+async fn try_create(place: &Place, uploads: &Arc<Uploads>, length: u64) -> Result<(), Error> {
     let wanted = Wanted {
         id: ID,
         user_id: ada(),
@@ -56,7 +60,7 @@ async fn create(place: &Place, uploads: &Uploads, length: u64) {
     };
     let room = place.reservations.reserve(&ada(), length, |_| Ok::<_, Infallible>(()));
     let Ok(room) = room;
-    uploads.create(wanted, room).await.unwrap();
+    uploads.create(wanted, room).await
 }
 
 async fn hold(uploads: &Arc<Uploads>) -> Held {
@@ -138,6 +142,82 @@ async fn bytes_that_were_not_verified_before_a_crash_are_cut_off() {
     drop(uploads);
     assert_eq!(hold(&place.uploads()).await.offset(), 5);
     assert_eq!(place.files(), 2);
+}
+
+#[tokio::test]
+async fn an_append_that_cannot_be_closed_counts_for_nothing() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 10).await;
+    let mut held = hold(&uploads).await;
+    append(&mut held, &["hello"], None).await;
+    // When all of the body has come, its mark cannot be removed.
+    let mark = uploads.path(ID, "unverified");
+    let body = stream::iter(["wor", "ld"].into_iter().map(|chunk| {
+        if chunk == "ld" {
+            fs::remove_file(&mark).unwrap();
+            fs::create_dir(&mark).unwrap();
+        }
+        Ok::<_, Infallible>(Bytes::from_static(chunk.as_bytes()))
+    }));
+    let checksum = Checksum { algorithm: Algorithm::Sha1, digest: sha1("world") };
+    assert!(matches!(held.append(body, Some(checksum)).await, Err(Error::Io(_))));
+    assert_eq!(held.offset(), 5);
+    fs::remove_dir(&mark).unwrap();
+    assert_eq!(append(&mut held, &["world"], None).await, ("Whole".to_owned(), 10));
+    let stored = held.store().await.unwrap();
+    assert_eq!(stored.sha256, hex::encode(Sha256::digest("helloworld")));
+}
+
+#[tokio::test]
+async fn the_mark_of_an_append_that_failed_does_not_doubt_what_comes_after_it() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 10).await;
+    fs::write(uploads.path(ID, "unverified"), "0").unwrap();
+    append(&mut hold(&uploads).await, &["hello", "cut"], None).await;
+    drop(uploads);
+    assert_eq!(hold(&place.uploads()).await.offset(), 5);
+}
+
+#[tokio::test]
+async fn a_beginning_that_failed_leaves_nothing_and_may_be_tried_again() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    // In the way of what is written after the bytes' file.
+    let draft = uploads.path(ID, "draft");
+    fs::create_dir(&draft).unwrap();
+    assert!(matches!(try_create(&place, &uploads, 5).await, Err(Error::Io(_))));
+    fs::remove_dir(&draft).unwrap();
+    assert_eq!((place.files(), place.reservations.of(&ada())), (0, 0));
+    // As a failure leaves it that could not even remove what it had made.
+    fs::write(uploads.path(ID, "part"), "x").unwrap();
+    create(&place, &uploads, 5).await;
+    assert!(matches!(try_create(&place, &uploads, 5).await, Err(Error::Busy)));
+    assert_eq!(place.reservations.of(&ada()), 5);
+    let mut held = hold(&uploads).await;
+    assert_eq!(append(&mut held, &["hello"], None).await, ("Whole".to_owned(), 5));
+    assert_eq!(held.store().await.unwrap().sha256, hex::encode(Sha256::digest("hello")));
+}
+
+#[tokio::test]
+async fn a_beginning_whose_request_is_dropped_is_done_all_the_same() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    tokio::select! {
+        biased;
+        () = create(&place, &uploads, 5) => {}
+        () = std::future::ready(()) => {}
+    }
+    // Bounded, so that a failure is a failure.
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while uploads.find(ID, at(0)).is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(place.reservations.of(&ada()), 5);
 }
 
 #[tokio::test]

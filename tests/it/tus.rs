@@ -109,6 +109,9 @@ async fn assert_stored(server: &Server, told: &Value) {
     let head = ask(tus(server, Method::HEAD, &format!("files/tus/{file_id}"))).await;
     assert_eq!((head.status, head.header("x-file-id")), (200, file_id));
     assert_eq!(head.header("upload-offset"), SIZE.to_string());
+    let described = head.header("upload-metadata");
+    let name = format!("filename {}", STANDARD.encode("clip ü.bin"));
+    assert!(described.split(',').any(|pair| pair == name), "{described}");
     let spool = server.data_dir().join("blobs/uploads");
     assert_eq!(std::fs::read_dir(spool).unwrap().count(), 0, "something was left behind");
 }
@@ -355,14 +358,49 @@ async fn a_creation_with_the_same_key_is_the_same_upload() {
     assert_eq!((ended.status, ended.position()), (204, server.log_position().await));
 }
 
+/// Bounded, so that a failure is a failure.
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect(what);
+}
+
+#[tokio::test]
+async fn a_creation_that_breaks_off_stays_only_if_its_key_names_it() {
+    let server = Server::start(Setup::clerk().with("QUOTA_STANDARD_BYTES", "1000"));
+    let spool = server.data_dir().join("blobs/uploads");
+    let cut = async |key: &str| {
+        let host = server.address.trim_start_matches("http://");
+        let mut client = TcpStream::connect(host).unwrap();
+        let token = signed(&claims(ADA));
+        let request = format!(
+            "POST /api/v1/files/tus HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\
+             tus-resumable: 1.0.0\r\nupload-length: 1000\r\ncontent-type: {PIECE}\r\n\
+             content-length: 1000\r\n{key}\r\nhello"
+        );
+        client.write_all(request.as_bytes()).unwrap();
+        let begun = async || {
+            let mut files = std::fs::read_dir(&spool).unwrap().map(|it| it.unwrap().path());
+            files.any(|path| path.extension().is_some_and(|it| it == "json"))
+        };
+        until("it is begun", begun).await;
+    };
+    let begin = || tus(&server, Method::POST, "files/tus").header("upload-length", 1000);
+    cut("idempotency-key: once\r\n").await;
+    let again = ask(begin().header("idempotency-key", "once")).await;
+    assert_eq!((again.status, again.header("idempotent-replayed")), (201, "true"));
+    assert_eq!(ask(tus(&server, Method::DELETE, again.header("location"))).await.status, 204);
+    cut("").await;
+    until("its room is given back", async || ask(begin()).await.status == 201).await;
+}
+
 #[tokio::test]
 async fn an_upload_whose_time_is_over_is_not_there() {
     let server = Server::start(Setup::clerk().with("UPLOAD_LIFETIME", "1s"));
     let path = created(&server, 10).await;
-    let gone = async {
-        while ask(tus(&server, Method::HEAD, &path)).await.status != 404 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("it expires");
+    let gone = async || ask(tus(&server, Method::HEAD, &path)).await.status == 404;
+    until("it expires", gone).await;
 }

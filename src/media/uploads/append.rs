@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
@@ -72,6 +71,15 @@ pub struct Appended<E> {
     pub offset: u64,
 }
 
+/// What is being taken in, apart from what counts: it may come to nothing.
+struct Intake {
+    file: File,
+    /// Of the bytes of the file, if that of those before them is known.
+    hasher: Option<Sha256>,
+    /// Of the bytes of the body, if a digest of them is promised.
+    promised: Option<digest::Context>,
+}
+
 impl Held {
     /// Adds the body at the present offset. Must not be dropped half way: whoever calls it from a
     /// request, which may be, gives it a task of its own.
@@ -83,18 +91,22 @@ impl Held {
         body: impl Stream<Item = Result<Bytes, E>>,
         checksum: Option<Checksum>,
     ) -> Result<Appended<E>, Error> {
-        let (before, hasher) = (self.offset(), self.work.hasher.clone());
-        let mut file = self.opened(checksum.is_some()).await?;
-        let mut context = checksum.as_ref().map(|it| it.algorithm.context());
-        let mut ended = match self.take_in(body, &mut file, &mut context).await {
+        // Absent until it is put back together with its offset: whatever fails in between, the
+        // digest is made anew from the file.
+        let (before, known) = (self.offset(), self.work.hasher.take());
+        let file = self.opened(checksum.is_some()).await?;
+        let promised = checksum.as_ref().map(|it| it.algorithm.context());
+        let mut intake = Intake { file, hasher: known.clone(), promised };
+        let mut ended = match self.take_in(body, &mut intake).await {
             Ok(ended) => ended,
             Err(error) => {
                 // What does not count must not take room, least of all from the log on a full disk.
-                let cut = in_background(move || file.set_len(before)).await;
+                let cut = in_background(move || intake.file.set_len(before)).await;
                 return Err(cut.err().map_or(error, Error::from));
             }
         };
-        if let (Ended::Whole, Some(context), Some(promised)) = (&ended, context, &checksum)
+        let Intake { file, hasher, promised } = intake;
+        if let (Ended::Whole, Some(context), Some(promised)) = (&ended, promised, &checksum)
             && context.finish().as_ref() != promised.digest
         {
             ended = Ended::Corrupted;
@@ -104,19 +116,16 @@ impl Held {
             Ended::BrokenOff(_) | Ended::Hurried => checksum.is_some(),
             Ended::TooLong | Ended::Corrupted => true,
         };
-        if undone {
-            self.work.hasher = hasher;
-        }
         let length = undone.then_some(before);
-        let mark =
-            checksum.is_some().then(|| self.uploads.path(self.upload.wanted.id, "unverified"));
+        let mark = self.uploads.path(self.upload.wanted.id, "unverified");
         let spool = self.uploads.spool.clone();
         self.work.offset = in_background(move || {
             if let Some(length) = length {
                 file.set_len(length)?;
             }
             file.sync_all()?;
-            if let Some(mark) = mark {
+            // Also one that a failure left behind: no byte before the offset is in doubt now.
+            if mark.try_exists()? {
                 remove(&mark)?;
                 // Else a power cut could bring the mark back, and the bytes would be cut off.
                 File::open(spool)?.sync_all()?;
@@ -124,6 +133,7 @@ impl Held {
             file.metadata().map(|it| it.len())
         })
         .await?;
+        self.work.hasher = if undone { known } else { hasher };
         Ok(Appended { ended, offset: self.work.offset })
     }
 
@@ -148,12 +158,11 @@ impl Held {
     }
 
     async fn take_in<E>(
-        &mut self,
+        &self,
         body: impl Stream<Item = Result<Bytes, E>>,
-        file: &mut File,
-        context: &mut Option<digest::Context>,
+        intake: &mut Intake,
     ) -> Result<Ended<E>, Error> {
-        let upload = Arc::clone(&self.upload);
+        let upload = &self.upload;
         let mut body = std::pin::pin!(body);
         let mut left = upload.wanted.length - self.offset();
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
@@ -177,25 +186,22 @@ impl Held {
                 }
             }
             if piece.len() >= PIECE_BYTES {
-                self.write(file, piece.split().freeze(), context).await?;
+                intake.write(piece.split().freeze()).await?;
                 piece.reserve(PIECE_BYTES);
             }
         };
-        self.write(file, piece.freeze(), context).await?;
+        intake.write(piece.freeze()).await?;
         Ok(ended)
     }
+}
 
-    /// Both on threads for blocking work: at 2 GiB either would hold up other requests.
-    async fn write(
-        &mut self,
-        file: &mut File,
-        piece: Bytes,
-        context: &mut Option<digest::Context>,
-    ) -> Result<(), Error> {
-        let (mut file, bytes) = (file.try_clone()?, piece.clone());
+impl Intake {
+    /// Both on threads for blocking work: at 2 GiB either would hold up other requests. After an
+    /// error the digests are lost.
+    async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
+        let (mut file, bytes) = (self.file.try_clone()?, piece.clone());
         let writing = spawn_blocking(move || file.write_all(&bytes));
-        // Absent until it is put back: after a failure the digest is made anew from the file.
-        let (mut hasher, mut promised) = (self.work.hasher.take(), context.take());
+        let (mut hasher, mut promised) = (self.hasher.take(), self.promised.take());
         let hashing = spawn_blocking(move || {
             if let Some(hasher) = &mut hasher {
                 hasher.update(&piece);
@@ -207,7 +213,7 @@ impl Held {
         });
         let (written, hashed) = tokio::join!(writing, hashing);
         written.map_err(io::Error::other)??;
-        (self.work.hasher, *context) = hashed.map_err(io::Error::other)?;
+        (self.hasher, self.promised) = hashed.map_err(io::Error::other)?;
         Ok(())
     }
 }

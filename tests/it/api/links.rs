@@ -84,6 +84,22 @@ async fn the_link_of_a_deleted_file_leads_nowhere() {
     server.get("user_ada", &path).await.assert_refused(404, "not_found");
 }
 
+#[tokio::test]
+async fn the_link_of_a_file_whose_bytes_cannot_be_read_says_so() {
+    let server = Server::start(Setup::clerk());
+    let file = server.upload("user_ada", "notes.txt", "hello").await;
+    let link = link_to(&server, &file).await;
+    let sha256 = file["sha256"].as_str().unwrap();
+    let blob = server.data_dir().join("blobs/sha256").join(&sha256[..2]).join(sha256);
+    std::fs::write(&blob, "hel").unwrap();
+    let refused = follow(&server, &link).await;
+    refused.assert_refused(503, "storage_unavailable");
+    assert!(!refused.header("retry-after").is_empty());
+    assert_eq!((refused.header("etag"), refused.header("cache-control")), ("", "no-store"));
+    std::fs::remove_file(&blob).unwrap();
+    follow(&server, &link).await.assert_refused(503, "storage_unavailable");
+}
+
 async fn link_to(server: &Server, file: &serde_json::Value) -> String {
     let path = format!("files/{}/signed-url", file["file_id"].as_str().unwrap());
     let link = server.post("user_ada", &path, &json!({})).await.data(200);

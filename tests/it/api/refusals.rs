@@ -139,11 +139,16 @@ async fn an_invalid_field_is_named_and_nothing_is_recorded() {
         assert_eq!(fields.keys().collect::<Vec<_>>(), [field], "{}", answer.body);
     }
     assert_eq!(server.log_position().await, before);
-    let queries =
-        [("files?limit=0", "limit"), ("jobs?limit=201", "limit"), ("jobs?limit=x", "limit")];
-    let queries =
-        queries.into_iter().chain([("jobs?cursor=x", "cursor"), ("jobs?state=x", "state")]);
-    for (path, field) in queries {
+    for (path, field) in [
+        ("files?limit=0", "limit"),
+        ("jobs?limit=201", "limit"),
+        ("jobs?limit=x", "limit"),
+        ("jobs?limit=1&limit=2", "limit"),
+        ("jobs?cursor=x", "cursor"),
+        ("jobs?state=x", "state"),
+        ("jobs?state=queued&state=failed", "state"),
+        ("jobs?kind=x", "kind"),
+    ] {
         let answer = server.get(ADA, path).await;
         answer.assert_refused(422, "validation_failed");
         assert!(answer.body["detail"]["fields"][field].is_string(), "{}", answer.body);
