@@ -22,7 +22,7 @@ use crate::domain::session::{EndReason, Event as SessionEvent};
 use crate::domain::text::{Personal, Prompt};
 use crate::domain::tier::{Caps, Tier};
 use crate::domain::user::{
-    Access, Event as UserEvent, Membership, Onboarding, OnboardingStatus, Profile, Told,
+    Access, Event as UserEvent, Membership, Onboarding, OnboardingStatus, Profile, Right, Told,
 };
 
 fn at(second: i64) -> DateTime<Utc> {
@@ -75,7 +75,7 @@ fn joined(role: &str) -> UserEvent {
 
 fn admin() -> UserEvent {
     let access = Access { role: "admin".to_owned(), ..Access::default() };
-    UserEvent::AccessChanged { access, decided_at: None }
+    UserEvent::AccessChanged { access, decided_at: None, decided: None }
 }
 
 fn started(owner: &str, second: i64) -> SessionEvent {
@@ -294,7 +294,7 @@ fn history() -> Vec<Entity> {
                 decided_at: None,
             },
         ),
-        user("ada", UserEvent::OnboardingProgressed { onboarding }),
+        user("ada", UserEvent::OnboardingProgressed { onboarding, decided_at: None }),
         session("s1", SessionEvent::Active { user_id: user_id("ada"), at: at(70) }),
         job(1, requested("ada")),
         job(2, requested("bob")),
@@ -351,6 +351,36 @@ fn a_user_is_what_the_events_made_of_it() {
     assert_eq!((access.access_position, access.access_changed_at), (90, Some(at(8))));
     assert_eq!(access.feature_flags, BTreeMap::from([("x".to_owned(), true)]));
     assert!(views.user(&user_id("eve")).unwrap().is_none());
+}
+
+fn decided(access: Access, decided: Option<&[Right]>) -> UserEvent {
+    let decided = decided.map(|rights| rights.iter().copied().collect());
+    UserEvent::AccessChanged { access, decided_at: Some(at(50)), decided }
+}
+
+#[test]
+fn what_an_administrator_names_is_decided_here_and_of_older_decisions_what_they_changed() {
+    let premium = || Access { subscription_tier: "premium".to_owned(), ..Access::default() };
+    let [role, permissions, tier] = Right::ALL;
+    let table: [(Vec<UserEvent>, &[Right]); 6] = [
+        (vec![decided(premium(), Some(&Right::ALL))], &Right::ALL),
+        (vec![decided(premium(), Some(&[role, tier]))], &[role, tier]),
+        (vec![decided(premium(), None)], &[tier]),
+        (vec![decided(Access::default(), None)], &Right::ALL),
+        (vec![decided(Access::default(), Some(&[permissions]))], &[permissions]),
+        // Clerk then says otherwise of the role, and of the tier.
+        (vec![decided(premium(), Some(&Right::ALL)), admin()], &[permissions]),
+    ];
+    for (events, here) in table {
+        let events = [&[registered("a")], &events[..]].concat();
+        let views = empty();
+        // One at a time, so that each finds what the one before it wrote.
+        for event in log(events.into_iter().map(|event| user("ada", event)).collect()) {
+            views.apply(&[event]).unwrap();
+        }
+        let found = views.user_standing(&user_id("ada")).unwrap().decided_here.clone();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), here);
+    }
 }
 
 #[test]
