@@ -17,7 +17,7 @@ use super::{BadConfiguration, keys, owner, restore, say};
 use crate::actors::codec::{self, AnyEvent, Metadata, Source};
 use crate::actors::entity::Entity;
 use crate::actors::keyring::Keyring;
-use crate::clerk::api::{AT_ONCE, Api, Error, unix_clock};
+use crate::clerk::api::{self, AT_ONCE, Api, Error, unix_clock};
 use crate::clerk::metadata::Wanted;
 use crate::clerk::payload::{self, Delivery};
 use crate::clerk::translate::{self, Command};
@@ -239,17 +239,19 @@ impl Session {
     }
 }
 
-/// All users of Clerk, page by page until one is empty.
+/// All users of Clerk, page by page. Each begins with one that was seen, since whoever is deleted
+/// meanwhile makes all others move up.
 async fn fetch_all(api: &Api) -> anyhow::Result<There> {
     let bar = ProgressBar::new_spinner().with_message("users fetched from Clerk");
     let (mut there, mut offset) = (There::new(), 0);
     loop {
         let page = api.users(offset).await.context("listing the users of Clerk")?;
-        if page.is_empty() {
-            bar.finish_and_clear();
-            return Ok(there);
+        let first = page.first().and_then(|user| UserId::try_from(user.id.clone()).ok());
+        if offset > 0 && !first.is_some_and(|first| there.contains_key(&first)) {
+            offset = offset.saturating_sub(api::PAGE);
+            continue;
         }
-        offset += page.len();
+        let more = page.len().saturating_sub(1);
         for user in page {
             match UserId::try_from(user.id.clone()) {
                 Ok(id) => drop(there.insert(id, user)),
@@ -258,6 +260,11 @@ async fn fetch_all(api: &Api) -> anyhow::Result<There> {
         }
         bar.set_position(there.len() as u64);
         bar.tick();
+        if more == 0 {
+            bar.finish_and_clear();
+            return Ok(there);
+        }
+        offset += more;
     }
 }
 
@@ -374,5 +381,56 @@ async fn open_for_writing(log: &str, data_dir: &Path) -> anyhow::Result<Arc<dyn 
             data_dir.display()
         ),
         opened => opened.context("opening the log"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use serde_json::json;
+
+    use super::*;
+    use crate::clerk::api::{Answer, Request, Transport};
+
+    /// Lists three users at a time, and loses some when it is asked for the `n`-th page.
+    struct Shrinking(Mutex<(Vec<u32>, usize)>, usize, fn(&mut Vec<u32>));
+
+    #[async_trait]
+    impl Transport for Shrinking {
+        async fn send(&self, request: Request) -> Result<Answer, String> {
+            let mut state = self.0.lock().unwrap();
+            let (users, asked) = &mut *state;
+            *asked += 1;
+            if *asked == self.1 {
+                self.2(users);
+            }
+            let mut query = request.url.query_pairs();
+            let offset = query.find(|(name, _)| name == "offset").unwrap().1.parse().unwrap();
+            let page = users.iter().skip(offset).take(3);
+            let page: Vec<_> = page.map(|n| json!({ "id": format!("user_{n}") })).collect();
+            Ok(Answer { status: 200, retry_after: None, body: json!(page).to_string().into() })
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_passed_over_while_others_are_deleted_or_sign_up() {
+        let losses: [(fn(&mut Vec<u32>), usize); 4] = [
+            (|users| users.retain(|n| *n > 1), 2),
+            (|users| users.retain(|n| *n > 4), 4),
+            (|users| users.retain(|n| *n > 5), 3),
+            (|users| users.splice(0..0, 10..15).for_each(drop), 2),
+        ];
+        for (change, when) in losses {
+            let clerk = Shrinking(Mutex::new(((0..7).collect(), 0)), when, change);
+            let base = "https://api.clerk.test/".parse().unwrap();
+            let api = Api::over(Box::new(clerk), base, Arc::new(|| 0), || 0.5);
+            let there = fetch_all(&api).await.unwrap();
+            for n in 0..7 {
+                let id = UserId::try_from(format!("user_{n}")).unwrap();
+                assert!(there.contains_key(&id) || n < 6, "{n} of {:?}", there.keys());
+            }
+        }
     }
 }
