@@ -22,7 +22,7 @@ use crate::clerk::api::{AT_ONCE, Api, Error};
 use crate::clerk::metadata::{Part, Wanted};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, EndReason};
-use crate::domain::user;
+use crate::domain::user::{self, Right};
 use crate::log::{self, EventLog, Recorded};
 use crate::views::{UserRow, Views};
 
@@ -35,10 +35,6 @@ const GATHER: Duration = Duration::from_millis(50);
 /// How long it waits after Clerk could not be reached; the client has been patient before.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// What provisioning appends at the most: the registration, access, attributes, flags, an
-/// organization in each of the forms in which a token can name one, and the onboarding.
-const PROVISIONING: u64 = 8;
-
 /// Starts following the log, on a thread of its own, until `stopping` says true.
 pub fn start(
     system: Arc<System>,
@@ -169,9 +165,9 @@ impl MetadataSync {
         }
         let page = self.log.read_all(self.read, PAGE).await?;
         for recorded in page.iter().take_while(|recorded| recorded.position <= until) {
-            if let Some((target, part)) = self.concerns(recorded).await? {
+            if let Some((target, parts)) = concerns(recorded) {
                 let fresh = Pending { since: recorded.position, parts: BTreeSet::new() };
-                self.pending.entry(target).or_insert(fresh).parts.extend(part);
+                self.pending.entry(target).or_insert(fresh).parts.extend(parts);
             }
             self.read = recorded.position;
         }
@@ -179,45 +175,6 @@ impl MetadataSync {
             self.read = self.read.max(until);
         }
         Ok(())
-    }
-
-    /// What an event asks to be looked at, if it was decided here.
-    async fn concerns(
-        &self,
-        recorded: &Recorded,
-    ) -> Result<Option<(Target, Option<Part>)>, Failure> {
-        if !was_decided_here(recorded) {
-            return Ok(None);
-        }
-        let Ok(event) = codec::decode_any(&recorded.stream, &recorded.kind, &recorded.data) else {
-            // Its view is parked and says so; what it asks of Clerk waits for `t2m clerk sync`.
-            return Ok(None);
-        };
-        let concerns = match event {
-            AnyEvent::User(id, event) => part_of(&event).map(|part| (Target::User(id), Some(part))),
-            AnyEvent::Session(id, event) => {
-                ends_at_clerk(&id, &event).then_some((Target::Session(id), None))
-            }
-            AnyEvent::File(..) | AnyEvent::Job(..) => None,
-        };
-        if concerns.is_some() && self.is_provisioning(recorded).await? {
-            return Ok(None);
-        }
-        Ok(concerns)
-    }
-
-    /// What a token's claims brought is Clerk's own word, and perhaps an old one.
-    async fn is_provisioning(&self, recorded: &Recorded) -> Result<bool, Failure> {
-        if recorded.revision >= PROVISIONING || codec::category(&recorded.stream) != "user" {
-            return Ok(false);
-        }
-        let first = self.log.read_stream(&recorded.stream, 0, 1).await?;
-        // One append: the same instant and the same request.
-        Ok(first.first().is_some_and(|first| {
-            first.time == recorded.time
-                && first.metadata == recorded.metadata
-                && first.revision < recorded.revision
-        }))
     }
 
     /// Sends what waits, at most [`AT_ONCE`] at a time; the reason when some of it could not be sent.
@@ -261,6 +218,25 @@ impl MetadataSync {
     }
 }
 
+/// What an event asks to be looked at, if it was decided here; of a user, the parts of its metadata.
+fn concerns(recorded: &Recorded) -> Option<(Target, BTreeSet<Part>)> {
+    if !was_decided_here(recorded) {
+        return None;
+    }
+    // One that cannot be decoded has its view parked, which says so; what it asks of Clerk waits for
+    // `t2m clerk sync`.
+    match codec::decode_any(&recorded.stream, &recorded.kind, &recorded.data).ok()? {
+        AnyEvent::User(id, event) => {
+            let parts = parts_of(event);
+            (!parts.is_empty()).then_some((Target::User(id), parts))
+        }
+        AnyEvent::Session(id, event) => {
+            ends_at_clerk(&id, &event).then_some((Target::Session(id), BTreeSet::new()))
+        }
+        AnyEvent::File(..) | AnyEvent::Job(..) => None,
+    }
+}
+
 fn was_decided_here(recorded: &Recorded) -> bool {
     if !matches!(codec::category(&recorded.stream), "user" | "session") {
         return false;
@@ -269,20 +245,33 @@ fn was_decided_here(recorded: &Recorded) -> bool {
         .is_ok_and(|metadata| matches!(metadata.source, Source::Api | Source::System))
 }
 
-fn part_of(event: &user::Event) -> Option<Part> {
+/// What an event decides. What a token's claims brought is Clerk's own word, and perhaps an old one:
+/// nothing says when it was decided, and its membership is one that is claimed.
+fn parts_of(event: user::Event) -> BTreeSet<Part> {
     match event {
-        user::Event::AccessChanged { .. } => Some(Part::Access),
-        user::Event::AttributesChanged { .. } => Some(Part::UserType),
-        user::Event::FlagsChanged { .. } => Some(Part::Flags),
+        user::Event::AccessChanged { decided_at: Some(_), decided, .. } => {
+            // Which of them an older event decided, the read model knows.
+            let rights = decided.unwrap_or_else(|| Right::ALL.into());
+            rights.into_iter().map(Part::Access).collect()
+        }
+        user::Event::AttributesChanged { decided_at: Some(_), .. } => [Part::UserType].into(),
+        user::Event::FlagsChanged { decided_at: Some(_), .. } => [Part::Flags].into(),
+        user::Event::OnboardingProgressed { decided_at: Some(_), .. } => [Part::Onboarding].into(),
+        user::Event::OrganizationJoined { membership, .. } if membership.is_claimed() => {
+            BTreeSet::new()
+        }
         user::Event::OrganizationJoined { .. }
         | user::Event::OrganizationRoleChanged { .. }
-        | user::Event::OrganizationLeft { .. } => Some(Part::Organization),
-        user::Event::OnboardingProgressed { .. } => Some(Part::Onboarding),
-        user::Event::Registered { .. }
+        | user::Event::OrganizationLeft { .. } => [Part::Organization].into(),
+        user::Event::AccessChanged { decided_at: None, .. }
+        | user::Event::AttributesChanged { decided_at: None, .. }
+        | user::Event::FlagsChanged { decided_at: None, .. }
+        | user::Event::OnboardingProgressed { decided_at: None, .. }
+        | user::Event::Registered { .. }
         | user::Event::ProfileChanged { .. }
         | user::Event::Banned {}
         | user::Event::Unbanned {}
-        | user::Event::Deleted {} => None,
+        | user::Event::Deleted {} => BTreeSet::new(),
     }
 }
 
@@ -295,6 +284,8 @@ fn ends_at_clerk(id: &SessionId, event: &session::Event) -> bool {
         && matches!(event, session::Event::Ended { reason, .. } if by_a_person(*reason))
 }
 
+/// Makes `parts` of a user's metadata at Clerk as they are here; a right only if Clerk has not spoken
+/// on it since it was decided.
 async fn send_user(
     api: &Api,
     views: &Views,
@@ -302,39 +293,28 @@ async fn send_user(
     parts: &BTreeSet<Part>,
 ) -> Result<(), Error> {
     let row = views.user(user_id).map_err(|error| Error::Unreachable(error.to_string()))?;
-    match row.filter(|row| !row.deleted) {
-        Some(row) => send_difference(api, user_id, &wanted(row), parts).await.map(drop),
-        None => Ok(()),
+    let Some(row) = row.filter(|row| !row.deleted) else { return Ok(()) };
+    let Some(standing) = views.user_standing(user_id) else { return Ok(()) };
+    let parts = still_decided(parts, &standing.decided_here);
+    if parts.is_empty() {
+        return Ok(());
     }
+    let there = api.user(user_id.as_str()).await?;
+    let patch = wanted(row).difference(&parts, &there.public_metadata);
+    if patch.is_empty() { Ok(()) } else { api.merge_metadata(user_id.as_str(), patch).await }
 }
 
-/// Makes `parts` of the metadata at Clerk as `wanted`; false when they were so already.
-///
-/// # Errors
-/// What the API answers.
-pub async fn send_difference(
-    api: &Api,
-    user_id: &UserId,
-    wanted: &Wanted,
-    parts: &BTreeSet<Part>,
-) -> Result<bool, Error> {
-    let there = api.user(user_id.as_str()).await?;
-    let patch = wanted.difference(parts, &there.public_metadata);
-    if patch.is_empty() {
-        return Ok(false);
-    }
-    api.merge_metadata(user_id.as_str(), patch).await?;
-    Ok(true)
+fn still_decided(parts: &BTreeSet<Part>, here: &BTreeSet<Right>) -> BTreeSet<Part> {
+    let holds = |part: &&Part| match part {
+        Part::Access(right) => here.contains(right),
+        Part::UserType | Part::Flags | Part::Organization | Part::Onboarding => true,
+    };
+    parts.iter().filter(holds).copied().collect()
 }
 
 fn wanted(row: UserRow) -> Wanted {
-    let access = user::Access {
-        role: row.role,
-        permissions: row.permissions,
-        subscription_tier: row.subscription_tier,
-    };
     Wanted {
-        access,
+        access: row.access(),
         user_type: row.user_type,
         feature_flags: row.feature_flags,
         // Clerk's ids of memberships sort by their age.
@@ -358,5 +338,77 @@ pub(super) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
         // The rename itself is durable only then.
         Some(directory) => std::fs::File::open(directory)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, Utc};
+
+    use super::*;
+    use crate::domain::Aggregate;
+    use crate::domain::user::{
+        Access, AccessChange, Claims, Command, Membership, Onboarding, OnboardingStatus, Snapshot,
+        Told, User,
+    };
+
+    fn told() -> Told {
+        Told {
+            role: Some("creator".to_owned()),
+            user_type: Some("seller".to_owned()),
+            feature_flags: Some([("beta".to_owned(), true)].into()),
+            ..Told::default()
+        }
+    }
+
+    fn parts_after(user: &User, command: &Command) -> BTreeSet<Part> {
+        let events = user.decide(command, DateTime::<Utc>::UNIX_EPOCH).unwrap();
+        events.into_iter().flat_map(parts_of).collect()
+    }
+
+    fn user(command: &Command) -> User {
+        User::fold(&User::default().decide(command, DateTime::UNIX_EPOCH).unwrap())
+    }
+
+    #[test]
+    fn what_a_token_claims_asks_for_nothing_whatever_was_heard_before() {
+        let membership = Membership {
+            membership_id: Membership::claimed("o1"),
+            organization_id: "o1".to_owned(),
+            name: None,
+            slug: None,
+            role: "org:admin".to_owned(),
+            permissions: BTreeSet::new(),
+        };
+        let status = OnboardingStatus::Completed;
+        let claims = Command::Provision(Claims {
+            snapshot: Snapshot { told: told(), ..Snapshot::default() },
+            memberships: vec![membership],
+            onboarding: Some(Onboarding { step: 8, total_steps: 8, status }),
+            ..Claims::default()
+        });
+        assert_eq!(parts_after(&User::default(), &claims), BTreeSet::new());
+        let (membership_id, organization_id) = ("m1".to_owned(), "o2".to_owned());
+        let left = user(&Command::Leave { membership_id, organization_id });
+        assert_eq!(parts_after(&left, &claims), BTreeSet::new());
+    }
+
+    #[test]
+    fn of_access_only_what_was_decided_is_asked_for() {
+        let snapshot = Snapshot { told: told(), ..Snapshot::default() };
+        let ada = user(&Command::Sync { snapshot, source_updated_at: DateTime::UNIX_EPOCH });
+        let tier =
+            AccessChange { subscription_tier: Some("premium".to_owned()), ..Default::default() };
+        let tier_alone = BTreeSet::from([Part::Access(Right::SubscriptionTier)]);
+        assert_eq!(parts_after(&ada, &Command::SetAccess(tier)), tier_alone);
+        let same = AccessChange { role: Some("creator".to_owned()), ..Default::default() };
+        let role_alone = BTreeSet::from([Part::Access(Right::Role)]);
+        assert_eq!(parts_after(&ada, &Command::SetAccess(same)), role_alone);
+
+        // Of an older event, what the read model took for decided.
+        let (access, decided_at) = (Access::default(), Some(DateTime::UNIX_EPOCH));
+        let older = user::Event::AccessChanged { access, decided_at, decided: None };
+        let parts = still_decided(&parts_of(older), &BTreeSet::from([Right::SubscriptionTier]));
+        assert_eq!(parts, tier_alone);
     }
 }

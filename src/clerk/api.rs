@@ -142,7 +142,7 @@ impl Api {
     }
 
     /// `GET /v1/users`: up to [`PAGE`] users after the `offset` newest. Users who sign up meanwhile
-    /// make the next page repeat some of this one, so that none is passed over.
+    /// make the next page repeat some of this one; those who are deleted make it pass over others.
     ///
     /// # Errors
     /// [`Error`]

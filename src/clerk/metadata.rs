@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use crate::domain::user::{Access, Membership, MembershipState, Onboarding, User};
+use crate::domain::user::{Access, Membership, MembershipState, Onboarding, Right, User};
 
 /// Names of seed `t2m-auth-and-sessions`, whose token template reads these three.
 const ROLE: &str = "role";
@@ -20,7 +20,7 @@ const ONBOARDING: &str = "onboarding";
 /// A part of the metadata that changes as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    Access,
+    Access(Right),
     UserType,
     Flags,
     Organization,
@@ -58,15 +58,18 @@ impl From<&User> for Wanted {
 }
 
 impl Wanted {
-    /// The parts that are known here. One that is not must not erase what Clerk has.
-    pub fn known_parts(&self) -> BTreeSet<Part> {
+    /// The parts that are known here. One that is not must not erase what Clerk has, and no step of
+    /// an onboarding must undo its completion there.
+    pub fn known_parts(&self, there: &Map<String, Value>) -> BTreeSet<Part> {
+        let completed = there.get(ONBOARDING).is_some_and(|it| it["status"] == "completed");
+        let onboarding = self.onboarding.as_ref();
         let optional = [
             (Part::UserType, self.user_type.is_some()),
             (Part::Organization, self.organization.is_some()),
-            (Part::Onboarding, self.onboarding.is_some()),
+            (Part::Onboarding, onboarding.is_some_and(|it| it.is_completed() || !completed)),
         ];
         let known = optional.into_iter().filter(|(_, known)| *known).map(|(part, _)| part);
-        known.chain([Part::Access, Part::Flags]).collect()
+        known.chain(Right::ALL.map(Part::Access)).chain([Part::Flags]).collect()
     }
 
     /// What to merge into `there` so that `parts` of it become as they are here; `null` removes.
@@ -79,7 +82,7 @@ impl Wanted {
         let mut patch = Map::new();
         for part in parts {
             match part {
-                Part::Access => self.access(there, &mut patch),
+                Part::Access(right) => self.access(*right, there, &mut patch),
                 Part::UserType => {
                     set(USER_TYPE, self.user_type.clone().into(), there, &mut patch);
                 }
@@ -91,16 +94,22 @@ impl Wanted {
         patch
     }
 
-    fn access(&self, there: &Map<String, Value>, patch: &mut Map<String, Value>) {
+    fn access(&self, right: Right, there: &Map<String, Value>, patch: &mut Map<String, Value>) {
         let Access { role, permissions, subscription_tier } = &self.access;
-        set(ROLE, role.clone().into(), there, patch);
-        set(SUBSCRIPTION_TIER, subscription_tier.clone().into(), there, patch);
-        // Their order means nothing.
-        let listed = there.get(PERMISSIONS).and_then(Value::as_array);
-        let texts = listed.map(|list| list.iter().map(Value::as_str).collect::<BTreeSet<_>>());
-        let wanted = permissions.iter().map(|name| Some(name.as_str())).collect();
-        if texts != Some(wanted) {
-            patch.insert(PERMISSIONS.to_owned(), json!(permissions));
+        match right {
+            Right::Role => set(ROLE, role.clone().into(), there, patch),
+            Right::SubscriptionTier => {
+                set(SUBSCRIPTION_TIER, subscription_tier.clone().into(), there, patch);
+            }
+            Right::Permissions => {
+                // Their order means nothing.
+                let listed = there.get(PERMISSIONS).and_then(Value::as_array);
+                let texts = listed.map(|list| list.iter().map(Value::as_str).collect());
+                let wanted: BTreeSet<_> = permissions.iter().map(|it| Some(it.as_str())).collect();
+                if texts != Some(wanted) {
+                    patch.insert(PERMISSIONS.to_owned(), json!(permissions));
+                }
+            }
         }
     }
 
@@ -180,7 +189,8 @@ mod tests {
     }
 
     fn difference(there: Value) -> Value {
-        ada().difference(&ada().known_parts(), &object(there)).into()
+        let there = object(there);
+        ada().difference(&ada().known_parts(&there), &there).into()
     }
 
     #[test]
@@ -219,7 +229,33 @@ mod tests {
         let there = object(json!({ "organizationId": "org_1", "userType": "old", "role": "x" }));
         let parts = BTreeSet::from([Part::Organization]);
         assert_eq!(Value::from(left.difference(&parts, &there)), json!({ "organizationId": null }));
-        assert!(!left.known_parts().contains(&Part::UserType));
+        assert!(!left.known_parts(&there).contains(&Part::UserType));
+    }
+
+    #[test]
+    fn of_access_only_the_rights_that_were_asked_for_are_touched() {
+        let there = object(json!({ "role": "user", "subscription_tier": "standard" }));
+        for (right, patch) in Right::ALL.into_iter().zip([
+            json!({ "role": "admin" }),
+            json!({ "permissions": ["a", "b"] }),
+            json!({ "subscription_tier": "premium" }),
+        ]) {
+            let parts = BTreeSet::from([Part::Access(right)]);
+            assert_eq!(Value::from(ada().difference(&parts, &there)), patch);
+        }
+    }
+
+    #[test]
+    fn a_step_of_an_onboarding_undoes_no_completion() {
+        let pushed = |here, there: &str| {
+            let onboarding = Onboarding { step: 3, total_steps: 8, status: here };
+            let wanted = Wanted { onboarding: Some(onboarding), ..ada() };
+            let there = object(json!({ "onboarding": { "status": there } }));
+            wanted.known_parts(&there).contains(&Part::Onboarding)
+        };
+        assert!(!pushed(OnboardingStatus::InProgress, "completed"));
+        assert!(pushed(OnboardingStatus::InProgress, "not_started"));
+        assert!(pushed(OnboardingStatus::Completed, "completed"));
     }
 
     #[test]
@@ -233,5 +269,6 @@ mod tests {
         assert_eq!(told.subscription_tier, Some(wanted.access.subscription_tier));
         assert_eq!(told.user_type, wanted.user_type);
         assert_eq!(told.feature_flags, Some(wanted.feature_flags));
+        assert_eq!(told.onboarding, wanted.onboarding);
     }
 }

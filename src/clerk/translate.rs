@@ -82,14 +82,18 @@ pub fn claims(token: &Verified) -> Claims {
         snapshot: claimed_snapshot(token),
         memberships: memberships.collect(),
         // One that is on its way is left to later tokens, which know how far it has come.
-        onboarding: onboarding(token).filter(|it| it.status == OnboardingStatus::Completed),
+        onboarding: onboarding(token).filter(Onboarding::is_completed),
         issued_at: DateTime::from_timestamp(token.issued_at, 0).unwrap_or_default(),
     }
 }
 
 /// How far a token says that its user's onboarding is (seed `marketplace-session-token`).
 pub fn onboarding(token: &Verified) -> Option<Onboarding> {
-    let claim = token.onboarding.as_ref()?.as_object()?;
+    progress(token.onboarding.as_ref()?)
+}
+
+fn progress(said: &Value) -> Option<Onboarding> {
+    let claim = said.as_object()?;
     let status = OnboardingStatus::parse(claim.get("status")?.as_str()?)?;
     let number = |names: [&str; 2]| {
         let found = names.iter().find_map(|name| claim.get(*name)?.as_u64());
@@ -109,10 +113,12 @@ fn claimed_snapshot(token: &Verified) -> Snapshot {
         profile: Profile { email, ..Profile::default() },
         told: Told {
             role: token.role.clone(),
-            permissions: Some(token.permissions.iter().cloned().collect()),
+            permissions: Some(token.permissions.iter().cloned().collect())
+                .filter(|permissions: &BTreeSet<_>| !permissions.is_empty()),
             subscription_tier: token.tier.clone(),
             user_type: token.user_type.clone(),
-            feature_flags: Some(flags(&token.feature_flags)),
+            feature_flags: Some(flags(&token.feature_flags)).filter(|flags| !flags.is_empty()),
+            onboarding: None,
         },
         banned: false,
     }
@@ -149,6 +155,7 @@ pub fn told(metadata: &Map<String, Value>) -> Told {
             .iter()
             .find_map(|name| metadata.get(*name)?.as_object())
             .map(flags),
+        onboarding: metadata.get("onboarding").and_then(progress),
     }
 }
 

@@ -10,14 +10,14 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
 
 use super::log::Which;
 use super::{BadConfiguration, keys, owner, restore, say};
 use crate::actors::codec::{self, AnyEvent, Metadata, Source};
 use crate::actors::entity::Entity;
 use crate::actors::keyring::Keyring;
-use crate::actors::metadata_sync::send_difference;
-use crate::clerk::api::{AT_ONCE, Api, unix_clock};
+use crate::clerk::api::{self, AT_ONCE, Api, Error, unix_clock};
 use crate::clerk::metadata::Wanted;
 use crate::clerk::payload::{self, Delivery};
 use crate::clerk::translate::{self, Command};
@@ -34,7 +34,7 @@ const PAGE: usize = 1000;
 
 #[derive(Subcommand)]
 pub enum Clerk {
-    /// Push the metadata of all users to Clerk; a server may be running
+    /// Push the metadata of all users to Clerk, save those newer there; a server may be running
     Sync(Push),
     /// Load all users from Clerk into the log; no server may be running
     Import(Place),
@@ -120,6 +120,12 @@ impl Session {
         let tally = self.push(users.into_iter(), dry_run).await?;
         say(format_args!("{}     {}", if dry_run { "to push " } else { "pushed  " }, tally.done));
         say(format_args!("unchanged    {}", tally.unchanged));
+        say(format_args!("newer there  {}", tally.newer));
+        if tally.newer > 0 {
+            eprintln!(
+                "what is newer at Clerk is not overwritten: t2m clerk reconcile loads it first"
+            );
+        }
         // Of them only an old token has told; it must not overrule what Clerk has.
         say(format_args!("unconfirmed  {}", unconfirmed.len()));
         tally.settle("could not be pushed")
@@ -127,7 +133,7 @@ impl Session {
 
     async fn import(&self) -> anyhow::Result<()> {
         let log = open_for_writing(&self.log, &self.data_dir).await?;
-        let there = self.fetch_all().await?;
+        let there = fetch_all(&self.api).await?;
         let tally = self.take_in(&log, there).await?;
         say(format_args!("imported     {}", tally.done));
         say(format_args!("unchanged    {}", tally.unchanged));
@@ -138,7 +144,7 @@ impl Session {
         // Before anything is asked of Clerk: both ways need both ends.
         let log =
             if dry_run { None } else { Some(open_for_writing(&self.log, &self.data_dir).await?) };
-        let mut there = self.fetch_all().await?;
+        let mut there = fetch_all(&self.api).await?;
         let mut here = read_users(&self.log, &self.data_dir).await?;
         let newer: Vec<_> =
             there.keys().filter(|id| here.lacks(id, &there[*id])).cloned().collect();
@@ -166,7 +172,11 @@ impl Session {
         }
         let count = differing.len();
         if !dry_run {
-            failures.failed += self.push(differing.into_iter(), false).await?.failed;
+            let pushed = self.push(differing.into_iter(), false).await?;
+            failures.failed += pushed.failed;
+            if pushed.newer > 0 {
+                say(format_args!("{} not pushed, being newer there by now", pushed.newer));
+            }
         }
         say(format_args!(
             "{} newer there, {} missing there, {count} differing",
@@ -176,48 +186,30 @@ impl Session {
         failures.settle("could not be reconciled")
     }
 
-    /// All users of Clerk, page by page until one is empty.
-    async fn fetch_all(&self) -> anyhow::Result<There> {
-        let bar = ProgressBar::new_spinner().with_message("users fetched from Clerk");
-        let (mut there, mut offset) = (There::new(), 0);
-        loop {
-            let page = self.api.users(offset).await.context("listing the users of Clerk")?;
-            if page.is_empty() {
-                bar.finish_and_clear();
-                return Ok(there);
-            }
-            offset += page.len();
-            for user in page {
-                match UserId::try_from(user.id.clone()) {
-                    Ok(id) => drop(there.insert(id, user)),
-                    Err(error) => bail!("Clerk lists the user {:?}: {error}", user.id),
-                }
-            }
-            bar.set_position(there.len() as u64);
-            bar.tick();
-        }
-    }
-
     /// What webhooks about these users would have done.
     async fn take_in(&self, log: &Arc<dyn EventLog>, users: There) -> anyhow::Result<Tally> {
         let bar = bar("import", users.len())?;
         let now = self.clock.now();
-        let taking = users.into_iter().map(|(id, user)| async move {
-            let command = translate::command(Delivery::UserCreatedOrUpdated(user), now);
-            let Ok(Some(Command::User(_, command))) = command else {
-                return (id, Err("it cannot be understood".to_owned()));
-            };
-            let stream = domain::stream::<User>(&id);
-            let (log, clock) = (Arc::clone(log), self.clock.clone());
-            let mut entity = Entity::<User>::new(log, clock, self.keyring.clone(), stream);
-            let done = entity.execute(&command, &Metadata::by("clerk", Source::Clerk)).await;
-            let changed = done.map(|done| !done.events.is_empty());
-            (id, changed.map_err(|error| error.to_string()))
-        });
+        let taking =
+            users.into_iter().map(|(id, user)| async move {
+                let command = translate::command(Delivery::UserCreatedOrUpdated(user), now);
+                let Ok(Some(Command::User(_, command))) = command else {
+                    return (id, Err("it cannot be understood".to_owned()));
+                };
+                let stream = domain::stream::<User>(&id);
+                let (log, clock) = (Arc::clone(log), self.clock.clone());
+                let mut entity = Entity::<User>::new(log, clock, self.keyring.clone(), stream);
+                let done = entity.execute(&command, &Metadata::by("clerk", Source::Clerk)).await;
+                let outcome = done.map(|done| {
+                    if done.events.is_empty() { Outcome::Unchanged } else { Outcome::Done }
+                });
+                (id, outcome.map_err(|error| error.to_string()))
+            });
         Ok(Tally::of(stream::iter(taking).buffer_unordered(APPENDING), &bar).await)
     }
 
-    /// Makes the metadata of these users at Clerk as it is here.
+    /// Makes the metadata of these users at Clerk as it is here, where Clerk has said nothing since
+    /// that is not known here.
     async fn push<'a>(
         &self,
         users: impl ExactSizeIterator<Item = (&'a UserId, &'a User)>,
@@ -225,17 +217,54 @@ impl Session {
     ) -> anyhow::Result<Tally> {
         let bar = bar("push", users.len())?;
         let pushing = users.map(|(id, user)| async move {
-            let wanted = Wanted::from(user);
-            let parts = wanted.known_parts();
-            let changed = if dry_run {
-                let there = self.api.user(id.as_str()).await;
-                there.map(|there| !wanted.difference(&parts, &there.public_metadata).is_empty())
-            } else {
-                send_difference(&self.api, id, &wanted, &parts).await
-            };
-            (id.clone(), changed.map_err(|error| error.to_string()))
+            let outcome = self.push_one(id, user, dry_run).await;
+            (id.clone(), outcome.map_err(|error| error.to_string()))
         });
         Ok(Tally::of(stream::iter(pushing).buffer_unordered(AT_ONCE), &bar).await)
+    }
+
+    async fn push_one(&self, id: &UserId, user: &User, dry_run: bool) -> Result<Outcome, Error> {
+        let there = self.api.user(id.as_str()).await?;
+        let patch = difference(user, &there);
+        if patch.is_empty() {
+            return Ok(Outcome::Unchanged);
+        }
+        if is_newer(&there, user) {
+            return Ok(Outcome::NewerThere);
+        }
+        if !dry_run {
+            self.api.merge_metadata(id.as_str(), patch).await?;
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+/// All users of Clerk, page by page. Each begins with one that was seen, since whoever is deleted
+/// meanwhile makes all others move up.
+async fn fetch_all(api: &Api) -> anyhow::Result<There> {
+    let bar = ProgressBar::new_spinner().with_message("users fetched from Clerk");
+    let (mut there, mut offset) = (There::new(), 0);
+    loop {
+        let page = api.users(offset).await.context("listing the users of Clerk")?;
+        let first = page.first().and_then(|user| UserId::try_from(user.id.clone()).ok());
+        if offset > 0 && !first.is_some_and(|first| there.contains_key(&first)) {
+            offset = offset.saturating_sub(api::PAGE);
+            continue;
+        }
+        let more = page.len().saturating_sub(1);
+        for user in page {
+            match UserId::try_from(user.id.clone()) {
+                Ok(id) => drop(there.insert(id, user)),
+                Err(error) => bail!("Clerk lists the user {:?}: {error}", user.id),
+            }
+        }
+        bar.set_position(there.len() as u64);
+        bar.tick();
+        if more == 0 {
+            bar.finish_and_clear();
+            return Ok(there);
+        }
+        offset += more;
     }
 }
 
@@ -246,20 +275,35 @@ impl Here {
         self.users.iter().filter(move |(_, user)| living(user.standing))
     }
 
-    /// Whether Clerk's word on a user is newer than what is known here.
+    /// Whether Clerk knows of a user what is not known here.
     fn lacks(&self, id: &UserId, there: &payload::User) -> bool {
         let Some(user) = self.users.get(id) else { return true };
-        let newer = |known| there.updated_at.is_none_or(|updated_at| updated_at > known);
-        user.standing != Standing::Deleted && user.synced_at.is_none_or(newer)
+        user.standing != Standing::Deleted && is_newer(there, user)
     }
 }
 
+/// Whether Clerk's word on a user is newer than the last that is known here.
+fn is_newer(there: &payload::User, user: &User) -> bool {
+    let newer = |known| there.updated_at.is_none_or(|updated_at| updated_at > known);
+    user.synced_at.is_none_or(newer)
+}
+
+/// What makes the metadata there as it is here.
+fn difference(user: &User, there: &payload::User) -> Map<String, Value> {
+    let (wanted, there) = (Wanted::from(user), &there.public_metadata);
+    wanted.difference(&wanted.known_parts(there), there)
+}
+
 fn differs(user: &User, there: Option<&payload::User>) -> bool {
-    let wanted = Wanted::from(user);
-    let difference =
-        |there: &payload::User| wanted.difference(&wanted.known_parts(), &there.public_metadata);
     user.standing == Standing::Registered
-        && there.is_some_and(|there| !difference(there).is_empty())
+        && there.is_some_and(|there| !difference(user, there).is_empty())
+}
+
+enum Outcome {
+    Done,
+    Unchanged,
+    /// Left alone, for that is not known here yet.
+    NewerThere,
 }
 
 /// How it went.
@@ -267,21 +311,23 @@ fn differs(user: &User, there: Option<&payload::User>) -> bool {
 struct Tally {
     done: usize,
     unchanged: usize,
+    newer: usize,
     failed: usize,
 }
 
 impl Tally {
     /// Counts what comes, with a line on stderr for each failure.
     async fn of(
-        outcomes: impl Stream<Item = (UserId, Result<bool, String>)>,
+        outcomes: impl Stream<Item = (UserId, Result<Outcome, String>)>,
         bar: &ProgressBar,
     ) -> Self {
         let mut tally = Self::default();
         let mut outcomes = std::pin::pin!(outcomes);
         while let Some((id, outcome)) = outcomes.next().await {
             match outcome {
-                Ok(true) => tally.done += 1,
-                Ok(false) => tally.unchanged += 1,
+                Ok(Outcome::Done) => tally.done += 1,
+                Ok(Outcome::Unchanged) => tally.unchanged += 1,
+                Ok(Outcome::NewerThere) => tally.newer += 1,
                 Err(error) => {
                     tally.failed += 1;
                     bar.suspend(|| eprintln!("{id}: {error}"));
@@ -335,5 +381,56 @@ async fn open_for_writing(log: &str, data_dir: &Path) -> anyhow::Result<Arc<dyn 
             data_dir.display()
         ),
         opened => opened.context("opening the log"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use serde_json::json;
+
+    use super::*;
+    use crate::clerk::api::{Answer, Request, Transport};
+
+    /// Lists three users at a time, and loses some when it is asked for the `n`-th page.
+    struct Shrinking(Mutex<(Vec<u32>, usize)>, usize, fn(&mut Vec<u32>));
+
+    #[async_trait]
+    impl Transport for Shrinking {
+        async fn send(&self, request: Request) -> Result<Answer, String> {
+            let mut state = self.0.lock().unwrap();
+            let (users, asked) = &mut *state;
+            *asked += 1;
+            if *asked == self.1 {
+                self.2(users);
+            }
+            let mut query = request.url.query_pairs();
+            let offset = query.find(|(name, _)| name == "offset").unwrap().1.parse().unwrap();
+            let page = users.iter().skip(offset).take(3);
+            let page: Vec<_> = page.map(|n| json!({ "id": format!("user_{n}") })).collect();
+            Ok(Answer { status: 200, retry_after: None, body: json!(page).to_string().into() })
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_passed_over_while_others_are_deleted_or_sign_up() {
+        let losses: [(fn(&mut Vec<u32>), usize); 4] = [
+            (|users| users.retain(|n| *n > 1), 2),
+            (|users| users.retain(|n| *n > 4), 4),
+            (|users| users.retain(|n| *n > 5), 3),
+            (|users| users.splice(0..0, 10..15).for_each(drop), 2),
+        ];
+        for (change, when) in losses {
+            let clerk = Shrinking(Mutex::new(((0..7).collect(), 0)), when, change);
+            let base = "https://api.clerk.test/".parse().unwrap();
+            let api = Api::over(Box::new(clerk), base, Arc::new(|| 0), || 0.5);
+            let there = fetch_all(&api).await.unwrap();
+            for n in 0..7 {
+                let id = UserId::try_from(format!("user_{n}")).unwrap();
+                assert!(there.contains_key(&id) || n < 6, "{n} of {:?}", there.keys());
+            }
+        }
     }
 }

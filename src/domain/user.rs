@@ -16,8 +16,10 @@ use super::Aggregate;
 use super::ids::UserId;
 use super::text::{Personal, Visit};
 
+pub use access::{Access, AccessChange, Right};
 pub use memberships::{Assignment, Membership, MembershipState, Placement};
 
+mod access;
 mod memberships;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -47,6 +49,10 @@ pub enum Event {
         /// When it was decided here; absent when Clerk told it, and in older events.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         decided_at: Option<DateTime<Utc>>,
+        /// Which rights were decided, changed or not. Absent when Clerk told it, and in older
+        /// events: there those that changed, or all of them if none did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decided: Option<BTreeSet<Right>>,
     },
     #[serde(rename = "user.attributes_changed.v1")]
     AttributesChanged {
@@ -75,7 +81,12 @@ pub enum Event {
     #[serde(rename = "user.organization_left.v1")]
     OrganizationLeft { membership_id: String, organization_id: String },
     #[serde(rename = "user.onboarding_progressed.v1")]
-    OnboardingProgressed { onboarding: Onboarding },
+    OnboardingProgressed {
+        onboarding: Onboarding,
+        /// When the user told it here; absent when Clerk or a token did, and in older events.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decided_at: Option<DateTime<Utc>>,
+    },
     #[serde(rename = "user.banned.v1")]
     Banned {},
     #[serde(rename = "user.unbanned.v1")]
@@ -100,25 +111,6 @@ pub struct Profile {
     pub image_url: Option<Personal<String>>,
 }
 
-/// What the user may do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Access {
-    pub role: String,
-    #[serde(default)]
-    pub permissions: BTreeSet<String>,
-    pub subscription_tier: String,
-}
-
-impl Default for Access {
-    fn default() -> Self {
-        Self {
-            role: "user".to_owned(),
-            permissions: BTreeSet::new(),
-            subscription_tier: "standard".to_owned(),
-        }
-    }
-}
-
 /// What Clerk last said of a user's rights. Kept beside [`Access`], which an administrator may have
 /// set since: only a change of Clerk's own word overrules that, and a key that Clerk no longer has
 /// is a right taken away.
@@ -134,6 +126,8 @@ pub struct Told {
     pub user_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feature_flags: Option<BTreeMap<String, bool>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onboarding: Option<Onboarding>,
 }
 
 impl Told {
@@ -152,6 +146,10 @@ pub struct Onboarding {
 impl Onboarding {
     /// Steps where nobody names a total (seed `marketplace-session-token`).
     pub const DEFAULT_STEPS: u32 = 8;
+
+    pub fn is_completed(&self) -> bool {
+        self.status == OnboardingStatus::Completed
+    }
 }
 
 #[derive(
@@ -197,26 +195,6 @@ pub struct Claims {
 impl From<Snapshot> for Claims {
     fn from(snapshot: Snapshot) -> Self {
         Self { snapshot, ..Self::default() }
-    }
-}
-
-/// What becomes of a user's access; what is absent stays as it is.
-#[derive(Debug, Clone, Default)]
-pub struct AccessChange {
-    pub role: Option<String>,
-    pub permissions: Option<BTreeSet<String>>,
-    pub subscription_tier: Option<String>,
-}
-
-impl AccessChange {
-    fn of(&self, present: &Access) -> Access {
-        let Self { role, permissions, subscription_tier } = self.clone();
-        Access {
-            role: role.unwrap_or_else(|| present.role.clone()),
-            permissions: permissions.unwrap_or_else(|| present.permissions.clone()),
-            subscription_tier: subscription_tier
-                .unwrap_or_else(|| present.subscription_tier.clone()),
-        }
     }
 }
 
@@ -279,6 +257,17 @@ pub struct Decided {
     pub subscription_tier: Option<DateTime<Utc>>,
     pub user_type: Option<DateTime<Utc>>,
     pub flags: Option<DateTime<Utc>>,
+    pub onboarding: Option<DateTime<Utc>>,
+}
+
+impl Decided {
+    fn of(&mut self, right: Right) -> &mut Option<DateTime<Utc>> {
+        match right {
+            Right::Role => &mut self.role,
+            Right::Permissions => &mut self.permissions,
+            Right::SubscriptionTier => &mut self.subscription_tier,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -314,12 +303,15 @@ impl Aggregate for User {
             }
             Command::SetAccess(change) => {
                 // Recorded even when equal: it overrules tokens from before.
-                let (access, decided_at) = (change.of(&self.access), Some(now));
-                self.known().map(|()| vec![Event::AccessChanged { access, decided_at }])
+                let (access, decided) = (change.of(&self.access), Some(change.rights()));
+                let event = Event::AccessChanged { access, decided_at: Some(now), decided };
+                self.known().map(|()| vec![event])
             }
             Command::SetFlags(flags) => self.known().map(|()| self.flags_to(flags, Some(now))),
             Command::Place(placement) => self.known().map(|()| self.place(placement, now)),
-            Command::Onboard(onboarding) => self.known().map(|()| self.onboard(onboarding)),
+            Command::Onboard(onboarding) => {
+                self.known().map(|()| self.onboard(onboarding, Some(now)))
+            }
             Command::Delete => Ok(vec![Event::Deleted {}]),
         }
     }
@@ -338,18 +330,10 @@ impl Aggregate for User {
                 self.told = told.clone();
                 self.synced_at = Some(*source_updated_at);
             }
-            Event::AccessChanged { access, decided_at } => {
-                // A decision on one of them is none on the others; one that changes nothing confirms
-                // them all.
-                let confirms = decided_at.is_some() && *access == self.access;
-                if confirms || access.role != self.access.role {
-                    self.decided.role = *decided_at;
-                }
-                if confirms || access.permissions != self.access.permissions {
-                    self.decided.permissions = *decided_at;
-                }
-                if confirms || access.subscription_tier != self.access.subscription_tier {
-                    self.decided.subscription_tier = *decided_at;
+            Event::AccessChanged { access, decided_at, decided } => {
+                let here = decided_at.is_some();
+                for right in self.access.settled_by(access, here, decided.as_ref()) {
+                    *self.decided.of(right) = *decided_at;
                 }
                 self.access = access.clone();
             }
@@ -385,8 +369,9 @@ impl Aggregate for User {
             Event::OrganizationLeft { membership_id, .. } => {
                 self.memberships.insert(membership_id.clone(), MembershipState::Left);
             }
-            Event::OnboardingProgressed { onboarding } => {
+            Event::OnboardingProgressed { onboarding, decided_at } => {
                 self.onboarding = Some(onboarding.clone());
+                self.decided.onboarding = decided_at.or(self.decided.onboarding);
             }
             Event::Banned {} => self.banned = true,
             Event::Unbanned {} => self.banned = false,
@@ -478,8 +463,7 @@ impl User {
                 source_updated_at: claims.issued_at,
             }));
         }
-        let onboarding = claims.onboarding.clone();
-        events.extend(onboarding.map(|onboarding| Event::OnboardingProgressed { onboarding }));
+        events.extend(claims.onboarding.iter().flat_map(|told| self.onboard(told, None)));
         events
     }
 
@@ -511,28 +495,41 @@ impl User {
     /// What the metadata, as it was at `as_of`, says otherwise than when it was last heard.
     fn differences(&self, now: &Told, as_of: Option<DateTime<Utc>>) -> Vec<Event> {
         let (before, known, none) = (&self.told, &self.access, Access::default());
-        let newer = |decided_at: Option<DateTime<Utc>>| decided_at.is_none() || decided_at < as_of;
+        // Before Clerk's first word only a token has spoken, perhaps with a default of its template:
+        // that Clerk does not name what was decided here takes nothing away then.
+        let heard = |decided_at: Option<DateTime<Utc>>, named: bool| {
+            decided_at.is_none() || decided_at < as_of && (named || self.synced_at.is_some())
+        };
         let mut access = known.clone();
-        if newer(self.decided.role) {
+        if heard(self.decided.role, now.role.is_some()) {
             access.role = told(&before.role, &now.role, &known.role, none.role);
         }
-        if newer(self.decided.permissions) {
+        if heard(self.decided.permissions, now.permissions.is_some()) {
             let (before, now) = (&before.permissions, &now.permissions);
             access.permissions = told(before, now, &known.permissions, none.permissions);
         }
-        if newer(self.decided.subscription_tier) {
+        if heard(self.decided.subscription_tier, now.subscription_tier.is_some()) {
             let (before, now) = (&before.subscription_tier, &now.subscription_tier);
             access.subscription_tier =
                 told(before, now, &known.subscription_tier, none.subscription_tier);
         }
         let mut events = self.access_to(access);
-        if before.user_type != now.user_type && newer(self.decided.user_type) {
+        let named = now.user_type.is_some();
+        if before.user_type != now.user_type && heard(self.decided.user_type, named) {
             events.extend(self.user_type_to(now.user_type.as_ref(), None));
         }
-        if newer(self.decided.flags) {
+        if heard(self.decided.flags, now.feature_flags.is_some()) {
             let (before, now) = (&before.feature_flags, &now.feature_flags);
             let flags = told(before, now, &self.feature_flags, BTreeMap::new());
             events.extend(self.flags_to(&flags, None));
+        }
+        if let Some(told) = &now.onboarding
+            && before.onboarding != now.onboarding
+            && heard(self.decided.onboarding, true)
+            // Nobody knows how old a first word is.
+            && (before.onboarding.is_some() || !self.has_completed_onboarding())
+        {
+            events.extend(self.onboard(told, None));
         }
         events
     }
@@ -541,7 +538,7 @@ impl User {
         if access == self.access {
             return vec![];
         }
-        vec![Event::AccessChanged { access, decided_at: None }]
+        vec![Event::AccessChanged { access, decided_at: None, decided: None }]
     }
 
     fn user_type_to(
@@ -566,18 +563,29 @@ impl User {
         vec![Event::FlagsChanged { feature_flags: feature_flags.clone(), decided_at }]
     }
 
-    fn onboard(&self, onboarding: &Onboarding) -> Vec<Event> {
+    fn has_completed_onboarding(&self) -> bool {
+        self.onboarding.as_ref().is_some_and(Onboarding::is_completed)
+    }
+
+    fn onboard(&self, onboarding: &Onboarding, decided_at: Option<DateTime<Utc>>) -> Vec<Event> {
         if self.onboarding.as_ref() == Some(onboarding) {
             return vec![];
         }
-        vec![Event::OnboardingProgressed { onboarding: onboarding.clone() }]
+        vec![Event::OnboardingProgressed { onboarding: onboarding.clone(), decided_at }]
     }
 }
 
 /// One right after Clerk's word went from `before` to `now`: `known`, which may be an
-/// administrator's decision, stands for as long as Clerk says the same.
-fn told<T: Clone + PartialEq>(before: &Option<T>, now: &Option<T>, known: &T, none: T) -> T {
-    if before == now { known.clone() } else { now.clone().unwrap_or(none) }
+/// administrator's decision, stands for as long as Clerk says the same. A list that is empty says no
+/// more than one that is absent.
+fn told<T: Clone + Default + PartialEq>(
+    before: &Option<T>,
+    now: &Option<T>,
+    known: &T,
+    none: T,
+) -> T {
+    let said = |word: &Option<T>| word.clone().unwrap_or_default();
+    if said(before) == said(now) { known.clone() } else { now.clone().unwrap_or(none) }
 }
 
 #[cfg(test)]

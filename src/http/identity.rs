@@ -21,7 +21,7 @@ use crate::clerk::translate::claims;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
 use crate::domain::text::Personal;
-use crate::domain::user::{self, Claims, Profile, Snapshot, Told};
+use crate::domain::user::{self, Claims, Profile, Right, Snapshot, Told};
 use crate::views::{SessionStanding, UserAccess};
 
 /// A token this close to its end is worth renewing (seed, `refreshThreshold`).
@@ -275,12 +275,12 @@ fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>
     // The issuer's clock may run ahead of whoever told us of the change.
     let newer = |at: DateTime<Utc>| token.issued_at > at.timestamp() + CLOCK_SKEW_S;
     let newer = access.access_changed_at.is_none_or(newer);
-    let here = access.decided_here;
-    let role = token.role.clone().filter(|_| newer && !here.role);
+    let open = |right| newer && !access.decided_here.contains(&right);
+    let role = token.role.clone().filter(|_| open(Right::Role));
     let role = role.unwrap_or_else(|| access.role.clone());
-    let tier = token.tier.clone().filter(|_| newer && !here.subscription_tier);
+    let tier = token.tier.clone().filter(|_| open(Right::SubscriptionTier));
     let tier = tier.unwrap_or_else(|| access.subscription_tier.clone());
-    let permissions = if newer && !here.permissions && !token.permissions.is_empty() {
+    let permissions = if open(Right::Permissions) && !token.permissions.is_empty() {
         token.permissions.iter().cloned().collect()
     } else {
         access.permissions.iter().cloned().collect()

@@ -23,7 +23,7 @@ use crate::domain::session::{EndReason, Event as SessionEvent};
 use crate::domain::text::Personal;
 use crate::domain::tier::Caps;
 use crate::domain::user::{
-    Access, Event as UserEvent, Membership, Onboarding, OnboardingStatus, Profile, Told,
+    Access, Event as UserEvent, Membership, Onboarding, OnboardingStatus, Profile, Right, Told,
 };
 
 fn at(second: i64) -> DateTime<Utc> {
@@ -76,7 +76,7 @@ fn joined(role: &str) -> UserEvent {
 
 fn admin() -> UserEvent {
     let access = Access { role: "admin".to_owned(), ..Access::default() };
-    UserEvent::AccessChanged { access, decided_at: None }
+    UserEvent::AccessChanged { access, decided_at: None, decided: None }
 }
 
 fn started(owner: &str, second: i64) -> SessionEvent {
@@ -258,7 +258,7 @@ fn history() -> Vec<Entity> {
                 decided_at: None,
             },
         ),
-        user("ada", UserEvent::OnboardingProgressed { onboarding }),
+        user("ada", UserEvent::OnboardingProgressed { onboarding, decided_at: None }),
         session("s1", SessionEvent::Active { user_id: user_id("ada"), at: at(70) }),
         job(1, requested("ada")),
         job(2, requested("bob")),

@@ -14,7 +14,7 @@ use super::page::{Cursor, Page, before, one_more};
 use super::{Change, Error, Views, files, jobs, sessions, tallies};
 use crate::domain::ids::UserId;
 use crate::domain::text::Personal;
-use crate::domain::user::{Access, Event, Membership, Onboarding, Profile};
+use crate::domain::user::{Access, Event, Membership, Onboarding, Profile, Right};
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE users (
@@ -112,28 +112,9 @@ pub struct UserAccess {
     /// When that was, or up to when Clerk's word is known if that is later: a token issued earlier
     /// does not know of it.
     pub access_changed_at: Option<DateTime<Utc>>,
-    pub decided_here: DecidedHere,
-}
-
-/// Which rights were last set by an administrator here, and not told by Clerk since: no token
-/// knows better.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DecidedHere {
-    pub role: bool,
-    pub permissions: bool,
-    pub subscription_tier: bool,
-}
-
-impl DecidedHere {
-    fn bits(self) -> i64 {
-        i64::from(self.role)
-            | i64::from(self.permissions) << 1
-            | i64::from(self.subscription_tier) << 2
-    }
-
-    fn of_bits(bits: i64) -> Self {
-        Self { role: bits & 1 != 0, permissions: bits & 2 != 0, subscription_tier: bits & 4 != 0 }
-    }
+    /// Which rights were last set by an administrator here, and not told by Clerk since: no token
+    /// knows better.
+    pub decided_here: BTreeSet<Right>,
 }
 
 impl Views {
@@ -188,7 +169,7 @@ pub(super) struct User {
     position: Option<u64>,
     access_position: u64,
     access_changed_at: Option<DateTime<Utc>>,
-    decided_here: DecidedHere,
+    decided_here: BTreeSet<Right>,
 }
 
 impl Batch<'_> {
@@ -284,7 +265,7 @@ impl User {
             position: None,
             access_position: 0,
             access_changed_at: None,
-            decided_here: DecidedHere::default(),
+            decided_here: BTreeSet::new(),
         }
     }
 
@@ -308,6 +289,11 @@ impl User {
                 row.created_at = time;
                 row.set_profile(profile);
                 self.position = Some(position);
+                if *provisional {
+                    // What the token claims is known then, even where it claims nothing: no
+                    // `AccessChanged` says so, and an older token may still name more.
+                    self.access_changed_at = self.access_changed_at.max(Some(time));
+                }
             }
             Event::ProfileChanged { profile, source_updated_at, .. } => {
                 row.provisional = false;
@@ -316,23 +302,13 @@ impl User {
                 // before, in a delivery that never came or comes late.
                 self.access_changed_at = self.access_changed_at.max(Some(*source_updated_at));
             }
-            Event::AccessChanged { access, decided_at } => {
+            Event::AccessChanged { access, decided_at, decided } => {
                 let here = decided_at.is_some();
-                let changed = DecidedHere {
-                    role: row.role != access.role,
-                    permissions: row.permissions != access.permissions,
-                    subscription_tier: row.subscription_tier != access.subscription_tier,
-                };
-                // One that changes nothing confirms them all.
-                let all = here && changed == DecidedHere::default();
-                let decided = &mut self.decided_here;
-                for (field, changed) in [
-                    (&mut decided.role, changed.role),
-                    (&mut decided.permissions, changed.permissions),
-                    (&mut decided.subscription_tier, changed.subscription_tier),
-                ] {
-                    if changed || all {
-                        *field = here;
+                for right in row.access().settled_by(access, here, decided.as_ref()) {
+                    if here {
+                        self.decided_here.insert(right);
+                    } else {
+                        self.decided_here.remove(&right);
                     }
                 }
                 row.role.clone_from(&access.role);
@@ -369,7 +345,7 @@ impl User {
             Event::OrganizationLeft { membership_id, .. } => {
                 row.organizations.retain(|known| known.membership_id != *membership_id);
             }
-            Event::OnboardingProgressed { onboarding } => {
+            Event::OnboardingProgressed { onboarding, .. } => {
                 row.onboarding = Some(onboarding.clone());
             }
             Event::Banned {} => row.banned = true,
@@ -406,12 +382,29 @@ impl User {
             feature_flags: row.feature_flags.clone(),
             access_position: self.access_position,
             access_changed_at: self.access_changed_at,
-            decided_here: self.decided_here,
+            decided_here: self.decided_here.clone(),
         }
     }
 }
 
+/// Rights as a column holds them: a bit for each, in their order.
+fn bits_of(rights: &BTreeSet<Right>) -> i64 {
+    rights.iter().map(|right| 1 << *right as i64).sum()
+}
+
+fn rights_of(bits: i64) -> BTreeSet<Right> {
+    Right::ALL.into_iter().filter(|right| bits >> *right as i64 & 1 == 1).collect()
+}
+
 impl UserRow {
+    pub fn access(&self) -> Access {
+        Access {
+            role: self.role.clone(),
+            permissions: self.permissions.clone(),
+            subscription_tier: self.subscription_tier.clone(),
+        }
+    }
+
     fn set_profile(&mut self, profile: &Profile) {
         let clear = |field: &Option<Personal<String>>| field.as_ref()?.known().cloned();
         self.email = clear(&profile.email);
@@ -463,7 +456,7 @@ impl Record for User {
             Time(row.updated_at),
             int(self.access_position),
             self.access_changed_at.map(Time),
-            self.decided_here.bits(),
+            bits_of(&self.decided_here),
         ])?;
         Ok(())
     }
@@ -499,6 +492,6 @@ fn user(row: &Row<'_>) -> rusqlite::Result<User> {
         position: row.get::<_, Option<i64>>(1)?.map(unsigned),
         access_position: unsigned(row.get(19)?),
         access_changed_at: row.get::<_, Option<Time>>(20)?.map(|at| at.0),
-        decided_here: DecidedHere::of_bits(row.get(21)?),
+        decided_here: rights_of(row.get(21)?),
     })
 }

@@ -65,6 +65,13 @@ impl Instance {
         self.users.get_mut(id).expect("it is there")["public_metadata"] = public_metadata;
     }
 
+    /// As somebody at Clerk does it.
+    pub fn change(&mut self, id: &str, public_metadata: Value) {
+        self.set_metadata(id, public_metadata);
+        let updated_at = &mut self.users.get_mut(id).expect("it is there")["updated_at"];
+        *updated_at = json!(updated_at.as_i64().unwrap() + 1000);
+    }
+
     pub fn forget(&mut self, id: &str) {
         self.users.remove(id);
     }

@@ -55,9 +55,18 @@ async fn what_an_administrator_decides_is_pushed_and_its_echo_changes_nothing() 
     let access = json!({ "role": "editor", "permissions": ["b", "a"] });
     put(&server, "admin/users/user_ada/access", access).await;
     backend.until(|clerk| clerk.metadata("user_ada")["role"] == "editor").await;
-    let body = json!({ "public_metadata": {
-        "role": "editor", "permissions": ["a", "b"], "subscription_tier": "standard" } });
+    let body = json!({ "public_metadata": { "role": "editor", "permissions": ["a", "b"] } });
     assert_eq!(backend.instance().requests("PATCH", "/user_ada/metadata")[0].body, body);
+
+    // Clerk takes the role away meanwhile, which is not heard of here.
+    let demoted = json!({ "role": "user", "permissions": ["a", "b"], "theirs": { "x": 1 } });
+    backend.instance().set_metadata("user_ada", demoted);
+    put(&server, "admin/users/user_ada/access", json!({ "subscription_tier": "premium" })).await;
+    let premium = |clerk: &Instance| clerk.metadata("user_ada")["subscription_tier"] == "premium";
+    backend.until(premium).await;
+    assert_eq!(backend.instance().metadata("user_ada")["role"], "user");
+    put(&server, "admin/users/user_ada/access", json!({ "role": "editor" })).await;
+    backend.until(|clerk| clerk.metadata("user_ada")["role"] == "editor").await;
 
     set_flag(&server, "user_ada").await;
     backend.until(|clerk| has_flag(clerk, "user_ada")).await;
@@ -82,7 +91,7 @@ async fn what_an_administrator_decides_is_pushed_and_its_echo_changes_nothing() 
 #[tokio::test]
 async fn what_clerk_or_a_token_says_is_not_pushed_back() {
     let backend = Backend::start();
-    for id in ["user_ada", "user_bob", "user_carol"] {
+    for id in ["user_ada", "user_bob", "user_carol", "user_dora"] {
         backend.instance().add(id, json!({ "role": "creator" }));
     }
     let server = Server::start(setup(&backend));
@@ -90,6 +99,17 @@ async fn what_clerk_or_a_token_says_is_not_pushed_back() {
     tell(&server, &backend, "user_carol").await;
     let mut stale = claims("user_bob");
     stale["role"] = json!("old");
+    ask(server.request(Method::GET, "me").bearer_auth(signed(&stale))).await.data(200);
+    // Of this one a membership was heard before the token.
+    let membership = json!({
+        "id": "orgmem_1", "object": "organization_membership", "role": "org:member",
+        "organization": { "id": "org_1", "name": "Acme", "slug": "acme" },
+        "public_user_data": { "user_id": "user_dora" },
+    });
+    server.deliver("organizationMembership.deleted", &membership).await.data(200);
+    let mut stale = claims("user_dora");
+    stale["permissions"] = json!(["videos:write"]);
+    stale["onboarding"] = json!({ "status": "completed" });
     ask(server.request(Method::GET, "me").bearer_auth(signed(&stale))).await.data(200);
     // It comes last in the log, so whatever was to be pushed before it has been.
     set_flag(&server, "user_carol").await;
@@ -218,6 +238,29 @@ async fn all_users_are_pushed_ten_at_once_with_a_line_for_each_failure() {
 
     let again = setup.run(data.path(), &["clerk", "sync"]);
     assert_eq!((count(&again, "pushed"), count(&again, "unchanged")), (0, USERS - 1));
+}
+
+#[tokio::test]
+async fn what_clerk_changed_while_nobody_listened_is_not_put_back_but_loaded() {
+    let backend = Backend::start();
+    for id in ["user_kept", "user_demoted"] {
+        backend.instance().add(id, json!({ "role": "admin" }));
+    }
+    let (data, setup) = (TempDir::new().unwrap(), setup(&backend));
+    assert!(setup.run(data.path(), &["clerk", "import"]).status.success());
+    backend.instance().change("user_demoted", json!({ "role": "user" }));
+
+    for arguments in [&["clerk", "sync", "--dry-run"][..], &["clerk", "sync"]] {
+        let pushed = setup.run(data.path(), arguments);
+        assert_eq!((pushed.status.code(), count(&pushed, "newer there")), (Some(0), 1));
+    }
+    assert_eq!(backend.instance().metadata("user_kept")["subscription_tier"], "standard");
+    assert_eq!(*backend.instance().metadata("user_demoted"), json!({ "role": "user" }));
+
+    assert!(setup.run(data.path(), &["clerk", "reconcile"]).status.success());
+    let whole = json!({ "role": "user", "permissions": [], "subscription_tier": "standard",
+        "featureFlags": {} });
+    assert_eq!(*backend.instance().metadata("user_demoted"), whole);
 }
 
 #[tokio::test]

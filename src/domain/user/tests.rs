@@ -252,11 +252,88 @@ fn what_is_decided_here_is_undone_only_by_a_newer_word_of_clerk() {
         let provision = (1, Command::Provision(says("first").into()));
         check(&[provision.clone(), decided.clone(), (11, sync(7, "first"))], "ours");
         check(&[provision.clone(), decided.clone(), (13, sync(12, "first"))], "ours");
-        check(&[provision, decided.clone(), (13, sync(12, "theirs"))], "theirs");
+        check(&[provision.clone(), decided.clone(), (13, sync(12, "theirs"))], "theirs");
+        // Nor does one that says nothing, be it that the token had a default of its template.
+        let silent = |second| Command::Sync {
+            snapshot: Snapshot { told: Told::default(), ..snapshot("", "") },
+            source_updated_at: at(second),
+        };
+        check(&[provision, decided.clone(), (13, silent(12))], "ours");
         // The echo of what was decided makes it Clerk's own word, which a later one changes back.
         let echo = (13, sync(12, "ours"));
         check(&[known, decided, echo, (15, sync(14, "first"))], "first");
     }
+}
+
+#[test]
+fn a_list_that_is_empty_says_no_more_than_an_absent_one() {
+    let empty = || Told {
+        permissions: Some(BTreeSet::new()),
+        feature_flags: Some(BTreeMap::new()),
+        ..Told::default()
+    };
+    let says = |told: Told| Snapshot { told, ..snapshot("", "") };
+    let sync = |second, told| Command::Sync { snapshot: says(told), source_updated_at: at(second) };
+    let permissions = Some(BTreeSet::from(["videos:delete".to_owned()]));
+    let decided = [
+        (10, Command::SetAccess(AccessChange { permissions, ..AccessChange::default() })),
+        (10, Command::SetFlags([("beta".to_owned(), true)].into())),
+    ];
+    for (known, later) in [
+        (Command::Provision(says(empty()).into()), Told::default()),
+        (sync(1, empty()), Told::default()),
+        (sync(1, Told::default()), empty()),
+    ] {
+        let user = after(&[&[(1, known)], &decided[..], &[(13, sync(12, later))]].concat());
+        assert_eq!((user.access.permissions.len(), user.feature_flags.len()), (1, 1));
+    }
+}
+
+#[test]
+fn what_an_administrator_names_is_decided_even_where_it_was_so() {
+    let whole = Command::SetAccess(AccessChange {
+        role: Some("user".to_owned()),
+        permissions: Some(BTreeSet::new()),
+        subscription_tier: Some("premium".to_owned()),
+    });
+    let life = [(1, sync(1, "a@x", "user")), (10, whole), (11, sync(7, "a@x", "admin"))];
+    assert_eq!(after(&life).access.role, "user");
+    // The same without the names, as it was stored before there were any.
+    let mut user = after(&life[..1]);
+    let mut events = user.decide(&life[1].1, at(10)).unwrap();
+    let Some(Event::AccessChanged { decided, .. }) = events.first_mut() else { panic!() };
+    *decided = None;
+    user.evolve(&events[0]);
+    assert_eq!(user.decided.role, None);
+    assert_eq!(user.decided.subscription_tier, Some(at(10)));
+}
+
+#[test]
+fn clerks_word_on_the_onboarding_is_heard_like_any_other() {
+    use OnboardingStatus::{Completed, InProgress};
+    let progress = |step, status| Onboarding { step, total_steps: 8, status };
+    let here = |step, status| Command::Onboard(progress(step, status));
+    let says = |second, onboarding| Command::Sync {
+        snapshot: Snapshot { told: Told { onboarding, ..Told::default() }, ..snapshot("", "") },
+        source_updated_at: at(second),
+    };
+    let check = |steps: &[(i64, Command)], step| {
+        assert_eq!(after(steps).onboarding.map(|it| it.step), Some(step), "{steps:?}");
+    };
+    let done = Some(progress(8, Completed));
+    let begun = Some(progress(1, InProgress));
+    let (known, third) = ((1, says(1, None)), (10, here(3, InProgress)));
+    let then = |later: &[(i64, Command)]| [&[known.clone(), third.clone()], later].concat();
+    check(&then(&[(13, says(12, done.clone()))]), 8);
+    check(&then(&[(13, says(7, done.clone()))]), 3);
+    check(&then(&[(13, says(12, begun.clone())), (15, here(4, InProgress))]), 4);
+    // What it merely repeats, and what is no longer there, is no word.
+    let again = (20, here(2, InProgress));
+    check(&then(&[(13, says(12, done.clone())), again.clone(), (22, says(21, done.clone()))]), 2);
+    check(&then(&[(13, says(12, done.clone())), (22, says(21, None))]), 8);
+    // The first may be as old as can be.
+    check(&[known.clone(), (10, here(8, Completed)), (13, says(12, begun.clone()))], 8);
+    check(&[known, (13, says(12, done)), (15, says(14, begun))], 1);
 }
 
 #[test]

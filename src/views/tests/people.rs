@@ -16,6 +16,48 @@ fn a_user_is_what_the_events_made_of_it() {
     assert!(views.user(&user_id("eve")).unwrap().is_none());
 }
 
+fn decided(access: Access, decided: Option<&[Right]>) -> UserEvent {
+    let decided = decided.map(|rights| rights.iter().copied().collect());
+    UserEvent::AccessChanged { access, decided_at: Some(at(50)), decided }
+}
+
+#[test]
+fn what_an_administrator_names_is_decided_here_and_of_older_decisions_what_they_changed() {
+    let premium = || Access { subscription_tier: "premium".to_owned(), ..Access::default() };
+    let [role, permissions, tier] = Right::ALL;
+    let table: [(Vec<UserEvent>, &[Right]); 6] = [
+        (vec![decided(premium(), Some(&Right::ALL))], &Right::ALL),
+        (vec![decided(premium(), Some(&[role, tier]))], &[role, tier]),
+        (vec![decided(premium(), None)], &[tier]),
+        (vec![decided(Access::default(), None)], &Right::ALL),
+        (vec![decided(Access::default(), Some(&[permissions]))], &[permissions]),
+        // Clerk then says otherwise of the role, and of the tier.
+        (vec![decided(premium(), Some(&Right::ALL)), admin()], &[permissions]),
+    ];
+    for (events, here) in table {
+        let events = [&[registered("a")], &events[..]].concat();
+        let views = empty();
+        // One at a time, so that each finds what the one before it wrote.
+        for event in log(events.into_iter().map(|event| user("ada", event)).collect()) {
+            views.apply(&[event]).unwrap();
+        }
+        let found = views.user_standing(&user_id("ada")).unwrap().decided_here.clone();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), here);
+    }
+}
+
+#[test]
+fn what_a_token_claimed_overrules_an_older_token_even_where_it_claimed_nothing() {
+    let changed_at = |event| {
+        let views = after(vec![user("ada", event)]);
+        views.user_standing(&user_id("ada")).unwrap().access_changed_at
+    };
+    assert_eq!(changed_at(registered("a")), Some(at(0)));
+    let (profile, told) = (Box::default(), Told::default());
+    let by_clerk = UserEvent::Registered { profile, provisional: false, told };
+    assert_eq!(changed_at(by_clerk), None);
+}
+
 #[test]
 fn memberships_alone_do_not_make_a_user_known_but_are_kept_for_it() {
     let views = after(vec![user("ada", joined("member"))]);
