@@ -235,7 +235,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     );
     if !system.progress.now().parked.is_empty() {
         // A newer program may understand what this data was parked at.
-        let _ = rebuilds.start(false, &[]);
+        let _ = rebuilds.start(false, &[]).await;
     }
     timekeeper::start(Arc::clone(&system));
     let storekeeper = Storekeeper {
