@@ -35,6 +35,7 @@ pub struct Keys<'a> {
 }
 
 /// What came into the backup.
+#[derive(Debug)]
 pub struct Copied {
     pub parts: Vec<Part>,
     /// How much of what is sealed does not open with the master key.
