@@ -24,7 +24,7 @@ use crate::media::vault::{self, KEY_BYTES, MasterKey, SealingKey, Vault};
 
 /// Where the keys lie in the object store, and where the tombstones.
 pub const KEYS: &str = "keys";
-const TOMBSTONES: &str = "erased";
+pub const TOMBSTONES: &str = "erased";
 /// What is sealed to recognise the master key by, and where it lies.
 pub const MARK: &str = "master-mark";
 /// Unsealed keys kept in memory: some ten megabytes.

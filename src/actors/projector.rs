@@ -180,10 +180,17 @@ impl Projector {
         loop {
             let until = *head.borrow_and_update();
             let mut done = self.catch_up_to(until).await;
-            // Not at every event: it asks the disk.
-            if done.is_ok() && look_at <= Instant::now() {
+            // Not at every event: it asks the disk. Also of views that cannot be written any more,
+            // whose remedy it is.
+            if look_at <= Instant::now() {
                 look_at = Instant::now() + SUCCESSOR_EVERY;
-                done = self.succeed().await;
+                match self.succeed().await {
+                    Ok(true) => {
+                        failures = 0;
+                        continue;
+                    }
+                    succeeded => done = done.and(succeeded.map(drop)),
+                }
             }
             if let Err(error) = done {
                 tracing::error!(%error, "the projection could not go on; trying again");
@@ -233,13 +240,13 @@ impl Projector {
     }
 
     /// Puts the views that another process has built in the place of these, once they have caught
-    /// up.
-    async fn succeed(&self) -> Result<(), Error> {
+    /// up; says whether there were any.
+    async fn succeed(&self) -> Result<bool, Error> {
         let views = self.views.clone();
         // It takes whoever it knows into memory: with many users that is a while.
         let opening = tokio::task::spawn_blocking(move || views.successor()).await;
         let opened = opening.map_err(|error| views::Error::Io(std::io::Error::other(error)))?;
-        let Some(successor) = opened? else { return Ok(()) };
+        let Some(successor) = opened? else { return Ok(false) };
         tracing::info!(position = successor.checkpoint(), "views that were built beside take over");
         loop {
             // No further than these have come: what they have told of, nobody misses.
@@ -255,7 +262,7 @@ impl Projector {
         }
         self.views.replace_with(successor)?;
         self.tell();
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -4,9 +4,11 @@ use chrono::DateTime;
 use uuid::Uuid;
 
 use super::*;
+use crate::actors::rebuild::rebuild;
 use crate::log::{EmbeddedLog, Expected, NewEvent};
 use crate::media::blobs::Blobs;
 use crate::media::vault::MasterKey;
+use crate::views::Building;
 
 async fn write(log: &dyn EventLog, id: u128) {
     let event = NewEvent {
@@ -19,25 +21,54 @@ async fn write(log: &dyn EventLog, id: u128) {
     log.append("user-ada", Expected::Any, vec![event]).await.unwrap();
 }
 
+/// A log with an event, and a read model whose disk does not take it.
+struct Full {
+    dir: tempfile::TempDir,
+    log: Arc<dyn EventLog>,
+    keyring: Keyring,
+    beside: rusqlite::Connection,
+}
+
+impl Full {
+    async fn begin() -> (Self, Views) {
+        let dir = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(&dir.path().join("log")).unwrap());
+        let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+        let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
+        let keyring = Keyring::new(&blobs, MasterKey::kept_in(&dir.path().join("master.key")));
+        let beside = rusqlite::Connection::open(dir.path().join("views.sqlite")).unwrap();
+        let full = "BEFORE UPDATE ON checkpoint BEGIN SELECT RAISE(ABORT, 'full'); END";
+        beside.execute_batch(&format!("CREATE TRIGGER full {full}")).unwrap();
+        write(&*log, 1).await;
+        (Self { dir, log, keyring, beside }, views)
+    }
+
+    fn follow(&self, views: Views) -> Progress {
+        Projector::new(Arc::clone(&self.log), views, self.keyring.clone()).start()
+    }
+}
+
 #[actix::test]
 async fn who_waits_hears_when_nothing_moves_any_more_and_when_it_does_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(&dir.path().join("log")).unwrap());
-    let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
-    let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
-    let keyring = Keyring::new(&blobs, MasterKey::kept_in(&dir.path().join("master.key")));
-    // A disk that does not take what the views are to hold.
-    let beside = rusqlite::Connection::open(dir.path().join("views.sqlite")).unwrap();
-    let full = "BEFORE UPDATE ON checkpoint BEGIN SELECT RAISE(ABORT, 'full'); END";
-    beside.execute_batch(&format!("CREATE TRIGGER full {full}")).unwrap();
-    write(&*log, 1).await;
-
-    let mut progress = Projector::new(Arc::clone(&log), views, keyring).start();
+    let (full, views) = Full::begin().await;
+    let mut progress = full.follow(views);
     assert!(!progress.reached_or_stuck(1).await);
     assert!(progress.now().stands_still);
-    beside.execute_batch("DROP TRIGGER full").unwrap();
+    full.beside.execute_batch("DROP TRIGGER full").unwrap();
     while progress.now().stands_still {
         progress.moved().await;
     }
     assert!(progress.reached_or_stuck(1).await);
+}
+
+#[actix::test]
+async fn views_that_cannot_be_written_any_more_are_replaced_by_those_built_beside_them() {
+    let (full, views) = Full::begin().await;
+    let progress = full.follow(views.clone());
+    assert!(!progress.reached_or_stuck(1).await);
+    let building = Building::beside(&full.dir.path().join("views.sqlite")).unwrap();
+    let built = rebuild(Arc::clone(&full.log), full.keyring.clone(), building, 1, |_| ()).await;
+    drop(built.unwrap().finish_as_current().unwrap());
+    progress.reached(1, None, Duration::from_secs(30)).await.unwrap();
+    assert!(!progress.now().stands_still && !views.is_outdated().unwrap());
 }

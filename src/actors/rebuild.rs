@@ -24,6 +24,10 @@ use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// How long a rebuild waits for what else is being built beside the views, as by a renewal.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a rebuild waits to be taken over: what was appended while it was built comes first.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(600);
+/// How often it looks whether what it built has been taken over, or whether it may begin.
+const LOOK: Duration = Duration::from_millis(100);
 /// Events that are handed on at once.
 const BATCH: usize = if cfg!(test) { 4 } else { 512 };
 /// Pages that are read at a time.
@@ -47,6 +51,63 @@ pub async fn beside(base: &Path) -> Result<Building, views::Error> {
             outcome => return outcome,
         }
     }
+}
+
+/// Waits until whoever reads `views` has put in their place what was built beside them.
+///
+/// # Errors
+/// [`views::Error::NotTakenOver`] when that takes longer than `within`.
+pub async fn taken_over(views: &Views, within: Duration) -> Result<(), views::Error> {
+    let give_up = Instant::now() + within;
+    while views.is_outdated()? {
+        if Instant::now() >= give_up {
+            return Err(views::Error::NotTakenOver);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Why an event is not to be passed over.
+#[derive(Debug, thiserror::Error)]
+pub enum Unskippable {
+    #[error("the log ends at {head}: there is no {position}")]
+    Beyond { position: u64, head: u64 },
+    #[error("the log has no event at {position}")]
+    Nothing { position: u64 },
+    /// It would be applied all the same, and passed over unseen if it became unreadable one day.
+    #[error("the event at {position} can be read: nothing stands still there")]
+    Readable { position: u64 },
+    #[error(transparent)]
+    Unknown(#[from] Error),
+}
+
+/// Whether at each of these positions there is an event that no view can take in, which alone may be
+/// passed over.
+///
+/// # Errors
+/// [`Unskippable`], of the first that is none.
+pub async fn ensure_unreadable(
+    log: &dyn EventLog,
+    keyring: &Keyring,
+    positions: &[u64],
+) -> Result<(), Unskippable> {
+    for &position in positions {
+        let head = *log.head().borrow();
+        if position > head {
+            return Err(Unskippable::Beyond { position, head });
+        }
+        let before = position.saturating_sub(1);
+        let found = projector::next(log, keyring, before, position, 1).await?;
+        match found.first() {
+            Some(found) if found.position == position && found.entity.is_unreadable() => {}
+            Some(found) if found.position == position => {
+                return Err(Unskippable::Readable { position });
+            }
+            _ => return Err(Unskippable::Nothing { position }),
+        }
+    }
+    Ok(())
 }
 
 /// Takes in the log up to `until`; `seen` hears of each position reached. The building is given
@@ -227,14 +288,11 @@ pub enum Refused {
     /// Another one has not ended yet.
     #[error("a rebuild is under way")]
     UnderWay,
-    #[error("the log ends at {head}: there is no {position}")]
-    Beyond { position: u64, head: u64 },
+    #[error(transparent)]
+    Unskippable(#[from] Unskippable),
     #[error("noting what is to be passed over: {0}")]
     Io(#[from] std::io::Error),
 }
-
-/// How often it looks whether what it built has been taken over, or whether it may begin.
-const LOOK: Duration = Duration::from_millis(100);
 
 impl Rebuilds {
     pub fn new(clock: Clock, log: Arc<dyn EventLog>, keyring: Keyring, views: Views) -> Self {
@@ -251,14 +309,15 @@ impl Rebuilds {
     ///
     /// # Errors
     /// [`Refused`]
-    pub fn start(&self, compare: bool, skip: &[u64]) -> Result<Status, Refused> {
+    pub async fn start(&self, compare: bool, skip: &[u64]) -> Result<Status, Refused> {
+        ensure_unreadable(&*self.log, &self.keyring, skip).await?;
+        self.begin(compare, skip)
+    }
+
+    fn begin(&self, compare: bool, skip: &[u64]) -> Result<Status, Refused> {
         let mut last = self.locked();
         if last.as_ref().is_some_and(|last| last.state == State::Running) {
             return Err(Refused::UnderWay);
-        }
-        let head = *self.log.head().borrow();
-        if let Some(&position) = skip.iter().find(|position| **position > head) {
-            return Err(Refused::Beyond { position, head });
         }
         // The lock is held still: what was refused leaves none in force, and nobody else begins.
         if !skip.is_empty() {
@@ -267,7 +326,7 @@ impl Rebuilds {
         let status = Status {
             state: State::Running,
             position: 0,
-            until: head,
+            until: *self.log.head().borrow(),
             started_at: self.clock.now(),
             finished_at: None,
             differences: None,
@@ -296,10 +355,7 @@ impl Rebuilds {
         let (log, keyring) = (Arc::clone(&self.log), self.keyring.clone());
         let built = rebuild(log, keyring, building, until, self.seen()).await?;
         blocking(move || built.finish_as_current().map(drop)).await?;
-        while self.views.is_outdated()? {
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(())
+        Ok(taken_over(&self.views, TAKEN_OVER_WITHIN).await?)
     }
 
     async fn compare(&self) -> Result<(), Error> {

@@ -153,14 +153,18 @@ async fn what_nobody_asks_for_behind_the_end_breaks_nothing() {
 async fn what_does_not_begin_passes_over_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let log = EmbeddedLog::open(&dir.path().join("log.sqlite")).unwrap();
-    let event = NewEvent {
-        id: uuid::Uuid::nil(),
-        kind: "thing.done.v1".to_owned(),
-        time: DateTime::UNIX_EPOCH,
-        data: b"{}".to_vec(),
-        metadata: b"{}".to_vec(),
-    };
-    log.append("thing-1", Expected::NoStream, vec![event]).await.unwrap();
+    for (number, stream, kind) in
+        [(1, "thing-1", "thing.done.v1"), (2, "user-ada", "user.banned.v1")]
+    {
+        let event = NewEvent {
+            id: Uuid::from_u128(number),
+            kind: kind.to_owned(),
+            time: DateTime::UNIX_EPOCH,
+            data: b"{}".to_vec(),
+            metadata: b"{}".to_vec(),
+        };
+        log.append(stream, Expected::NoStream, vec![event]).await.unwrap();
+    }
     let blobs = Blobs::open(&BlobStore::File, dir.path()).unwrap();
     let master = MasterKey::kept_in(&dir.path().join("master.key"));
     let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
@@ -168,11 +172,16 @@ async fn what_does_not_begin_passes_over_nothing() {
     let rebuilds = Rebuilds::new(Clock::system(), Arc::new(log), keyring, views.clone());
     let skipped = || views::skipped(&views.path()).unwrap().iter().copied().collect::<Vec<_>>();
 
-    let beyond = rebuilds.start(false, &[1, 2]);
-    assert!(matches!(beyond, Err(Refused::Beyond { position: 2, head: 1 })), "{beyond:?}");
+    let refused = async |skip: &[u64]| match rebuilds.start(false, skip).await {
+        Err(Refused::Unskippable(why)) => why.to_string(),
+        started => panic!("{started:?}"),
+    };
+    assert_eq!(refused(&[1, 3]).await, "the log ends at 2: there is no 3");
+    assert_eq!(refused(&[1, 2]).await, "the event at 2 can be read: nothing stands still there");
+    assert_eq!(refused(&[0]).await, "the log has no event at 0");
     assert_eq!((rebuilds.status().is_none(), skipped()), (true, vec![]));
-    rebuilds.start(true, &[]).unwrap();
-    assert!(matches!(rebuilds.start(false, &[1]), Err(Refused::UnderWay)));
+    rebuilds.start(true, &[]).await.unwrap();
+    assert!(matches!(rebuilds.start(false, &[1]).await, Err(Refused::UnderWay)));
     assert_eq!(skipped(), [0; 0]);
     for _ in 0..600 {
         if rebuilds.status().unwrap().state != State::Running {
@@ -180,6 +189,18 @@ async fn what_does_not_begin_passes_over_nothing() {
         }
         tokio::time::sleep(LOOK).await;
     }
-    rebuilds.start(false, &[1]).unwrap();
+    rebuilds.start(false, &[1]).await.unwrap();
     assert_eq!(skipped(), [1], "before it is built");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_takes_over_is_not_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+    taken_over(&views, Duration::ZERO).await.unwrap();
+    let fresh = Building::beside(&views.path()).unwrap().finish_as_current().unwrap();
+    let given_up = taken_over(&views, Duration::from_secs(1)).await;
+    assert!(matches!(given_up, Err(views::Error::NotTakenOver)), "{given_up:?}");
+    views.replace_with(fresh).unwrap();
+    taken_over(&views, Duration::ZERO).await.unwrap();
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use actix::Arbiter;
 
-use super::System;
+use super::{System, rebuild};
 use crate::media::disk::Space;
 use crate::views::{self, Views};
 
@@ -23,9 +23,8 @@ const REST: u32 = 10;
 /// How long it waits when it could not be done, or somebody else builds there.
 const AFTER_A_FAILURE: Duration = Duration::from_secs(60);
 const BETWEEN_TRIES: Duration = Duration::from_secs(5);
-/// How often it looks whether what it made has been taken over, and how many times.
-const LOOK: Duration = Duration::from_millis(100);
-const MOST_LOOKS: u32 = 600;
+/// How long it waits for what it made to be taken over.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -34,8 +33,6 @@ pub enum Error {
     /// A full disk would stop the log.
     #[error("it needs {needed} bytes of room beside it, and there are {free}")]
     NoRoom { needed: u64, free: u64 },
-    #[error("what was built beside the read model is not taken over")]
-    NotTakenOver,
 }
 
 /// Looks for as long as the actix system runs, on a thread of its own.
@@ -76,13 +73,8 @@ pub async fn look(views: &Views) -> Result<Duration, Error> {
         renewing.await.map_err(|error| views::Error::Io(std::io::Error::other(error)))??;
         took = began.elapsed();
     }
-    for _ in 0..MOST_LOOKS {
-        if !views.is_outdated()? {
-            return Ok(took);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Err(Error::NotTakenOver)
+    rebuild::taken_over(views, TAKEN_OVER_WITHIN).await?;
+    Ok(took)
 }
 
 /// For the rows, and for what is sorted on the way to the indexes.

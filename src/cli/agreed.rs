@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::assemble::{MASTER_KEY, keep_private};
+use super::assemble::keep_private;
+use super::layout::MASTER_KEY;
 use crate::actors::keyring::{KEYS, MARK};
 use crate::actors::secrets::SECRETS;
 use crate::media::blobs::Blobs;

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::door::Door;
 use super::log::Which;
 use super::read_model::open_views;
-use super::{BadConfiguration, agreed, restore, server_lock};
+use super::{BadConfiguration, agreed, layout, restore, server_lock};
 use crate::actors::callbacks::Callbacks;
 use crate::actors::callbacks::sender::Sender;
 use crate::actors::dead_letters::DeadLetters;
@@ -61,8 +61,6 @@ use crate::telemetry;
 const EMBEDDED: &str = "embedded";
 /// Events that are followed within a moment.
 const WORTH_BUILDING: u64 = 10_000;
-/// The file in the data directory that seals everybody's keys, unless that was given.
-pub(super) const MASTER_KEY: &str = "master.key";
 /// Key id of the development key.
 const DEVELOPMENT_KID: &str = "t2m-development";
 
@@ -202,7 +200,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let master = match master_key {
         Some(given) => given,
         None => {
-            let path = data_dir.join(MASTER_KEY);
+            let path = data_dir.join(layout::MASTER_KEY);
             if of_several {
                 agreed::on_master_key(&blobs, &path).await?;
             }
@@ -235,7 +233,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     );
     if !system.progress.now().parked.is_empty() {
         // A newer program may understand what this data was parked at.
-        let _ = rebuilds.start(false, &[]);
+        let _ = rebuilds.start(false, &[]).await;
     }
     timekeeper::start(Arc::clone(&system));
     let storekeeper = Storekeeper {
@@ -285,7 +283,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let links = match &settings.signing_secrets {
         Some(secrets) => SigningSecrets::parse(secrets)?,
         None => {
-            let path = data_dir.join("file-signing-secret");
+            let path = data_dir.join(layout::FILE_SIGNING_SECRET);
             if of_several {
                 let fresh = || random_secret().into_bytes();
                 agreed::on(&blobs, &path, "FILE_SIGNING_SECRET", fresh).await?;
@@ -311,7 +309,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
             sender: Sender::new(&secrets, settings.callbacks.allow_private)
                 .context("preparing to send callbacks")?,
             show: Arc::new(move |row| shown.value(row)),
-            path: data_dir.join("callbacks-position"),
+            path: data_dir.join(layout::CALLBACKS_POSITION),
         };
         callbacks::start(delivery, stopped.clone());
     }
@@ -321,7 +319,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     };
     if let Some(backend) = &settings.backend {
         let api = Api::new(backend, api::unix_clock(&clock)).context("preparing to call Clerk")?;
-        let checkpoint = data_dir.join("clerk-sync-position");
+        let checkpoint = data_dir.join(layout::CLERK_SYNC_POSITION);
         metadata_sync::start(Arc::clone(&system), Arc::new(api), checkpoint, stopped.clone());
     }
     let traffic = Arc::new(Traffic::default());
@@ -423,7 +421,7 @@ fn authenticator(
 
 /// The key that `t2m token` signs with; made at its first use.
 pub fn development_key(data_dir: &Path) -> anyhow::Result<SigningKey> {
-    let path = data_dir.join("development-key.pem");
+    let path = data_dir.join(layout::DEVELOPMENT_KEY);
     match std::fs::read_to_string(&path) {
         Ok(pem) => SigningKey::from_pkcs8_pem(DEVELOPMENT_KID, &pem)
             .with_context(|| format!("reading the development key {}", path.display())),
@@ -444,7 +442,7 @@ async fn callback_secrets(settings: &Settings, blobs: &Blobs) -> anyhow::Result<
     if settings.environment == Environment::Production {
         return Ok(None);
     }
-    let path = settings.data_dir.join("callback-signing-secret");
+    let path = settings.data_dir.join(layout::CALLBACK_SIGNING_SECRET);
     let fresh = || format!("whsec_{}", random_secret());
     if may_be_one_of_several(settings) {
         agreed::on(blobs, &path, "CALLBACK_SIGNING_SECRET", || fresh().into_bytes()).await?;

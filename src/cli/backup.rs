@@ -18,21 +18,18 @@ use serde_json::json;
 
 use super::keys::given_master_key;
 use super::log::{Which, bar};
-use super::say;
+use super::{layout, say};
 use crate::clock::Clock;
 use crate::config::{BlobStore, Secret};
 use crate::log::transfer::Reading;
 use crate::log::{EventLog, Import, Verified};
 use crate::media::blobs::Blobs;
 use files::{Copying, Needed};
-use keys::Keys;
+use keys::{Copied, Keys};
 use manifest::{BlobPart, LogPart, Manifest, Part};
 
 /// What is kept in the store for more than a moment, beside the keys.
 const OTHER_FOLDERS: [&str; 3] = ["dead-letters", "callbacks", "callbacks-waiting"];
-/// How far the push to Clerk is, and the callbacks, and which events the operator has given up. Copied
-/// before the log, so that they are not ahead of it.
-const POSITIONS: [&str; 3] = ["clerk-sync-position", "callbacks-position", "views.skipped"];
 /// How often files that were deleted meanwhile are looked up in what the log has since.
 const TRIES: u32 = 5;
 
@@ -68,7 +65,7 @@ pub enum HowBlobs {
 impl Backup {
     pub fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let manifest = runtime.block_on(self.make())?;
+        let (manifest, unopened) = runtime.block_on(self.make())?;
         let Manifest { log, blobs, parts, .. } = &manifest;
         if self.json {
             say(format_args!(
@@ -76,6 +73,7 @@ impl Backup {
                 json!({
                     "events": log.events, "head_hash": log.head_hash, "blobs": blobs.count,
                     "blob_bytes": blobs.bytes, "missing_blobs": blobs.missing, "parts": parts.len(),
+                    "unopened_keys": unopened,
                 })
             ));
             return Ok(());
@@ -94,7 +92,8 @@ impl Backup {
         Ok(())
     }
 
-    async fn make(&self) -> anyhow::Result<Manifest> {
+    /// With how many of the keys and secrets do not open.
+    async fn make(&self) -> anyhow::Result<(Manifest, usize)> {
         let store = BlobStore::parse(&self.store)
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
         let given = given_master_key(self.master_key.as_ref())?;
@@ -107,7 +106,8 @@ impl Backup {
         let keys = Keys { blobs: &blobs, data_dir, given: given.as_ref() };
         keys.ensure_openable().await?;
         begin(&self.to)?;
-        let positions = POSITIONS.map(|name| (name, std::fs::read(data_dir.join(name))));
+        // Before the log, so that they are not ahead of it.
+        let positions = layout::POSITIONS.map(|name| (name, std::fs::read(data_dir.join(name))));
 
         let mut reading = Reading::of(&*log);
         let (verified, needed, copying) =
@@ -116,7 +116,8 @@ impl Backup {
         let list = needed.write_list(&self.to.join("blobs.txt"))?;
 
         let mut parts = vec![list];
-        parts.extend(keys.copy(&self.to, needed.has_sealed()).await?);
+        let Copied { parts: of_keys, unopened } = keys.copy(&self.to, needed.has_sealed()).await?;
+        parts.extend(of_keys);
         for (name, position) in positions {
             // Where the copy has other positions, who followed the log begins anew.
             if let (Ok(position), true) = (position, reading.keeps_positions()) {
@@ -132,7 +133,7 @@ impl Backup {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             created_at: Clock::system().now(),
             log: LogPart {
-                part: Part::of(&self.to, "log.sqlite")?,
+                part: Part::of(&self.to, layout::LOG)?,
                 events: verified.events,
                 position: verified.events,
                 head_hash: hex::encode(verified.head_hash),
@@ -146,7 +147,7 @@ impl Backup {
             parts,
         };
         manifest.finish(&self.to)?;
-        Ok(manifest)
+        Ok((manifest, unopened))
     }
 
     /// The files that are there at the end of the copied log. One that was deleted meanwhile is
@@ -195,8 +196,8 @@ async fn copy_log(
     to: &Path,
     needed: &mut Needed,
 ) -> anyhow::Result<Verified> {
-    let mut import = Import::begin(&to.join("log.sqlite")).context("making the copy of the log")?;
-    let bar = bar("log", (*log.head().borrow()).max(import.end().0))?;
+    let mut import = Import::begin(&to.join(layout::LOG)).context("making the copy of the log")?;
+    let bar = bar("log", (*log.head().borrow()).max(import.end().0), "events")?;
     // `head` follows another process with a delay, so that it is read until nothing comes.
     loop {
         let page = reading.page().await.context("reading the log")?;

@@ -64,16 +64,16 @@ impl Clerk {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             match self {
-                Self::Sync(push) => push.place.checked().await?.sync(push.dry_run).await,
+                Self::Sync(push) => push.place.checked(false).await?.sync(push.dry_run).await,
                 Self::Import(place) => {
                     owner::refuse_root(place.keys.data_dir())?;
-                    place.checked().await?.import().await
+                    place.checked(true).await?.import().await
                 }
                 Self::Reconcile(push) => {
                     if !push.dry_run {
                         owner::refuse_root(push.place.keys.data_dir())?;
                     }
-                    push.place.checked().await?.reconcile(push.dry_run).await
+                    push.place.checked(!push.dry_run).await?.reconcile(push.dry_run).await
                 }
             }
         })
@@ -99,13 +99,14 @@ struct Session {
 }
 
 impl Place {
-    async fn checked(self) -> anyhow::Result<Session> {
+    async fn checked(self, writes: bool) -> anyhow::Result<Session> {
         let backend = self.backend.check().map_err(BadConfiguration)?;
         let missing = || BadConfiguration(vec!["CLERK_SECRET_KEY: required".to_owned()]);
         self.keys.log.check()?;
         let clock = Clock::system();
         let api = Api::new(&backend.ok_or_else(missing)?, unix_clock(&clock))?;
-        let keyring = self.keys.open()?.own_keyring().await?;
+        let opened = if writes { self.keys.open()? } else { self.keys.open_for_reading()? };
+        let keyring = opened.own_keyring().await?;
         let Which { data_dir, setting } = self.keys.log;
         Ok(Session { data_dir, log: setting, keyring, api, clock })
     }

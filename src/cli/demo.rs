@@ -13,6 +13,7 @@ use reqwest::{Client, RequestBuilder, multipart};
 use serde_json::{Value, json};
 
 use super::assemble::{Assembled, assemble, check, random_secret};
+use super::interrupt::Interrupt;
 use super::replay::replay;
 use super::{arguments, say};
 use crate::actors::System;
@@ -49,7 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 impl Demo {
     pub fn run(self) -> anyhow::Result<()> {
         let data = ScratchDir::new()?;
-        actix::System::new().block_on(self.perform(&data))
+        actix::System::new().block_on(async { Interrupt::listen()?.or(self.perform(&data)).await })
     }
 
     async fn perform(self, data: &ScratchDir) -> anyhow::Result<()> {

@@ -11,10 +11,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use serde::Serialize;
 
-use super::assemble;
-use super::log::{Which, bar};
-use super::say;
-use crate::actors::keyring::Keyring;
+use super::log::{Which, bar, unit};
+use super::{assemble, layout, say};
+use crate::actors::keyring::{KEYS, Keyring};
+use crate::actors::secrets::SECRETS;
 use crate::actors::standing::{self, Standing};
 use crate::clock::Clock;
 use crate::config::{BlobStore, Options};
@@ -23,7 +23,7 @@ use crate::log::{self, EventLog};
 use crate::media::blobs::Blobs;
 use crate::media::disk::Space;
 use crate::media::vault::{MasterKey, Vault};
-use crate::views::{self, Parked, Peek, peek};
+use crate::views::{self, Parked, Peek, Seen, peek};
 
 /// Sealed documents that are opened to see whether the master key is theirs.
 const TRIED: usize = 20;
@@ -39,7 +39,7 @@ pub struct Doctor {
     /// Verify the whole log, not only its end
     #[arg(long)]
     full: bool,
-    /// How many events at the log's end are verified
+    /// How many events at the log's end are verified; where positions leave gaps, all are
     #[arg(long, default_value_t = 10_000, value_name = "EVENTS")]
     last: u64,
     /// JSON instead of text
@@ -60,6 +60,15 @@ struct Finding {
     check: &'static str,
     verdict: Verdict,
     says: String,
+}
+
+/// What there is to hold everything else against.
+enum Log {
+    Read(Arc<dyn EventLog>),
+    /// Its file is not there, and a server makes one.
+    Nothing,
+    /// Why was said already.
+    Unreadable,
 }
 
 struct Doctoring {
@@ -104,40 +113,44 @@ impl Doctoring {
             return self.fault("log", missing);
         }
         let log = self.log(asked).await;
-        let found = self.views(log.as_deref()).await;
+        let found = self.views(&log).await;
         let (blobs, users) = found.map(|found| (found.blobs, found.users)).unzip();
-        match self.store(&asked.options.blobs) {
-            Some(store) => {
-                self.keys(asked, &store).await;
-                if let Some(log) = log {
-                    self.keys_of_users(&*log, &store, users.filter(|_| !asked.full)).await;
-                }
-                self.blobs(&store, blobs).await;
-            }
-            None => self.warning("blobs", "there is no store of files yet"),
+        // What is wrong with the setting was said already, of the configuration.
+        let Ok(store) = BlobStore::parse(&asked.options.blobs) else { return };
+        let opened = match Blobs::open_for_reading(&store, &self.data_dir) {
+            Ok(opened) => opened,
+            Err(error) => return self.fault("blobs", error),
+        };
+        // One that is not there reads as one with nothing in it: what is needed of it is missing.
+        self.keys(asked, &opened).await;
+        if let Log::Read(log) = &log {
+            self.keys_of_users(&**log, &opened, users.filter(|_| !asked.full)).await;
         }
+        self.blobs(&opened, blobs).await;
     }
 
-    async fn log(&mut self, asked: &Doctor) -> Option<Arc<dyn EventLog>> {
+    async fn log(&mut self, asked: &Doctor) -> Log {
         let which = Which { data_dir: self.data_dir.clone(), setting: asked.options.log.clone() };
         if log::check(&which.setting).is_err() {
             // Said already, of the configuration.
-            return None;
+            return Log::Unreadable;
         }
         if which.file().is_some_and(|path| !path.exists()) {
             self.warning("log", format!("there is no log at {} yet", which.shown()));
-            return None;
+            return Log::Nothing;
         }
         let log = match which.open_for_reading().await {
             Ok(log) => log,
             Err(error) => {
                 self.fault("log", format!("{error:#}"));
-                return None;
+                return Log::Unreadable;
             }
         };
         let head = *log.head().borrow();
-        let after = if asked.full { 0 } else { head.saturating_sub(asked.last) };
-        let moving = bar("verify", head).ok();
+        // Where positions leave gaps nobody knows where the last events begin.
+        let is_whole = asked.full || log.stride() > 1;
+        let after = if is_whole { 0 } else { head.saturating_sub(asked.last) };
+        let moving = bar("verify", head, unit(&*log)).ok();
         let shown = moving.clone();
         let progress = move |at| shown.iter().for_each(|bar| bar.set_position(at));
         let verified = log.verify_after(after, Box::new(progress)).await;
@@ -159,7 +172,7 @@ impl Doctoring {
             // Said already.
             Err(_) => {}
         }
-        Some(log)
+        Log::Read(log)
     }
 
     fn clock(&mut self, last: DateTime<Utc>, now: DateTime<Utc>) {
@@ -172,9 +185,8 @@ impl Doctoring {
     }
 
     /// What the read model knows, if it can be read.
-    async fn views(&mut self, log: Option<&dyn EventLog>) -> Option<Peek> {
-        let head = log.map_or(0, |log| *log.head().borrow());
-        let found = match peek(&self.data_dir.join("views.sqlite")) {
+    async fn views(&mut self, log: &Log) -> Option<Peek> {
+        let found = match peek(&self.data_dir.join(layout::VIEWS)) {
             Ok(Some(found)) => found,
             Ok(None) => {
                 self.warning("views", "there is no read model; the server makes one at its start");
@@ -191,12 +203,34 @@ impl Doctoring {
             }
         };
         let checkpoint = found.seen.position;
-        let standing = match log {
-            // What cannot be read was said already.
-            Some(log) => standing::of(log, &found.seen).await.unwrap_or(Standing::Same),
-            None => Standing::Same,
-        };
-        let fault = match standing {
+        match log {
+            Log::Read(log) => self.standing(&**log, &found.seen).await,
+            Log::Nothing if checkpoint == 0 => self.ok("views", "at 0, as the log is"),
+            Log::Nothing => self.fault("views", format!("at {checkpoint}, and there is no log")),
+            Log::Unreadable => {
+                let says = format!("at {checkpoint}, which cannot be held against the log");
+                self.warning("views", says);
+            }
+        }
+        for Parked { view, position, reason } in &found.parked {
+            let remedy = "see `t2m replay --skip`";
+            let view = view.as_str();
+            self.fault("views", format!("{view} stand still at {position}: {reason}; {remedy}"));
+        }
+        if !found.skipped.is_empty() {
+            let positions: Vec<String> = found.skipped.iter().map(u64::to_string).collect();
+            let (count, positions) = (positions.len(), positions.join(", "));
+            let says = format!("{count} events were given up and are passed over: {positions}");
+            self.warning("skipped", says);
+        }
+        Some(found)
+    }
+
+    /// How far the read model is, and whether it is of this log.
+    async fn standing(&mut self, log: &dyn EventLog, seen: &Seen) {
+        let (checkpoint, head) = (seen.position, *log.head().borrow());
+        // What cannot be read was said already.
+        let fault = match standing::of(log, seen).await.unwrap_or(Standing::Same) {
             Standing::Same => None,
             Standing::Cut { head } => {
                 Some(format!("the log ends at {head}: it was cut or exchanged"))
@@ -215,39 +249,14 @@ impl Doctoring {
         } else if checkpoint >= head {
             self.ok("views", format!("at {checkpoint}, with nothing left to apply"));
         } else {
-            let lag = head - checkpoint;
+            let (lag, unit) = (head - checkpoint, unit(log));
             let soon = "a server catches up within moments of its start";
-            self.warning("views", format!("at {checkpoint}, {lag} events behind the log; {soon}"));
+            self.warning("views", format!("at {checkpoint}, {lag} {unit} behind the log; {soon}"));
         }
-        for Parked { view, position, reason } in &found.parked {
-            let remedy = "see `t2m replay --skip`";
-            let view = view.as_str();
-            self.fault("views", format!("{view} stand still at {position}: {reason}; {remedy}"));
-        }
-        if !found.skipped.is_empty() {
-            let positions: Vec<String> = found.skipped.iter().map(u64::to_string).collect();
-            let (count, positions) = (positions.len(), positions.join(", "));
-            let says = format!("{count} events were given up and are passed over: {positions}");
-            self.warning("skipped", says);
-        }
-        Some(found)
-    }
-
-    fn store(&mut self, setting: &str) -> Option<Blobs> {
-        let store = match BlobStore::parse(setting) {
-            Ok(store) => store,
-            // Said already, of the configuration.
-            Err(_) => return None,
-        };
-        if store == BlobStore::File && !self.data_dir.join("blobs/sha256").is_dir() {
-            return None;
-        }
-        let opened = Blobs::open_for_reading(&store, &self.data_dir);
-        opened.map_err(|error| self.fault("blobs", error)).ok()
     }
 
     async fn keys(&mut self, asked: &Doctor, store: &Blobs) {
-        let path = self.data_dir.join("master.key");
+        let path = self.data_dir.join(layout::MASTER_KEY);
         let given = asked.options.master_key.as_ref();
         let master = match given.filter(|key| !key.reveal().trim().is_empty()) {
             // Several while one takes another's place.
@@ -260,7 +269,7 @@ impl Doctoring {
             None => None,
         };
         let (mut sealed, mut opened) = (0, 0);
-        for folder in ["keys", "secrets"] {
+        for folder in [KEYS, SECRETS] {
             let names = match store.names_in(folder).await {
                 Ok(names) => names,
                 Err(error) => return self.fault("keys", error),
@@ -302,7 +311,8 @@ impl Doctoring {
     ) {
         const CHECK: &str = "keys of users";
         // None of them is opened.
-        let keyring = Keyring::new(store, MasterKey::kept_in(&self.data_dir.join("master.key")));
+        let keyring =
+            Keyring::new(store, MasterKey::kept_in(&self.data_dir.join(layout::MASTER_KEY)));
         let found = match users::look(log, &keyring, known).await {
             Ok(found) => found,
             Err(error) => return self.fault(CHECK, format!("{error:#}")),

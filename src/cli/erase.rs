@@ -58,9 +58,10 @@ impl Erase {
         owner::refuse_root(self.place.data_dir())?;
         restore::refuse_unfinished(self.place.data_dir())?;
         actix::System::new().block_on(async {
+            // A slip of the pen must not make a store either.
+            self.ensure_known(&self.place.open_for_reading()?.keyring()).await?;
             let opened = self.place.open()?;
             let keyring = opened.keyring();
-            self.ensure_known(&keyring).await?;
             let now = Clock::system().now();
             let destroyed = keyring.destroy(&self.user, now).await.context("destroying the key")?;
             self.say(destroyed);

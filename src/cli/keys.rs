@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::assemble::MASTER_KEY;
+use super::layout::{EXCHANGE_LOCK, MASTER_KEY};
 use super::log::{Alone, Which};
 use super::{BadConfiguration, agreed, owner, restore, say, server_lock};
 use crate::actors::keyring::{KEYS, Keyring};
@@ -15,9 +15,6 @@ use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
 use crate::media::blobs::{self, Blobs};
 use crate::media::vault::{MasterKey, Vault};
-
-/// Beside the kept key, locked while that is exchanged; it says nothing by being there.
-const EXCHANGE: &str = "rotate.lock";
 
 #[derive(Subcommand)]
 pub enum Keys {
@@ -114,7 +111,7 @@ impl Opened {
     /// once, the second drops what the first has put there and a server has sealed with already.
     fn begin_exchange(&self) -> anyhow::Result<Option<File>> {
         let Some(path) = self.master.path() else { return Ok(None) };
-        let held = server_lock::lock(&path.with_file_name(EXCHANGE))?;
+        let held = server_lock::lock(&path.with_file_name(EXCHANGE_LOCK))?;
         let held =
             held.with_context(|| format!("another rotation of {} is at work", path.display()));
         held.map(Some)
@@ -171,6 +168,8 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
         "several nodes agreed on this master key through the store; set T2M_MASTER_KEY=NEW,OLD for \
          all of them, where OLD is master.key in base64, restart them, and rotate then"
     );
+    // Nor one beside what another has sealed: it would be taken for that of the directory.
+    opened.own_keyring().await?;
     let _alone = opened.begin_exchange()?;
     opened.master.put_fresh_first().context("making the new master key")?;
     reseal(&opened).await?;
@@ -240,5 +239,21 @@ mod tests {
         drop(other);
         rotate(&place).await.unwrap();
         assert_ne!(key(), first);
+    }
+
+    #[tokio::test]
+    async fn no_key_is_made_where_another_one_has_sealed_something() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(EmbeddedLog::open(&dir.path().join("log.sqlite")).unwrap());
+        let (data_dir, setting) = (dir.path().to_owned(), "embedded".to_owned());
+        let log = Which { data_dir, setting };
+        let place = Place { log, blobs: "file".to_owned(), master_key: None };
+        // The server has its key from elsewhere, and whoever calls the command does not.
+        let given = MasterKey::kept_in(&dir.path().join("elsewhere"));
+        let opened = place.open().unwrap();
+        Vault::new(&opened.blobs, KEYS, given).seal("ada", b"a key").await.unwrap();
+        let refused = rotate(&place).await.unwrap_err().to_string();
+        assert!(refused.starts_with("T2M_MASTER_KEY: "), "{refused}");
+        assert!(!dir.path().join("master.key").exists());
     }
 }

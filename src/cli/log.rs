@@ -167,17 +167,30 @@ impl Which {
     }
 }
 
-/// A bar on stderr, for `what` of so many events.
-pub fn bar(what: &str, events: u64) -> anyhow::Result<ProgressBar> {
-    let template = format!("{what} {{bar:40}} {{pos}}/{{len}} events {{per_sec}} {{eta}}");
+/// A bar on stderr, for `what` of so many.
+pub fn bar(what: &str, many: u64, unit: &str) -> anyhow::Result<ProgressBar> {
+    let template = format!("{what} {{bar:40}} {{pos}}/{{len}} {unit} {{per_sec}} {{eta}}");
     let style = ProgressStyle::with_template(&template)?;
-    Ok(ProgressBar::new(events).with_style(style))
+    Ok(ProgressBar::new(many).with_style(style))
+}
+
+/// What the positions of a log count.
+pub fn unit(log: &dyn EventLog) -> &'static str {
+    if log.stride() == 1 { "events" } else { "positions" }
 }
 
 /// The chain shows that the log agrees with itself; keep the head hash elsewhere to show more.
 async fn verify(place: &Where) -> anyhow::Result<()> {
     let log = place.log.open_for_reading().await?;
-    let verified = verify_all(&*log).await.context("verifying the log")?;
+    let verified = verify_all(&*log).await;
+    if let (true, Err(error)) = (place.json, &verified) {
+        let position = match error.downcast_ref() {
+            Some(log::Error::Corrupt { position, .. }) => Some(position),
+            _ => None,
+        };
+        say(format_args!("{}", json!({ "error": format!("{error:#}"), "position": position })));
+    }
+    let verified = verified.context("verifying the log")?;
     let head_hash = hex::encode(verified.head_hash);
     if place.json {
         say(format_args!("{}", json!({ "events": verified.events, "head_hash": head_hash })));
@@ -192,7 +205,7 @@ async fn verify(place: &Where) -> anyhow::Result<()> {
 
 /// With a bar.
 pub async fn verify_all(log: &dyn EventLog) -> anyhow::Result<log::Verified> {
-    let bar = bar("verify", *log.head().borrow())?;
+    let bar = bar("verify", *log.head().borrow(), unit(log))?;
     let moving = bar.clone();
     let verified = log.verify_after(0, Box::new(move |at| moving.set_position(at))).await;
     bar.finish_and_clear();

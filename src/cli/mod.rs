@@ -12,8 +12,11 @@ mod demo;
 mod doctor;
 mod door;
 mod dotenv;
+mod draft;
 mod erase;
+mod interrupt;
 mod keys;
+mod layout;
 mod log;
 mod openapi;
 mod output;
@@ -111,6 +114,9 @@ pub fn run() -> anyhow::Result<()> {
     if !matches!(command, Command::Demo(_)) {
         // What is written holds personal data: for this user alone.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    }
+    if !matches!(command, Command::Serve(_) | Command::Worker(_)) {
+        telemetry::warn_alone();
     }
     let done = match command {
         // It did what it is there for, whatever became of the line with the address.

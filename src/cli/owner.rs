@@ -6,13 +6,15 @@ use std::path::Path;
 
 use anyhow::ensure;
 
+use super::layout;
+
 /// Where systemd keeps the state of units with a dynamic user: nobody but root looks into it, save from
 /// within such a unit.
 const PRIVATE: &str = "/var/lib/private";
 
 /// What a server leaves in its directory, any of which says whose it is. Not the directory itself: in
 /// a container root may run the server in one that was lent to it.
-const LEFT: [&str; 4] = ["log.sqlite", "views.sqlite", "master.key", "server.lock"];
+const LEFT: [&str; 4] = [layout::LOG, layout::VIEWS, layout::MASTER_KEY, layout::SERVER_LOCK];
 
 /// Called before a command writes in the data directory of a server.
 ///

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
+use super::draft::Draft;
+use super::interrupt::Interrupt;
 use super::keys::Place;
-use super::{owner, read_model, say, server_lock};
+use super::log::{bar, unit};
+use super::{layout, owner, read_model, say, server_lock};
 use crate::actors::keyring::Keyring;
-use crate::actors::rebuild::{beside, rebuild};
+use crate::actors::rebuild::{beside, ensure_unreadable, rebuild};
 use crate::actors::standing::{self, Standing};
 use crate::log::EventLog;
 use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
@@ -37,6 +39,10 @@ pub struct Replay {
     /// Pass over the event at this position from now on; may be given several times
     #[arg(long, value_name = "POSITION", conflicts_with_all = ["to", "diff"])]
     skip: Vec<u64>,
+    /// Although the log lacks events that the read model has seen, which no server accepts: what is left
+    /// counts from now on
+    #[arg(long, conflicts_with_all = ["to", "diff"])]
+    from_what_is_left: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,10 +99,8 @@ impl Replay {
                  --to builds a file of its own",
             )?);
         }
-        let head = *log.head().borrow();
-        for position in &self.skip {
-            anyhow::ensure!(*position <= head, "the log ends at {head}: there is no {position}");
-        }
+        let keyring = self.keyring()?;
+        ensure_unreadable(&*log, &keyring, &self.skip).await?;
         if !self.skip.is_empty() {
             views::skip(&base, &self.skip).context("noting what is to be passed over")?;
         }
@@ -105,7 +109,7 @@ impl Replay {
         }
         let (head, until) = self.end(&*log).await?;
         let building = beside(&base).await.context("making the read model")?;
-        let built = with_bar(log, self.keyring()?, building, until).await?;
+        let built = with_bar(log, keyring, building, until).await?;
         let views = built.finish_as_current().context("making the read model durable")?;
         summary(&views, head, &base)?;
         let then = match held {
@@ -116,7 +120,8 @@ impl Replay {
         Ok(())
     }
 
-    /// What a running server reads is never replaced by what another log says.
+    /// What a running server reads is never replaced by what another log says; and where the log lacks
+    /// what was seen, the read model is the last that knows.
     async fn hold_if_of_another(&self, log: &dyn EventLog) -> anyhow::Result<Option<File>> {
         // What cannot be looked into is to be replaced anyhow.
         let Ok(Some(found)) = views::peek(&self.base()) else { return Ok(None) };
@@ -131,9 +136,10 @@ impl Replay {
                 self.place.log.shown()
             )
         })?;
-        if standing == Standing::Another {
-            read_model::set_aside(self.place.data_dir())?;
+        if !self.from_what_is_left {
+            read_model::ensure_no_loss(standing, &found.seen, &self.place.log)?;
         }
+        read_model::set_aside(standing, &found.seen, &self.place.log)?;
         Ok(Some(held))
     }
 
@@ -148,11 +154,24 @@ impl Replay {
         Ok((head, until))
     }
 
+    /// Under its name only when it is whole: it shows everything in clear.
     async fn build(&self, log: Arc<dyn EventLog>, to: &Path) -> anyhow::Result<()> {
-        let (head, until) = self.end(&*log).await?;
-        let building = Building::at(to).context("making the read model; name another with --to")?;
-        let built = with_bar(log, self.keyring()?, building.only(self.view), until).await?;
-        summary(&built.finish().context("making the read model durable")?, head, to)
+        anyhow::ensure!(!to.exists(), "{} exists; name another file", to.display());
+        let mut interrupt = Interrupt::listen()?;
+        let draft = Draft::of(to);
+        let built = interrupt.or(async {
+            let (head, until) = self.end(&*log).await?;
+            let building = Building::at(draft.path()).context("making the read model")?;
+            let building = building.only(self.view);
+            let built = with_bar(log, self.keyring()?, building, until).await?;
+            Ok((built.finish().context("making the read model durable")?, head))
+        });
+        let (views, head) = built.await?;
+        let summary = summary(&views, head, to);
+        // Closed, so that all of it is in the one file.
+        drop(views);
+        draft.keep().with_context(|| format!("writing {}", to.display()))?;
+        summary
     }
 
     async fn compare(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
@@ -187,7 +206,7 @@ impl Replay {
     }
 
     fn base(&self) -> PathBuf {
-        self.place.data_dir().join("views.sqlite")
+        self.place.data_dir().join(layout::VIEWS)
     }
 }
 
@@ -230,8 +249,7 @@ async fn with_bar(
     building: Building,
     until: u64,
 ) -> anyhow::Result<Building> {
-    let style = ProgressStyle::with_template("replay {bar:40} {pos}/{len} events {per_sec} {eta}")?;
-    let bar = ProgressBar::new(until).with_style(style);
+    let bar = bar("replay", until, unit(&*log))?;
     let shown = bar.clone();
     let built =
         rebuild(log, keyring, building, until, move |position| shown.set_position(position)).await;
@@ -255,3 +273,6 @@ async fn position_at(log: &dyn EventLog, time: DateTime<Utc>) -> anyhow::Result<
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

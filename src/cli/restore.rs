@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::backup::files::{copy_as, ensure_whole, parse_list, place};
 use super::backup::manifest::{Manifest, Part, write_private};
+use super::layout::LOG;
 use super::log::carry::copy_into;
 use super::log::{Which, verify_all};
 use super::{owner, say};
@@ -23,7 +24,7 @@ use crate::log::transfer::{Carrying, Reading};
 use crate::log::{EmbeddedLog, EventLog};
 use crate::media::blobs::{self, Blobs};
 use crate::media::documents::is_unfinished;
-use staging::{LOG, Restored, Staging};
+use staging::{Restored, Staging};
 
 pub use staging::refuse_unfinished;
 
@@ -300,7 +301,7 @@ impl Restore {
         ensure!(same, "the backup's log is not the one its manifest names");
         drop(log);
         for suffix in ["-wal", "-shm"] {
-            let _ = std::fs::remove_file(staging.join(format!("log.sqlite{suffix}")));
+            let _ = std::fs::remove_file(staging.join(format!("{LOG}{suffix}")));
         }
         Ok(())
     }
@@ -346,7 +347,7 @@ fn tell_strangers(manifest: &Manifest, erased: &HashSet<String>) {
         .iter()
         .filter_map(|part| {
             let (folder, name) = part.path.strip_prefix("keys/")?.split_once('/')?;
-            matches!(folder, "keys" | "erased").then_some(name)
+            matches!(folder, keyring::KEYS | keyring::TOMBSTONES).then_some(name)
         })
         .collect();
     for name in erased.iter().filter(|name| !known.contains(name.as_str())) {
@@ -416,22 +417,25 @@ async fn bring_documents(
 ) -> anyhow::Result<()> {
     let context = "bringing the keys into the store";
     for name in erased {
-        target.bring_document("erased", name, TOMBSTONE.to_vec()).await.context(context)?;
-        target.remove_document("keys", name).await.context(context)?;
+        target
+            .bring_document(keyring::TOMBSTONES, name, TOMBSTONE.to_vec())
+            .await
+            .context(context)?;
+        target.remove_document(keyring::KEYS, name).await.context(context)?;
     }
-    let is_tombstone = |document: &&Document| document.folder == "erased";
+    let is_tombstone = |document: &&Document| document.folder == keyring::TOMBSTONES;
     for Document { folder, name, bytes } in documents.iter().filter(is_tombstone) {
         target.bring_document(folder, name, bytes.clone()).await.context(context)?;
     }
     for Document { folder, name, bytes } in documents.iter().filter(|it| !is_tombstone(it)) {
-        let gone =
-            folder == "keys" && target.document("erased", name).await.context(context)?.is_some();
+        let gone = folder == keyring::KEYS
+            && target.document(keyring::TOMBSTONES, name).await.context(context)?.is_some();
         if !gone {
             target.bring_document(folder, name, bytes.clone()).await.context(context)?;
         }
     }
     // They are in clear: those that name somebody who was erased stay behind.
-    let noted = target.documents("erased").list().await.context(context)?;
+    let noted = target.documents(keyring::TOMBSTONES).list().await.context(context)?;
     let gone = noted.iter().filter_map(|note| keyring::user_of(&note.name)).collect();
     let left_out = DeadLetters::new(target).forget(&gone).await;
     left_out.map(drop).context("leaving out the dead letters of erased users")

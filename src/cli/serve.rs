@@ -1,12 +1,12 @@
 //! `t2m serve`: the server, until it is told to stop.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::assemble::{Assembled, assemble, check};
+use super::interrupt::Interrupt;
 use super::{say, telemetry};
 use crate::clock::Clock;
 use crate::config::Options;
@@ -19,17 +19,18 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
-    // Dropped last, so that what is said at the very end is sent too.
-    let _telemetry = telemetry::init(&ready.settings)?;
+    // Ends last, so that what is said at the very end is sent too.
+    let telemetry = telemetry::init(&ready.settings)?;
     if ready.settings.dev_mode {
         tracing::warn!(
             "DEV_MODE is on: every request is trusted as dev_user; never do this in public"
         );
     }
-    actix::System::new().block_on(async move {
+    let by = actix::System::new().block_on(async move {
         // Listened for from the start: it may take long, and the first process of a container is
         // not ended by a signal that it does not listen for.
-        let mut told = pin!(told_to_stop()?);
+        let mut interrupt = Interrupt::listen()?;
+        let mut told = pin!(interrupt.heard());
         let assembled = tokio::select! {
             biased;
             () = &mut told => {
@@ -41,29 +42,24 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         };
         say(format_args!("listening on {}", assembled.address));
         serve(assembled, told).await
-    })
+    })?;
+    telemetry.end_by(by);
+    Ok(())
 }
 
-/// Resolves at the first signal that says so.
-fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::Result<()> {
+/// Answers by when all must have ended.
+async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::Result<Instant> {
     let Assembled { server, door, traffic, stopping, dispatchers, held: _held, .. } = assembled;
     let handle = server.handle();
     let serving = actix::spawn(server);
     tokio::select! {
-        ended = serving => return ended.context("serving")?.context("serving"),
+        ended = serving => {
+            ended.context("serving")?.context("serving")?;
+            return Ok(Instant::now() + DRAIN);
+        }
         () = told => {}
     }
+    let by = Instant::now() + DRAIN;
     tracing::info!("stopping: open requests may finish, event streams end, jobs are given back");
     stopping.send_replace(true);
     let stop = async {
@@ -79,5 +75,5 @@ async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::
     if tokio::time::timeout(DRAIN, stop).await.is_err() {
         tracing::warn!("what has not finished by now is cut off");
     }
-    Ok(())
+    Ok(by)
 }

@@ -9,13 +9,14 @@ use std::path::Path;
 
 use anyhow::Context;
 
-const NAME: &str = "server.lock";
+use super::layout::SERVER_LOCK;
+
 /// What a server writes into it; a command leaves it empty.
 const SERVER: &str = "server";
 
 /// Whether a file of the data directory is the lock, which says nothing by being there.
 pub fn is_named(name: &OsStr) -> bool {
-    name == NAME
+    name == SERVER_LOCK
 }
 
 /// Held until it is dropped, or the process ends, however it ends; none while somebody else has it.
@@ -23,10 +24,10 @@ pub fn is_named(name: &OsStr) -> bool {
 /// # Errors
 /// The directory cannot be written to.
 pub fn take(data_dir: &Path) -> anyhow::Result<Option<File>> {
-    let held = lock(&data_dir.join(NAME))?;
+    let held = lock(&data_dir.join(SERVER_LOCK))?;
     if let Some(held) = &held {
         // A server that was killed has left its word.
-        held.set_len(0).with_context(|| format!("writing {NAME}"))?;
+        held.set_len(0).with_context(|| format!("writing {SERVER_LOCK}"))?;
     }
     Ok(held)
 }
@@ -37,13 +38,13 @@ pub fn take(data_dir: &Path) -> anyhow::Result<Option<File>> {
 /// As [`take`].
 pub fn take_for_server(data_dir: &Path) -> anyhow::Result<Option<File>> {
     let Some(mut held) = take(data_dir)? else { return Ok(None) };
-    held.write_all(SERVER.as_bytes()).with_context(|| format!("writing {NAME}"))?;
+    held.write_all(SERVER.as_bytes()).with_context(|| format!("writing {SERVER_LOCK}"))?;
     Ok(Some(held))
 }
 
 /// Of a directory that somebody holds: whether that is a server.
 pub fn is_by_server(data_dir: &Path) -> bool {
-    fs::read_to_string(data_dir.join(NAME)).is_ok_and(|word| word == SERVER)
+    fs::read_to_string(data_dir.join(SERVER_LOCK)).is_ok_and(|word| word == SERVER)
 }
 
 /// The same for any file, which is made if it is not there.

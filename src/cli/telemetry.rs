@@ -1,6 +1,7 @@
 //! Where log lines and traces go.
 
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use opentelemetry::trace::TracerProvider;
@@ -14,8 +15,25 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{LogFormat, Settings};
 
+/// How long what is left may take to be sent, unless somebody says by when.
+const LAST_TRACES: Duration = Duration::from_secs(5);
+/// What a server says. What the libraries of the traces cannot send is told, and nothing else of them.
+const SERVERS: &str = "info,opentelemetry=warn";
+/// What a command of an operator says besides what it prints.
+const COMMANDS: &str = "off,t2m=warn";
+
 /// Sends what is left when it is dropped.
-pub struct Telemetry(Option<SdkTracerProvider>);
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    by: Option<Instant>,
+}
+
+impl Telemetry {
+    /// The same by then at the latest.
+    pub fn end_by(mut self, by: Instant) {
+        self.by = Some(by);
+    }
+}
 
 /// Log lines to stderr, as text or as JSON, filtered by `RUST_LOG`; traces by OTLP over HTTP if
 /// `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector.
@@ -23,7 +41,7 @@ pub struct Telemetry(Option<SdkTracerProvider>);
 /// # Errors
 /// The collector's address is none, or there is a subscriber already.
 pub fn init(settings: &Settings) -> anyhow::Result<Telemetry> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(SERVERS));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match settings.log_format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -42,7 +60,13 @@ pub fn init(settings: &Settings) -> anyhow::Result<Telemetry> {
         .with(lines.with_filter(filter))
         .try_init()
         .context("setting up the log lines")?;
-    Ok(Telemetry(provider))
+    Ok(Telemetry { traces: provider, by: None })
+}
+
+/// A line to stderr for what shared code warns of, which commands do not print themselves.
+pub fn warn_alone() {
+    let lines = tracing_subscriber::fmt().with_env_filter(COMMANDS).with_writer(std::io::stderr);
+    lines.with_ansi(std::io::stderr().is_terminal()).without_time().init();
 }
 
 fn provider(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
@@ -57,10 +81,39 @@ fn provider(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        if let Some(provider) = self.0.take()
-            && let Err(error) = provider.shutdown()
+        let left = |by: Instant| by.saturating_duration_since(Instant::now());
+        if let Some(provider) = self.traces.take()
+            && let Err(error) = provider.shutdown_with_timeout(self.by.map_or(LAST_TRACES, left))
         {
             eprintln!("t2m: the last traces could not be sent: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::Tracer;
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+
+    use super::*;
+
+    /// A collector that never answers.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl SpanExporter for Silent {
+        async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+            std::future::pending().await
+        }
+    }
+
+    #[test]
+    fn traces_that_nobody_takes_hold_up_no_stop() {
+        let traces = SdkTracerProvider::builder().with_batch_exporter(Silent).build();
+        drop(traces.tracer("t2m").start("a request"));
+        let began = Instant::now();
+        Telemetry { traces: Some(traces), by: None }.end_by(began);
+        assert!(began.elapsed() < LAST_TRACES, "{:?}", began.elapsed());
     }
 }

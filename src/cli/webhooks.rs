@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use reqwest::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{BadConfiguration, owner, say};
 use crate::actors::dead_letters::{DeadLetters, Heading, Letter};
@@ -127,6 +127,11 @@ impl Place {
     ) -> anyhow::Result<DeadLetters> {
         let store = BlobStore::parse(&self.blobs)
             .map_err(|fault| BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
+        ensure!(
+            store != BlobStore::File || self.data_dir.is_dir(),
+            "there is no data directory {}",
+            self.data_dir.display()
+        );
         let blobs = open(&store, &self.data_dir);
         let blobs = blobs.with_context(|| format!("opening {}", self.data_dir.display()))?;
         Ok(DeadLetters::new(&blobs))
@@ -204,12 +209,17 @@ fn harmless(body: &str) -> String {
 
 async fn discard(which: &Which, place: &Place) -> anyhow::Result<()> {
     owner::refuse_root(&place.data_dir)?;
-    let letters = place.open()?;
-    let chosen = which.letters(&letters).await?;
-    for heading in &chosen {
-        letters.discard(&heading.message_id).await?;
+    let chosen = which.letters(&place.open_for_reading()?).await?;
+    if !chosen.is_empty() {
+        let letters = place.open()?;
+        for heading in &chosen {
+            letters.discard(&heading.message_id).await?;
+        }
     }
-    say(format_args!("discarded {}", chosen.len()));
+    match place.json {
+        true => say(format_args!("{}", json!({ "discarded": chosen.len() }))),
+        false => say(format_args!("discarded {}", chosen.len())),
+    }
     Ok(())
 }
 
@@ -218,15 +228,22 @@ impl Retry {
         owner::refuse_root(&self.place.data_dir)?;
         let secret = self.secret()?;
         let server = self.server()?;
+        let chosen = self.which.letters(&self.place.open_for_reading()?).await?;
+        if chosen.is_empty() {
+            return Ok(());
+        }
         let letters = self.place.open()?;
         let client = Client::builder().timeout(PATIENCE).build()?;
         let (mut done, mut unusable) = (0, 0);
-        for heading in self.which.letters(&letters).await? {
+        for heading in chosen {
             let id = heading.message_id;
             // One that was settled meanwhile needs nothing.
             let Some(letter) = letters.find(&id).await? else { continue };
             let outcome = deliver(&client, &server, &secret, &letter).await?;
-            say(format_args!("{id}  {outcome}"));
+            match self.place.json {
+                true => say(format_args!("{}", json!({ "message_id": id, "outcome": outcome }))),
+                false => say(format_args!("{id}  {outcome}")),
+            }
             if outcome == "unusable" {
                 unusable += 1;
             } else {

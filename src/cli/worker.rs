@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
@@ -20,6 +19,7 @@ use self::attempt::Attempt;
 use self::server::{Refused, Server};
 use super::BadConfiguration;
 use super::assemble::engine_of;
+use super::interrupt::Interrupt;
 use crate::config::{self, LimitOptions, Secret};
 use crate::domain::job::Kind;
 use crate::media::renderer::Engine;
@@ -38,10 +38,10 @@ pub struct Worker {
     engine: String,
     /// The server's address, e.g. https://t2m.example.com
     #[arg(long, env = "T2M_SERVER")]
-    server: String,
+    server: Option<String>,
     /// One of the server's T2M_WORKER_TOKENS
     #[arg(long, env = "T2M_WORKER_TOKEN", hide_env_values = true)]
-    token: Secret,
+    token: Option<Secret>,
     /// Kinds of jobs, comma separated: `video`, `translation`
     #[arg(long, env = "T2M_WORKER_KINDS", default_value = "video", value_delimiter = ',')]
     kinds: Vec<String>,
@@ -94,12 +94,20 @@ impl Worker {
         let limits = self.limits.check().map_err(|found| faults.extend(found)).ok();
         let kinds: Option<Vec<Kind>> =
             self.kinds.iter().map(|kind| Kind::parse(kind.trim())).collect();
-        let url = Url::parse(&self.server).ok();
+        // Clap would not name the variables.
+        for (variable, is_there) in
+            [("T2M_SERVER", self.server.is_some()), ("T2M_WORKER_TOKEN", self.token.is_some())]
+        {
+            if !is_there {
+                faults.push(format!("{variable}: required"));
+            }
+        }
+        let url = self.server.as_deref().and_then(|server| Url::parse(server).ok());
         let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         if kinds.is_none() {
             faults.push("T2M_WORKER_KINDS: `video`, `translation` or both".to_owned());
         }
-        if url.is_none() {
+        if self.server.is_some() && url.is_none() {
             faults.push("T2M_SERVER: not an http or https URL".to_owned());
         }
         let engine = engine.ok().zip(limits).and_then(|(engine, limits)| {
@@ -121,8 +129,8 @@ impl Worker {
         let scratch =
             scratch.unwrap_or_else(|| std::env::temp_dir().join(format!("t2m-worker-{process}")));
         let scratch = std::path::absolute(&scratch).unwrap_or(scratch);
-        let server = url.and_then(|url| {
-            Server::new(&url, self.token, worker_id)
+        let server = url.zip(self.token).and_then(|(url, token)| {
+            Server::new(&url, token, worker_id)
                 .map_err(|_| faults.push("T2M_WORKER_TOKEN: cannot be sent in a header".to_owned()))
                 .ok()
         });
@@ -139,16 +147,14 @@ impl Worker {
 /// Works until it is told to stop; then gives back what it has.
 async fn work(ready: Arc<Ready>) -> anyhow::Result<()> {
     let (stop, stopping) = watch::channel(false);
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut interrupt = Interrupt::listen()?;
     let mut slots = JoinSet::new();
     for number in 0..ready.concurrency {
         slots.spawn(slot(Arc::clone(&ready), number, stopping.clone()));
     }
     tracing::info!(engine = ready.engine.name(), jobs = ready.concurrency, "waiting for jobs");
     let outcome = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = interrupt.heard() => Ok(()),
         // A slot ends by itself only when the server will not have it.
         ended = slots.join_next() => ended.unwrap_or(Ok(Ok(()))).context("a slot broke off")?,
     };

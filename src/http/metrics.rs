@@ -36,10 +36,20 @@ pub async fn metrics(app: web::Data<App>) -> Result<HttpResponse, Problem> {
         gauge!(telemetry::ACTORS_ALIVE, "kind" => kind).set(alive as f64);
         gauge!(telemetry::MAILBOX_DEPTH, "kind" => kind).set(waiting as f64);
     }
-    let jobs = system.views.jobs_by_state()?;
-    for state in STATES {
-        let count = jobs.get(state).copied().unwrap_or_default();
-        gauge!(telemetry::JOBS, "state" => state).set(count as f64);
+    match system.views.jobs_by_state() {
+        Ok(jobs) => {
+            for state in STATES {
+                let count = jobs.get(state).copied().unwrap_or_default();
+                gauge!(telemetry::JOBS, "state" => state).set(count as f64);
+            }
+        }
+        // All else is told still, above all that the read model stands still.
+        Err(error) => {
+            tracing::warn!(%error, "the jobs could not be counted");
+            for state in STATES {
+                gauge!(telemetry::JOBS, "state" => state).set(f64::NAN);
+            }
+        }
     }
     gauge!(telemetry::EVENT_STREAMS).set(system.news.followers() as f64);
     if let Some(age) = app.authenticator.keys_age(system.clock.now().timestamp()) {

@@ -9,7 +9,7 @@ use super::caller::Caller;
 use super::json::{self, Fields, FromFields};
 use super::operations::ParkedFacts;
 use super::problem::{Code, Problem};
-use crate::actors::rebuild::{Refused, Status};
+use crate::actors::rebuild::{Refused, Status, Unskippable};
 use crate::views;
 
 /// The body of `POST admin/replay`; all of it may be left out.
@@ -39,14 +39,27 @@ pub async fn start(
     if compare && !skip.is_empty() {
         return Err(Problem::field("skip", "changes what is compared: leave out diff"));
     }
-    let status = app.rebuilds.start(compare, &skip).map_err(|refused| match refused {
+    let status = app.rebuilds.start(compare, &skip).await.map_err(|refused| match refused {
         Refused::UnderWay => {
             Problem::new(Code::Conflict).with_sentence("A replay is under way already")
         }
-        Refused::Beyond { .. } => Problem::field("skip", "names a position after the log's end"),
+        Refused::Unskippable(why) => unskippable(why),
         Refused::Io(error) => views::Error::Io(error).into(),
     })?;
     Ok(answer::accepted(status))
+}
+
+fn unskippable(why: Unskippable) -> Problem {
+    match why {
+        Unskippable::Beyond { .. } => {
+            Problem::field("skip", "names a position after the log's end")
+        }
+        Unskippable::Nothing { .. } => Problem::field("skip", "names a position without an event"),
+        Unskippable::Readable { .. } => {
+            Problem::field("skip", "names an event that can be read, and is not passed over")
+        }
+        Unskippable::Unknown(error) => Problem::new(Code::InternalError).caused_by(error),
+    }
 }
 
 /// `GET admin/replay`: the one under way, else the last since the start.

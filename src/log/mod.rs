@@ -30,6 +30,8 @@ mod postgres;
 mod tail;
 pub mod transfer;
 
+/// What an embedded log is called in its data directory.
+pub const EMBEDDED_FILE: &str = "log.sqlite";
 /// The most events one append may carry.
 pub const MAX_EVENTS: usize = 1000;
 /// The most bytes an event's data may have, and likewise its metadata.
@@ -183,7 +185,7 @@ pub type Progress = Box<dyn FnMut(u64) + Send>;
 pub async fn open(setting: &str, data_dir: &Path) -> Result<Arc<dyn EventLog>, Error> {
     match setting {
         "embedded" => {
-            let path = data_dir.join("log.sqlite");
+            let path = data_dir.join(EMBEDDED_FILE);
             let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open(&path)).await;
             Ok(Arc::new(opened.map_err(|e| Error::Storage(e.to_string()))??))
         }
@@ -201,7 +203,7 @@ pub async fn open(setting: &str, data_dir: &Path) -> Result<Arc<dyn EventLog>, E
 pub async fn open_for_reading(setting: &str, data_dir: &Path) -> Result<Arc<dyn EventLog>, Error> {
     match setting {
         "embedded" => {
-            let path = data_dir.join("log.sqlite");
+            let path = data_dir.join(EMBEDDED_FILE);
             let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open_read_only(&path));
             Ok(Arc::new(opened.await.map_err(|e| Error::Storage(e.to_string()))??))
         }
@@ -228,7 +230,7 @@ pub fn check(setting: &str) -> Result<(), Error> {
 
 /// The file in which an engine of this machine keeps the log; none for one over the network.
 pub fn file(setting: &str, data_dir: &Path) -> Option<PathBuf> {
-    (setting == "embedded").then(|| data_dir.join("log.sqlite"))
+    (setting == "embedded").then(|| data_dir.join(EMBEDDED_FILE))
 }
 
 /// Which log `setting` names, for people: the path of its file, or the engine's address without

@@ -8,7 +8,8 @@ use rusqlite::{Connection, Rows, Statement};
 use serde::Serialize;
 
 use super::digest::TABLES;
-use super::{Error, checkpoint, file};
+use super::file::{self, Found};
+use super::{Error, checkpoint};
 
 /// Rows that differ are told one by one up to so many a table.
 const TOLD: usize = 20;
@@ -44,12 +45,17 @@ impl Snapshot {
     /// Of the views that are called `path` at present; they may be in use.
     ///
     /// # Errors
-    /// There are none, or they cannot be read.
+    /// There are none, they are another program's version of them, or they cannot be read.
     pub fn of(path: &Path) -> Result<Self, Error> {
         Self::of_file(&file::current(path)?)
     }
 
     pub(super) fn of_file(path: &Path) -> Result<Self, Error> {
+        match file::recognise(path)? {
+            Found::Ours => {}
+            Found::Outdated => return Err(Error::Outdated(path.to_owned())),
+            Found::Nothing => return Err(Error::Nothing(path.to_owned())),
+        }
         let sql = file::reader(path)?;
         sql.execute_batch("BEGIN")?;
         // The first read settles the moment.
@@ -173,5 +179,26 @@ fn text(value: &Value) -> String {
         ValueRef::Real(number) => number.to_string(),
         ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
         ValueRef::Blob(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::Views;
+
+    #[test]
+    fn what_is_not_of_this_version_is_not_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("views.sqlite");
+        let found = || Snapshot::of(&path).map(|found| found.checkpoint());
+        assert!(matches!(found(), Err(Error::Nothing(_))));
+        drop(Views::open(&path).unwrap());
+        assert_eq!(found().unwrap(), 0);
+        let sql = Connection::open(&path).unwrap();
+        sql.execute_batch("PRAGMA user_version = 999").unwrap();
+        assert!(matches!(found(), Err(Error::Outdated(_))));
+        sql.execute_batch("PRAGMA application_id = 7").unwrap();
+        assert!(matches!(found(), Err(Error::Foreign(_))));
     }
 }

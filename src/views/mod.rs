@@ -94,7 +94,8 @@ pub enum Entity {
 }
 
 impl Entity {
-    fn is_unreadable(&self) -> bool {
+    /// Whether this version does not understand it.
+    pub fn is_unreadable(&self) -> bool {
         matches!(self, Self::Unreadable { .. })
     }
 }
@@ -107,6 +108,8 @@ pub enum Error {
     /// To open them would throw them away and begin anew.
     #[error("{} is of another version of the views", .0.display())]
     Outdated(PathBuf),
+    #[error("there are no views at {}", .0.display())]
+    Nothing(PathBuf),
     #[error("the cursor is not one of ours")]
     BadCursor,
     /// Readers must never go back in time.
@@ -116,6 +119,8 @@ pub enum Error {
     Elsewhere,
     #[error("the views are being rebuilt already")]
     Rebuilding,
+    #[error("what was built beside the views is not taken over")]
+    NotTakenOver,
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
     #[error("views: {0}")]

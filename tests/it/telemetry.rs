@@ -76,6 +76,21 @@ async fn what_happens_is_counted_and_the_dashboard_asks_for_nothing_else() {
 }
 
 #[tokio::test]
+async fn metrics_are_told_also_while_the_read_model_cannot_be_asked() {
+    let server = Server::start(Setup::clerk());
+    server.generate(ADA, "a lighthouse").await;
+    assert_eq!(value(&metrics(&server).await, "t2m_jobs{state=\"queued\"}"), 1.0);
+    let views = rusqlite::Connection::open(server.data_dir().join("views.sqlite")).unwrap();
+    views.execute_batch("DROP TABLE tallies").unwrap();
+    let text = metrics(&server).await;
+    assert_eq!(value(&text, "t2m_log_writable"), 1.0);
+    assert!(
+        value(&text, "t2m_jobs{state=\"queued\"}").is_nan(),
+        "what was counted before is no count"
+    );
+}
+
+#[tokio::test]
 async fn a_log_line_is_json_and_names_the_request_that_it_is_of() {
     let lines = tempfile::NamedTempFile::new().unwrap();
     let setup = Setup::clerk()
@@ -139,6 +154,24 @@ async fn a_trace_goes_to_the_collector_within_the_callers_own() {
     panic!("of the caller's trace: {of_caller}, with a command in it: {commands}");
 }
 
+#[tokio::test]
+async fn a_collector_that_takes_no_traces_is_told_of() {
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", collector.local_addr().unwrap());
+    // Nobody answers there.
+    drop(collector);
+    let lines = tempfile::NamedTempFile::new().unwrap();
+    let setup = Setup::clerk()
+        .with("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+        .with("RUST_LOG", "warn")
+        .with(LOG_FILE, lines.path().to_string_lossy());
+    let mut server = Server::start(setup);
+    server.get(ADA, "me").await.data(200);
+    server.stop();
+    let text = std::fs::read_to_string(lines.path()).unwrap();
+    assert!(text.contains("ERROR opentelemetry_sdk: "), "{text}");
+}
+
 fn deployed(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
 }
@@ -158,6 +191,8 @@ assert len(nodes) == 3
 proxy = compose['services']['proxy']['configs'][0]['source']
 asked = [it.split() for it in compose['configs'][proxy]['content'].splitlines()]
 assert ['health_uri', '/api/v1/system/ready'] in asked, asked
+assert ['@metrics', 'path', '/metrics', '/api/metrics', '/api/v1/metrics'] in asked, asked
+assert ['respond', '@metrics', '404'] in asked, asked
 assert {'lb_try_duration', 'fail_duration'} <= {it[0] for it in asked if it}, asked
 manifests = list(yaml.safe_load_all(open(sys.argv[3])))
 kinds = [it['kind'] for it in manifests]

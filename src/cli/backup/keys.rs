@@ -10,20 +10,19 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
+use super::super::layout::{self, MASTER_KEY};
 use super::manifest::Part;
 use super::{copy_folder, files};
-use crate::actors::{keyring, secrets};
+use crate::actors::keyring::{self, TOMBSTONES};
+use crate::actors::secrets;
 use crate::media::blobs::Blobs;
 use crate::media::vault::MasterKey;
 
-const MASTER_KEY: &str = "master.key";
 /// What else of the data directory is secret.
 const SECRETS: [&str; 3] =
-    ["file-signing-secret", "callback-signing-secret", "development-key.pem"];
+    [layout::FILE_SIGNING_SECRET, layout::CALLBACK_SIGNING_SECRET, layout::DEVELOPMENT_KEY];
 /// Folders of the store that hold sealed keys and secrets.
 const SEALED: [&str; 2] = [keyring::KEYS, secrets::SECRETS];
-/// The folder that says which were destroyed.
-const ERASED: &str = "erased";
 /// How often it is begun anew; a rotation changes the master key twice.
 const TRIES: u32 = 5;
 
@@ -33,6 +32,14 @@ pub struct Keys<'a> {
     pub data_dir: &'a Path,
     /// The master key, where it does not lie in the data directory.
     pub given: Option<&'a MasterKey>,
+}
+
+/// What came into the backup.
+#[derive(Debug)]
+pub struct Copied {
+    pub parts: Vec<Part>,
+    /// How much of what is sealed does not open with the master key.
+    pub unopened: usize,
 }
 
 impl Keys<'_> {
@@ -53,7 +60,7 @@ impl Keys<'_> {
     /// # Errors
     /// Something cannot be read or written, the master key changes again and again, or there is
     /// nothing to open what was sealed.
-    pub async fn copy(&self, backup: &Path, log_has_sealed: bool) -> anyhow::Result<Vec<Part>> {
+    pub async fn copy(&self, backup: &Path, log_has_sealed: bool) -> anyhow::Result<Copied> {
         let Self { blobs, data_dir, given } = *self;
         let parts =
             under_one_key(data_dir, backup, async || copy_rest(blobs, data_dir, backup).await);
@@ -64,14 +71,22 @@ impl Keys<'_> {
         };
         let count = |folder| parts.iter().filter(|part| is_of(part, folder)).count();
         let master = parts.iter().any(|part| part.path == path_of(MASTER_KEY));
-        self.ensure_master(SEALED.map(count).iter().sum(), master)?;
+        let sealed = SEALED.map(count).iter().sum();
+        self.ensure_master(sealed, master)?;
         ensure!(
-            !log_has_sealed || count(keyring::KEYS) + count(ERASED) > 0,
+            !log_has_sealed || count(keyring::KEYS) + count(TOMBSTONES) > 0,
             "the log holds what users' keys have sealed, and the store has neither a key nor a \
              tombstone: {} (T2M_DATA_DIR) or T2M_BLOBS is not that log's",
             data_dir.display()
         );
         let unopened = count_unopened(&parts, backup, given)?;
+        ensure!(
+            given.is_some() || sealed == 0 || unopened < sealed,
+            "none of the {sealed} sealed keys or secrets in the store opens with {}: T2M_MASTER_KEY \
+             is what seals them, and is to be given; or the data directory (T2M_DATA_DIR) is not the \
+             server's",
+            data_dir.join(MASTER_KEY).display()
+        );
         if unopened > 0 {
             let (which, other) = match given {
                 Some(_) => ("T2M_MASTER_KEY", "another one seals them"),
@@ -82,7 +97,7 @@ impl Keys<'_> {
                  damaged, or {other}"
             );
         }
-        Ok(parts)
+        Ok(Copied { parts, unopened })
     }
 
     fn ensure_master(&self, sealed: usize, is_there: bool) -> anyhow::Result<()> {
@@ -126,7 +141,7 @@ async fn copy_rest(blobs: &Blobs, data_dir: &Path, backup: &Path) -> anyhow::Res
             parts.push(Part::write(backup, &path_of(name), &bytes)?);
         }
     }
-    for folder in SEALED.into_iter().chain([ERASED]) {
+    for folder in SEALED.into_iter().chain([TOMBSTONES]) {
         parts.extend(copy_folder(blobs, folder, backup, "keys").await?);
     }
     Ok(parts)
@@ -236,10 +251,27 @@ mod tests {
             let to = to.path().join(format!("{}", given.is_some()));
             let keys = Keys { given, ..keys };
             keys.ensure_openable().await.unwrap();
-            let parts = keys.copy(&to, false).await.unwrap();
-            let counted = count_unopened(&parts, &to, given).unwrap();
-            assert_eq!((parts.len(), counted), (3, unopened));
+            let copied = keys.copy(&to, false).await.unwrap();
+            assert_eq!((copied.parts.len(), copied.unopened), (3, unopened));
         }
+    }
+
+    #[tokio::test]
+    async fn a_kept_master_key_that_opens_nothing_is_no_key_of_this_backup() {
+        let [data, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
+        let given = MasterKey::kept_in(&data.path().join("elsewhere"));
+        let vault = Vault::new(&blobs, keyring::KEYS, given.clone());
+        vault.seal("ada", b"a key").await.unwrap();
+        std::fs::write(data.path().join(MASTER_KEY), [7; 64]).unwrap();
+        let at = to.path();
+        let copy = async |given, to: &str| {
+            let keys = Keys { blobs: &blobs, data_dir: data.path(), given };
+            keys.copy(&at.join(to), true).await.map(|copied| copied.unopened)
+        };
+        let refused = copy(None, "one").await.unwrap_err().to_string();
+        assert!(refused.starts_with("none of the 1 sealed keys or secrets"), "{refused}");
+        assert_eq!(copy(Some(&given), "two").await.unwrap(), 0);
     }
 
     #[tokio::test]
@@ -249,12 +281,12 @@ mod tests {
         let keys = Keys { blobs: &blobs, data_dir: data.path(), given: None };
         let copy = async |sealed| {
             let to = tempfile::tempdir().unwrap();
-            keys.copy(to.path(), sealed).await.map(|parts| parts.len())
+            keys.copy(to.path(), sealed).await.map(|copied| copied.parts.len())
         };
         assert_eq!(copy(false).await.unwrap(), 0);
         let refused = copy(true).await.unwrap_err().to_string();
         assert!(refused.contains("neither a key nor a tombstone"), "{refused}");
-        blobs.bring_document(ERASED, "ada", b"gone".to_vec()).await.unwrap();
+        blobs.bring_document(TOMBSTONES, "ada", b"gone".to_vec()).await.unwrap();
         assert_eq!(copy(true).await.unwrap(), 1);
     }
 }

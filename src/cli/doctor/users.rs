@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::actors::keyring::Keyring;
 use crate::actors::sealing;
-use crate::cli::log::bar;
+use crate::cli::log::{bar, unit};
 use crate::domain::ids::UserId;
 use crate::log::EventLog;
 
@@ -76,7 +76,7 @@ async fn of_log(
     is_asked: impl Fn(&UserId) -> bool,
 ) -> anyhow::Result<(HashSet<UserId>, HashSet<UserId>)> {
     let (mut deleted, mut sealed) = (HashSet::new(), HashSet::new());
-    let bar = bar("sealed", *log.head().borrow())?;
+    let bar = bar("sealed", *log.head().borrow(), unit(log))?;
     let mut after = 0;
     loop {
         let page = log.read_all(after, PAGE).await.context("reading the log")?;

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::super::backup::files::is_refusal;
+use super::super::draft::Draft;
+use super::super::interrupt::Interrupt;
 use super::super::output::Stdout;
 use super::super::{owner, restore, say, server_lock};
 use super::{Where, Which, bar, verify_all};
@@ -51,64 +51,6 @@ pub struct Copy {
     to_data_dir: Option<PathBuf>,
 }
 
-/// A file on its way: it gets its name when it is whole, and is gone if it never is. Of several on
-/// their way to one name each is a file of its own.
-struct Draft {
-    path: PathBuf,
-    to: PathBuf,
-}
-
-impl Draft {
-    fn beside(to: &Path) -> std::io::Result<(Self, File)> {
-        let mut path = to.to_owned().into_os_string();
-        path.push(format!(".{:016x}.unfinished", rand::random::<u64>()));
-        let path = PathBuf::from(path);
-        let file = File::options().write(true).create_new(true).open(&path)?;
-        Ok((Self { path, to: to.to_owned() }, file))
-    }
-
-    /// Its bytes are durable already.
-    fn keep(self) -> std::io::Result<()> {
-        // A link never replaces what somebody else has put there meanwhile; a rename would.
-        match std::fs::hard_link(&self.path, &self.to) {
-            Err(error) if is_refusal(&error) && self.to.symlink_metadata().is_err() => {
-                std::fs::rename(&self.path, &self.to)?;
-            }
-            linked => linked?,
-        }
-        sync_parent(&self.to)
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        // It may have been moved.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// What a Ctrl-C ends, once it is listened for, wherever the work is.
-struct Interrupt(Signal);
-
-impl Interrupt {
-    fn on(kind: SignalKind) -> anyhow::Result<Self> {
-        Ok(Self(signal(kind).context("listening for signals")?))
-    }
-
-    async fn or<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        tokio::select! {
-            done = work => done,
-            _ = self.0.recv() => Err(anyhow!("interrupted")),
-        }
-    }
-}
-
-/// A name that a file was given is durable with its directory.
-fn sync_parent(path: &Path) -> std::io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-}
-
 fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
 }
@@ -140,7 +82,7 @@ impl Export {
 /// Under its name only when it is whole.
 async fn export_to(log: &dyn EventLog, to: &Path) -> anyhow::Result<Header> {
     let context = || format!("writing {}", to.display());
-    let mut interrupt = Interrupt::on(SignalKind::interrupt())?;
+    let mut interrupt = Interrupt::listen()?;
     let (draft, file) = Draft::beside(to).with_context(context)?;
     let mut out = BufWriter::new(file);
     let header = interrupt.or(export(log, &mut out)).await?;
@@ -154,7 +96,7 @@ async fn export_to(log: &dyn EventLog, to: &Path) -> anyhow::Result<Header> {
 async fn export(log: &dyn EventLog, out: &mut impl Write) -> anyhow::Result<Header> {
     let Verified { events, head_hash } = transfer::extent(log).await.context("counting the log")?;
     let header = Header::new(events, events, &head_hash);
-    let bar = bar("export", events)?;
+    let bar = bar("export", events, "events")?;
     dump::write_header(out, &header)?;
     let mut reading = Reading::of(log);
     while reading.end().0 < events {
@@ -360,7 +302,7 @@ impl Target<'_> {
                 Ok(Brought { taken: verified.events - had.0, verified })
             }
             Self::Log { carrying, .. } => {
-                let bar = bar("compare", events)?;
+                let bar = bar("compare", events, "events")?;
                 let taken = carrying.appended();
                 let comparing = carrying.finish(|at| bar.set_position(at));
                 let verified = interrupt.or(async { Ok(comparing.await?) }).await;
@@ -378,7 +320,7 @@ async fn bring(
     what: &str,
 ) -> anyhow::Result<Brought> {
     // From here on: whoever interrupts it has what was begun cleared away.
-    let mut interrupt = Interrupt::on(SignalKind::interrupt())?;
+    let mut interrupt = Interrupt::listen()?;
     let brings = || format!("{what} into {}", to.shown());
     let (opened, _held);
     let mut target = match to.file() {
@@ -427,7 +369,7 @@ async fn pump(
     header: &Header,
     target: &mut Target<'_>,
 ) -> anyhow::Result<()> {
-    let bar = bar("import", header.events)?;
+    let bar = bar("import", header.events, "events")?;
     let (mut read, mut end) = (0, (0, GENESIS));
     loop {
         let mut page = source.page().await?;

@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::super::backup::manifest::{sync_tree, write_private};
+use super::super::layout::LOG;
 use super::super::server_lock;
 
 /// What a restore that was cut off leaves in the data directory. By being there it keeps servers from
@@ -22,8 +23,6 @@ const DONE: &str = "restored";
 const MOVING: &str = "moving.json";
 /// A file system makes it for itself, and a fresh volume has nothing else.
 const LOST_AND_FOUND: &str = "lost+found";
-/// A backup holds the log in this form, whatever the engine.
-pub const LOG: &str = "log.sqlite";
 
 /// The directory in which everything is put together, and a hold on the data directory.
 pub struct Staging {

@@ -179,6 +179,37 @@ fn a_bad_log_is_bad_configuration_of_every_command() {
     }
 }
 
+#[test]
+fn a_worker_needs_a_server_and_a_token_and_each_is_a_line() {
+    let told = refused(&Setup::clerk(), &["worker"], "");
+    assert_eq!(told, ["T2M_SERVER: required", "T2M_WORKER_TOKEN: required"]);
+}
+
+#[test]
+fn a_command_for_a_directory_that_is_not_there_makes_none() {
+    let place = TempDir::new().unwrap();
+    let missing = place.path().join("mistyped");
+    let setup = Setup::clerk().with("CLERK_SECRET_KEY", "sk_test_x");
+    for arguments in [
+        &["erase", "user_x"][..],
+        &["clerk", "sync"],
+        &["clerk", "sync", "--dry-run"],
+        &["clerk", "reconcile", "--dry-run"],
+        &["webhooks", "dead", "discard", "--all"],
+        &["keys", "rotate"],
+    ] {
+        let setup = setup.clone().with("T2M_DATA_DIR", missing.to_str().unwrap());
+        let output = setup.run(place.path(), arguments);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), missing.exists()),
+            (Some(1), false),
+            "{arguments:?}: {told}"
+        );
+        assert_eq!(told.trim().lines().count(), 1, "{told}");
+    }
+}
+
 #[tokio::test]
 async fn the_log_can_be_read_beside_a_running_server() {
     let server = Server::start(Setup::clerk());

@@ -139,6 +139,12 @@ async fn the_command_line_delivers_letters_to_the_running_server_again() {
     let (code, text) = said(&server.run(&retry));
     assert_eq!((code, text.trim()), (Some(0), "msg_again  unchanged"));
     assert_eq!(files(&server), 1);
+    plant(&server, "msg_again", ADA);
+    let (_, text) = said(&server.run(&[&retry[..], &["--json"]].concat()));
+    let parsed: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(parsed, json!({ "message_id": "msg_again", "outcome": "unchanged" }));
+    let (_, text) = said(&server.run(&["webhooks", "dead", "discard", "--all", "--json"]));
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), json!({ "discarded": 1 }));
 }
 
 #[tokio::test]

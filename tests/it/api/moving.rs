@@ -466,12 +466,20 @@ async fn a_read_model_of_another_log_is_thrown_away_and_of_a_lost_one_refused() 
                DELETE FROM t2m.types WHERE id > (SELECT max(position) FROM t2m.events)";
     stranger.batch_execute(cut).await.unwrap();
     assert!(refused(&setup).contains("the log was cut or exchanged"));
+    let told = run(&setup, &data, &["replay"]).unwrap_err();
+    assert!(told.contains("the log was cut or exchanged"), "{told}");
     let log = t2m::log::open(&server.address(&database), "".as_ref()).await.unwrap();
     log.append("thing", Expected::NoStream, vec![event(1)]).await.unwrap();
     assert!(refused(&setup).contains("has another event at"), "it went on");
     tokio::task::spawn_blocking(move || drop(log)).await.unwrap();
 
     // Back at the first log.
-    let back = moved.start_again_as(with_key());
+    let mut back = moved.start_again_as(with_key());
     assert_eq!(back.get(ADA, &format!("jobs/{job}")).await.data(200)["job_id"], job.as_str());
+    // A command says it, too.
+    assert!(back.stop().success());
+    let told = setup.run(&data, &["replay"]);
+    let told = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(told.contains("T2M_LOG names another log, postgres://127.0.0.1:"), "{told}");
+    assert!(!told.contains("postgres:postgres"), "{told}");
 }

@@ -230,6 +230,13 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
     std::fs::rename(&blob, &hidden).unwrap();
     assert_eq!(verdicts(&[]), ["blobs"]);
     std::fs::rename(&hidden, &blob).unwrap();
+    // A volume that was not mounted, or did not come along.
+    std::fs::rename(data.join("blobs"), &hidden).unwrap();
+    assert_eq!(verdicts(&[]), ["keys of users", "blobs"]);
+    std::fs::rename(&hidden, data.join("blobs")).unwrap();
+    std::fs::rename(data.join("log.sqlite"), &hidden).unwrap();
+    assert_eq!(verdicts(&[]), ["views"], "they have seen what is not there");
+    std::fs::rename(&hidden, data.join("log.sqlite")).unwrap();
     let log = rusqlite::Connection::open(data.join("log.sqlite")).unwrap();
     let set = |data: &[u8]| {
         log.execute("UPDATE events SET data = ?1 WHERE position = 3", [data]).unwrap();
@@ -240,6 +247,11 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
     flipped[5] ^= 1;
     set(&flipped);
     assert_eq!(verdicts(&[]), ["log"]);
+    let verified = Setup::clerk().run(&data, &["log", "verify", "--json"]);
+    assert_eq!(verified.status.code(), Some(1));
+    let told = parsed(&String::from_utf8(verified.stdout).unwrap());
+    assert_eq!(told["position"], 3, "{told}");
+    assert!(told["error"].as_str().unwrap().contains("do not belong together"), "{told}");
     set(&whole);
     std::fs::create_dir_all(data.join("blobs/secrets")).unwrap();
     std::fs::write(data.join("blobs/secrets/job-1"), b"sealed by a key that is lost").unwrap();

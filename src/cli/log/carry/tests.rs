@@ -1,25 +1,12 @@
+use std::pin::pin;
+
+use futures_util::poll;
 use rustix::process::{Signal as Number, getpid, kill_process};
 use tokio::sync::watch;
 
+use super::super::super::interrupt::tests::told;
 use super::*;
 use crate::log::{Appended, Error, Expected, NewEvent, Stats};
-
-#[test]
-fn of_two_exports_to_one_name_the_second_replaces_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let to = dir.path().join("log.jsonl");
-    let [(one, mut first), (two, mut second), (never, _)] =
-        [(); 3].map(|()| Draft::beside(&to).unwrap());
-    first.write_all(b"the first").unwrap();
-    second.write_all(b"the second").unwrap();
-    assert!(!to.exists());
-    one.keep().unwrap();
-    let refused = two.keep().unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::AlreadyExists);
-    drop(never);
-    assert_eq!(std::fs::read(&to).unwrap(), b"the first");
-    assert_eq!(dir.path().read_dir().unwrap().count(), 1, "a draft was left");
-}
 
 /// A log whose server does not answer any more.
 struct Silent(watch::Sender<u64>);
@@ -58,10 +45,21 @@ impl EventLog for Silent {
 #[tokio::test]
 async fn who_interrupts_the_comparison_at_the_end_is_heard() {
     let log = Silent(watch::Sender::new(0));
-    // As Ctrl-C, which would end the other tests too.
-    let mut interrupt = Interrupt::on(SignalKind::user_defined2()).unwrap();
-    kill_process(getpid(), Number::USR2).unwrap();
     let target = Target::Log { log: &log, carrying: Carrying::into(&log) };
-    let told = target.finish(7, &mut interrupt).await.err().unwrap();
+    let told = target.finish(7, &mut told()).await.err().unwrap();
     assert_eq!(format!("{told:#}"), "comparing the two: interrupted");
+}
+
+#[tokio::test]
+async fn an_export_that_is_told_to_end_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let left = || dir.path().read_dir().unwrap().count();
+    let (log, to) = (Silent(watch::Sender::new(7)), dir.path().join("log.jsonl"));
+    let mut export = pin!(export_to(&log, &to));
+    assert!(poll!(&mut export).is_pending());
+    assert_eq!(left(), 1, "it has begun");
+    // As systemd does.
+    kill_process(getpid(), Number::TERM).unwrap();
+    let told = export.await.err().unwrap();
+    assert_eq!((told.to_string(), left()), ("interrupted".to_owned(), 0));
 }
