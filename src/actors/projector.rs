@@ -242,6 +242,9 @@ impl Projector {
     /// Puts the views that another process has built in the place of these, once they have caught
     /// up; says whether there were any.
     async fn succeed(&self) -> Result<bool, Error> {
+        if !self.views.is_outdated()? {
+            return Ok(false);
+        }
         let views = self.views.clone();
         // It takes whoever it knows into memory: with many users that is a while.
         let opening = tokio::task::spawn_blocking(move || views.successor()).await;

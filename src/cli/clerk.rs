@@ -417,13 +417,14 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_passed_over_while_others_are_deleted_or_sign_up() {
-        let losses: [(fn(&mut Vec<u32>), usize); 4] = [
+        type Change = fn(&mut Vec<u32>);
+        let changes: [(Change, usize); 4] = [
             (|users| users.retain(|n| *n > 1), 2),
             (|users| users.retain(|n| *n > 4), 4),
             (|users| users.retain(|n| *n > 5), 3),
             (|users| users.splice(0..0, 10..15).for_each(drop), 2),
         ];
-        for (change, when) in losses {
+        for (change, when) in changes {
             let clerk = Shrinking(Mutex::new(((0..7).collect(), 0)), when, change);
             let base = "https://api.clerk.test/".parse().unwrap();
             let api = Api::over(Box::new(clerk), base, Arc::new(|| 0), || 0.5);
