@@ -181,7 +181,7 @@ fn a_bad_log_is_bad_configuration_of_every_command() {
 
 #[test]
 fn a_worker_needs_a_server_and_a_token_and_each_is_a_line() {
-    let told = refused(&Setup::clerk(), &["worker"], "");
+    let told = refused(&Setup::clerk().with("T2M_ENGINE", "storyboard"), &["worker"], "");
     assert_eq!(told, ["T2M_SERVER: required", "T2M_WORKER_TOKEN: required"]);
 }
 

@@ -419,6 +419,8 @@ const TOMBSTONE: &str = r#"{"erased_at":"2026-03-09T08:00:00Z"}"#;
 #[tokio::test]
 async fn who_was_erased_since_the_backup_has_no_key_after_it() {
     let server = lived_in().await;
+    // Somebody's key that opens: where none does, it is no backup.
+    server.get("user_eve", "me").await.data(200);
     let place = TempDir::new().unwrap();
     let store = server.data_dir().join("blobs");
     for (folder, name) in [("keys", "user_ada"), ("keys", "user_bob"), ("keys", "user_gone")] {
