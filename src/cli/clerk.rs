@@ -395,18 +395,24 @@ mod tests {
     use super::*;
     use crate::clerk::api::{Answer, Request, Transport};
 
-    /// Lists three users at a time, and loses some when it is asked for the `n`-th page.
-    struct Shrinking(Mutex<(Vec<u32>, usize)>, usize, fn(&mut Vec<u32>));
+    type Change = fn(&mut Vec<u32>);
+
+    /// Lists three users at a time; before a certain request for them somebody changes them.
+    struct Changing {
+        users: Arc<Mutex<Vec<u32>>>,
+        requests_before: Mutex<usize>,
+        change: Change,
+    }
 
     #[async_trait]
-    impl Transport for Shrinking {
+    impl Transport for Changing {
         async fn send(&self, request: Request) -> Result<Answer, String> {
-            let mut state = self.0.lock().unwrap();
-            let (users, asked) = &mut *state;
-            *asked += 1;
-            if *asked == self.1 {
-                self.2(users);
+            let mut users = self.users.lock().unwrap();
+            let mut before = self.requests_before.lock().unwrap();
+            if *before == 0 {
+                (self.change)(&mut users);
             }
+            *before = before.wrapping_sub(1);
             let mut query = request.url.query_pairs();
             let offset = query.find(|(name, _)| name == "offset").unwrap().1.parse().unwrap();
             let page = users.iter().skip(offset).take(3);
@@ -417,21 +423,23 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_passed_over_while_others_are_deleted_or_sign_up() {
-        type Change = fn(&mut Vec<u32>);
-        let changes: [(Change, usize); 4] = [
-            (|users| users.retain(|n| *n > 1), 2),
-            (|users| users.retain(|n| *n > 4), 4),
-            (|users| users.retain(|n| *n > 5), 3),
-            (|users| users.splice(0..0, 10..15).for_each(drop), 2),
+        let changes: [(usize, Change); 5] = [
+            (1, |users| users.retain(|n| *n > 1)),
+            (1, |users| users.retain(|n| *n != 2)),
+            (2, |users| users.retain(|n| *n > 4)),
+            (3, |users| users.retain(|n| *n > 5)),
+            (1, |users| users.splice(0..0, 10..15).for_each(drop)),
         ];
-        for (change, when) in changes {
-            let clerk = Shrinking(Mutex::new(((0..7).collect(), 0)), when, change);
+        for (requests_before, change) in changes {
+            let users = Arc::new(Mutex::new((0..7).collect()));
+            let requests_before = Mutex::new(requests_before);
+            let clerk = Changing { users: Arc::clone(&users), requests_before, change };
             let base = "https://api.clerk.test/".parse().unwrap();
             let api = Api::over(Box::new(clerk), base, Arc::new(|| 0), || 0.5);
             let there = fetch_all(&api).await.unwrap();
-            for n in 0..7 {
+            for n in users.lock().unwrap().iter().filter(|n| **n < 7) {
                 let id = UserId::try_from(format!("user_{n}")).unwrap();
-                assert!(there.contains_key(&id) || n < 6, "{n} of {:?}", there.keys());
+                assert!(there.contains_key(&id), "{id} is not among {:?}", there.keys());
             }
         }
     }
