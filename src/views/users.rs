@@ -289,11 +289,6 @@ impl User {
                 row.created_at = time;
                 row.set_profile(profile);
                 self.position = Some(position);
-                if *provisional {
-                    // What the token claims is known then, even where it claims nothing: no
-                    // `AccessChanged` says so, and an older token may still name more.
-                    self.access_changed_at = self.access_changed_at.max(Some(time));
-                }
             }
             Event::ProfileChanged { profile, source_updated_at, .. } => {
                 row.provisional = false;

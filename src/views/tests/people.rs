@@ -47,18 +47,6 @@ fn what_an_administrator_names_is_decided_here_and_of_older_decisions_what_they_
 }
 
 #[test]
-fn what_a_token_claimed_overrules_an_older_token_even_where_it_claimed_nothing() {
-    let changed_at = |event| {
-        let views = after(vec![user("ada", event)]);
-        views.user_standing(&user_id("ada")).unwrap().access_changed_at
-    };
-    assert_eq!(changed_at(registered("a")), Some(at(0)));
-    let (profile, told) = (Box::default(), Told::default());
-    let by_clerk = UserEvent::Registered { profile, provisional: false, told };
-    assert_eq!(changed_at(by_clerk), None);
-}
-
-#[test]
 fn memberships_alone_do_not_make_a_user_known_but_are_kept_for_it() {
     let views = after(vec![user("ada", joined("member"))]);
     assert!(views.user(&user_id("ada")).unwrap().is_none());
