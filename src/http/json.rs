@@ -9,7 +9,7 @@ use actix_web::{
     http::header::{self, HeaderMap},
     web::Bytes,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{
@@ -67,8 +67,7 @@ impl<T: FromFields + 'static> FromRequest for OptionalJson<T> {
 pub fn parse<T: FromFields>(bytes: &[u8]) -> Result<T, Problem> {
     let value: Value = serde_json::from_slice(bytes).map_err(invalid_json)?;
     let Value::Object(values) = value else {
-        return Err(Problem::new(Code::ValidationFailed)
-            .with_sentence("The request body must be a JSON object"));
+        return Err(Problem::field("body", "must be a JSON object"));
     };
     let mut fields = Fields::new(values);
     let parsed = T::from_fields(&mut fields);
@@ -80,7 +79,7 @@ pub fn parse<T: FromFields>(bytes: &[u8]) -> Result<T, Problem> {
 
 fn invalid_json(error: serde_json::Error) -> Problem {
     Problem::new(Code::InvalidJson)
-        .with_detail(serde_json::json!({ "line": error.line(), "column": error.column() }))
+        .with_detail(json!({ "line": error.line(), "column": error.column() }))
         .caused_by(error)
 }
 
@@ -117,15 +116,43 @@ fn is_json(headers: &HeaderMap) -> bool {
 pub struct Fields {
     values: Map<String, Value>,
     errors: Map<String, Value>,
+    /// Kept when it is not values that are wanted, but what is asked of them.
+    demands: Option<Demands>,
+}
+
+/// What is asked of a body's fields, in the words of JSON Schema.
+#[derive(Debug, Default)]
+pub struct Demands {
+    /// By the field's name.
+    pub fields: Map<String, Value>,
+    /// Other spellings, each with the name that it stands for.
+    pub spellings: Vec<(String, String)>,
+}
+
+/// What a type asks of its fields, told by the very code that reads them: so the OpenAPI document
+/// cannot say anything else.
+pub fn demands<T: FromFields>() -> Demands {
+    let mut fields = Fields { demands: Some(Demands::default()), ..Fields::new(Map::new()) };
+    T::from_fields(&mut fields);
+    fields.demands.unwrap_or_default()
 }
 
 impl Fields {
     fn new(values: Map<String, Value>) -> Self {
-        Self { values, errors: Map::new() }
+        Self { values, errors: Map::new(), demands: None }
+    }
+
+    fn demand(&mut self, name: &str, words: impl FnOnce() -> Value) {
+        if let Some(demands) = &mut self.demands {
+            demands.fields.insert(name.to_owned(), words());
+        }
     }
 
     /// Accepts `other` (e.g. `expiresIn`) as another spelling of `name`, which wins.
     pub fn alias(&mut self, other: &str, name: &str) {
+        if let Some(demands) = &mut self.demands {
+            demands.spellings.push((other.to_owned(), name.to_owned()));
+        }
         if let Some(value) = self.values.remove(other) {
             self.values.entry(name).or_insert(value);
         }
@@ -153,6 +180,7 @@ impl Fields {
         name: &str,
         characters: RangeInclusive<usize>,
     ) -> Option<String> {
+        self.demand(name, || of_length(&characters));
         let text = self.take(name, "must be a string", |value| match value {
             Value::String(text) => Some(text),
             _ => None,
@@ -170,12 +198,14 @@ impl Fields {
 
     /// A whole number within a range, or absent. `5.0` is one: JSON has a single kind of number.
     pub fn optional_u64(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        self.demand(name, || json!({ "minimum": range.start(), "maximum": range.end() }));
         let words = format!("must be a whole number from {} to {}", range.start(), range.end());
         self.take(name, &words, |value| whole(&value).filter(|number| range.contains(number)))
     }
 
     /// A number within a range, or absent.
     pub fn optional_f64(&mut self, name: &str, range: RangeInclusive<f64>) -> Option<f64> {
+        self.demand(name, || json!({ "minimum": range.start(), "maximum": range.end() }));
         let words = format!("must be a number from {} to {}", range.start(), range.end());
         self.take(name, &words, |value| value.as_f64().filter(|number| range.contains(number)))
     }
@@ -192,6 +222,7 @@ impl Fields {
         name: &str,
         choices: &[&'static str],
     ) -> Option<&'static str> {
+        self.demand(name, || json!({ "enum": choices }));
         let words = format!("must be one of {}", choices.join(", "));
         self.take(name, &words, |value| {
             choices.iter().copied().find(|choice| value.as_str() == Some(choice))
@@ -229,7 +260,7 @@ impl Fields {
         length: RangeInclusive<usize>,
         characters: RangeInclusive<usize>,
     ) -> Option<Vec<String>> {
-        let items = self.list(name, length)?;
+        let items = self.list(name, length, || of_length(&characters))?;
         let words = format!(
             "must be a list of strings of {} to {} characters each",
             characters.start(),
@@ -248,7 +279,7 @@ impl Fields {
         name: &str,
         length: RangeInclusive<usize>,
     ) -> Option<Vec<u64>> {
-        let items = self.list(name, length)?;
+        let items = self.list(name, length, || json!({ "minimum": 0 }))?;
         let numbers: Option<Vec<u64>> = items.iter().map(whole).collect();
         self.accept(name, numbers.is_some(), "must be a list of whole numbers".to_owned());
         numbers
@@ -256,7 +287,7 @@ impl Fields {
 
     /// A list of objects, each read in the same way; refusals are named `jobs[3].prompt`.
     pub fn objects<T: FromFields>(&mut self, name: &str, length: RangeInclusive<usize>) -> Vec<T> {
-        let items = self.list(name, length);
+        let items = self.list(name, length, || json!({}));
         let items = self.required(name, items);
         let mut parsed = Vec::with_capacity(items.len());
         for (index, item) in items.into_iter().enumerate() {
@@ -273,7 +304,14 @@ impl Fields {
         parsed
     }
 
-    fn list(&mut self, name: &str, length: RangeInclusive<usize>) -> Option<Vec<Value>> {
+    fn list(
+        &mut self,
+        name: &str,
+        length: RangeInclusive<usize>,
+        items: impl FnOnce() -> Value,
+    ) -> Option<Vec<Value>> {
+        let (least, most) = (length.start(), length.end());
+        self.demand(name, || json!({ "minItems": least, "maxItems": most, "items": items() }));
         let words = format!("must be a list of {} to {} items", length.start(), length.end());
         self.take(name, &words, |value| match value {
             Value::Array(items) if length.contains(&items.len()) => Some(items),
@@ -307,6 +345,10 @@ impl Fields {
             T::default()
         })
     }
+}
+
+fn of_length(characters: &RangeInclusive<usize>) -> Value {
+    json!({ "minLength": characters.start(), "maxLength": characters.end() })
 }
 
 fn whole(value: &Value) -> Option<u64> {

@@ -61,7 +61,8 @@ pub struct Standing {
     pub allowed: bool,
     pub limit: u32,
     pub remaining: u32,
-    /// Unix seconds at which the present window is over.
+    /// Unix seconds at which a further request is let through: of a budget that is used up the first
+    /// one, else the end of the present window.
     pub reset: i64,
     /// Seconds until a refused request would be let through.
     pub retry_after_s: i64,
@@ -210,24 +211,30 @@ impl Window {
         if allowed {
             self.count = self.count.saturating_add(1);
         }
-        let remaining = i64::from(budget.requests) - used - i64::from(allowed);
+        let remaining = (i64::from(budget.requests) - used - i64::from(allowed)).max(0);
+        let free_in_s = self.free_in(budget, left_s);
         Standing {
             allowed,
             limit: budget.requests,
-            remaining: u32::try_from(remaining.max(0)).unwrap_or_default(),
-            reset: start + budget.window_s,
-            retry_after_s: if allowed { 0 } else { self.free_in(budget, left_s) },
+            remaining: u32::try_from(remaining).unwrap_or_default(),
+            reset: now + if remaining == 0 { free_in_s } else { left_s },
+            retry_after_s: if allowed { 0 } else { free_in_s },
         }
     }
 
-    /// Seconds until enough of the older window has slid out.
+    /// Seconds until a request that would be refused is let through: until enough of the older window
+    /// has slid out, which may be this one by then.
     fn free_in(&self, budget: Budget, left_s: i64) -> i64 {
+        let slid = |older: u32, free: i64| {
+            let enough_left_s = (free * budget.window_s - 1) / i64::from(older.max(1));
+            (budget.window_s - enough_left_s).max(0)
+        };
         let free = i64::from(budget.requests) - i64::from(self.count);
-        if free <= 0 || self.previous == 0 {
-            return left_s.max(1);
-        }
-        let enough_left_s = (free * budget.window_s - 1) / i64::from(self.previous);
-        (left_s - enough_left_s).max(1)
+        let seconds = match free {
+            1.. => slid(self.previous, free) - (budget.window_s - left_s),
+            _ => left_s + slid(self.count, i64::from(budget.requests)),
+        };
+        seconds.max(1)
     }
 }
 
@@ -257,13 +264,38 @@ mod tests {
         assert!((0..10).all(|_| take(1000).allowed));
         let refused = take(1050);
         assert!(!refused.allowed);
-        assert_eq!((refused.remaining, refused.reset), (0, 1100));
+        assert_eq!((refused.remaining, refused.reset), (0, 1050 + refused.retry_after_s));
         // Halfway through the next window half of the old requests still count.
         assert!((0..5).all(|_| take(1150).allowed));
         let refused = take(1150);
         assert!(!refused.allowed);
         assert!(!take(1150 + refused.retry_after_s - 1).allowed);
         assert!(take(1150 + refused.retry_after_s).allowed);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn who_waits_as_long_as_told_is_let_through_and_nobody_is_sooner(
+            budget in (1_u32..30, 1_i64..200),
+            gaps in proptest::collection::vec(0_i64..60, 0..80),
+        ) {
+            let budget = Budget { requests: budget.0, window_s: budget.1 };
+            let (mut window, mut now) = (Window::default(), 1_000_000);
+            for gap in gaps {
+                now += gap;
+                let standing = window.take(budget, now);
+                if standing.remaining == 0 {
+                    let mut late = window;
+                    proptest::prop_assert!(late.take(budget, standing.reset).allowed);
+                }
+                if !standing.allowed {
+                    let (mut early, mut late) = (window, window);
+                    let free = now + standing.retry_after_s;
+                    proptest::prop_assert!(!early.take(budget, free - 1).allowed);
+                    proptest::prop_assert!(late.take(budget, free).allowed);
+                }
+            }
+        }
     }
 
     #[test]
