@@ -1,7 +1,7 @@
 //! Flags, environment and `.env`, checked once at start: what has the type [`Settings`] is usable.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use chrono::TimeDelta;
@@ -21,8 +21,8 @@ const GIB: u64 = 1024 * 1024 * 1024;
 /// The options of the server, each a flag and an environment variable (CONTRACT §1).
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Address and port; port 0 picks a free one and prints it
-    #[arg(long, env = "T2M_LISTEN", default_value = "127.0.0.1:8080")]
+    /// Address and port; port 0 picks a free one and prints it; `:PORT` is of this machine only
+    #[arg(long, env = "T2M_LISTEN", default_value = LISTEN, value_parser = listen_address)]
     pub listen: SocketAddr,
     /// Everything that is kept on this machine
     #[arg(long, env = "T2M_DATA_DIR", default_value = "./data")]
@@ -107,7 +107,8 @@ pub struct Options {
     #[arg(long, env = "REQUIRE_ONBOARDING", default_value = "false", action = ArgAction::Set,
           num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
     pub require_onboarding: bool,
-    /// Bearer tokens for remote workers, comma separated, of 24 characters at least [default: none]
+    /// Bearer tokens for remote workers, comma separated; in production of 24 characters at least
+    /// [default: none]
     #[arg(long, env = "T2M_WORKER_TOKENS", hide_env_values = true)]
     pub worker_tokens: Option<String>,
     /// How many jobs of one user may run at once, in each class
@@ -296,7 +297,8 @@ pub struct Settings {
     pub require_onboarding: bool,
 }
 
-/// Characters of a worker's token; as many random letters are 128 bits and more.
+const LISTEN: &str = "127.0.0.1:8080";
+/// Characters of a worker's token in production; as many random letters are 128 bits and more.
 const SHORTEST_TOKEN: usize = 24;
 
 /// The issuer of the tokens that `t2m token` makes.
@@ -322,9 +324,6 @@ impl Options {
         }
         if production && issuer.is_none() {
             faults.push("CLERK_ISSUER: required with ENVIRONMENT=production".to_owned());
-        }
-        if production && webhook_secrets.is_none() {
-            faults.push("CLERK_WEBHOOK_SECRET: required with ENVIRONMENT=production".to_owned());
         }
         if production && signing_secrets.is_none() {
             faults.push("FILE_SIGNING_SECRET: required with ENVIRONMENT=production".to_owned());
@@ -377,12 +376,12 @@ impl Options {
         }
         let worker_tokens = present(self.worker_tokens).map(|list| comma_list(&list));
         let worker_tokens = worker_tokens.unwrap_or_default();
-        let strong = |token: &String| {
-            token.len() >= SHORTEST_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic())
-        };
-        if !worker_tokens.iter().all(strong) {
+        if !worker_tokens.iter().all(|token| token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            faults.push("T2M_WORKER_TOKENS: each must be of visible ASCII characters".to_owned());
+        } else if production && worker_tokens.iter().any(|token| token.len() < SHORTEST_TOKEN) {
             faults.push(format!(
-                "T2M_WORKER_TOKENS: each must be at least {SHORTEST_TOKEN} visible ASCII characters"
+                "T2M_WORKER_TOKENS: each must have {SHORTEST_TOKEN} characters at least with \
+                 ENVIRONMENT=production"
             ));
         }
         let mut lifetime = |variable: &str, text: &str| {
@@ -476,6 +475,18 @@ fn token_keys(pem: Option<String>, jwks: Option<String>, issuer: Option<&str>) -
     }
 }
 
+/// An address, or the name of one, with a port; a port alone is of this machine, which nobody else
+/// reaches. An empty variable is an unset one.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let text = match text.trim() {
+        "" => LISTEN.to_owned(),
+        port if port.starts_with(':') => format!("127.0.0.1{port}"),
+        text => text.to_owned(),
+    };
+    let found = text.to_socket_addrs().map(|mut found| found.next());
+    found.ok().flatten().ok_or_else(|| "expected ADDRESS:PORT".to_owned())
+}
+
 /// An empty variable is an unset one.
 fn present(value: Option<String>) -> Option<String> {
     value.filter(|text| !text.trim().is_empty())
@@ -552,10 +563,23 @@ mod tests {
     }
 
     #[test]
+    fn a_port_alone_is_of_this_machine() {
+        let address = |text| listen_address(text).map(|address| address.to_string());
+        assert_eq!(address(":0").as_deref(), Ok("127.0.0.1:0"));
+        assert_eq!(address(" ").as_deref(), Ok(LISTEN));
+        assert_eq!(address("[::1]:8080").as_deref(), Ok("[::1]:8080"));
+        assert_eq!(address("0.0.0.0:1").as_deref(), Ok("0.0.0.0:1"));
+        assert!(address("localhost:81").unwrap().ends_with(":81"));
+        for bad in ["127.0.0.1", "8080", ":x", ":65536"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn every_fault_is_named_at_once() {
         check(
             &["--environment", "production", "--dev-mode", "true"],
-            &["DEV_MODE", "CLERK_ISSUER", "CLERK_WEBHOOK_SECRET", "FILE_SIGNING_SECRET"],
+            &["DEV_MODE", "CLERK_ISSUER", "FILE_SIGNING_SECRET"],
         );
         check(&["--clerk-issuer", "nonsense"], &["CLERK_ISSUER"]);
         check(&["--clerk-secret-key", "pk_test_x"], &["CLERK_SECRET_KEY"]);
@@ -573,8 +597,14 @@ mod tests {
             check(&["--otlp-endpoint", good], &[]);
         }
         check(&["--callback-retry-schedule", "5s,soon"], &["CALLBACK_RETRY_SCHEDULE"]);
-        check(&["--worker-tokens", "short"], &["T2M_WORKER_TOKENS"]);
-        check(&["--worker-tokens", &format!("{0},{0} ", "t".repeat(24))], &[]);
+        check(&["--worker-tokens", "of two words"], &["T2M_WORKER_TOKENS"]);
+        check(&["--worker-tokens", "short"], &[]);
+        let production = ["--environment", "production", "--clerk-issuer", "https://a.example"];
+        let production = [&production[..], &["--file-signing-secret", "x"]].concat();
+        let tokens = format!("{0},{0} ", "t".repeat(24));
+        check(&[&production[..], &["--worker-tokens", &tokens]].concat(), &[]);
+        let short = [&production[..], &["--worker-tokens", "short"]].concat();
+        check(&short, &["T2M_WORKER_TOKENS"]);
         check(&["--allowed-origins", "https://a.example/,b"], &["ALLOWED_ORIGINS"; 2]);
         for never_sent in [
             "HTTPS://a.example",

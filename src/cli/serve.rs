@@ -9,7 +9,7 @@ use super::assemble::{Assembled, assemble, check};
 use super::interrupt::Interrupt;
 use super::{say, telemetry};
 use crate::clock::Clock;
-use crate::config::Options;
+use crate::config::{Environment, Options};
 
 /// Whoever keeps a connection open learns with its next answer that it must use another one; so long
 /// connections are still taken, that none is lost between two.
@@ -25,6 +25,10 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         tracing::warn!(
             "DEV_MODE is on: every request is trusted as dev_user; never do this in public"
         );
+    }
+    let production = ready.settings.environment == Environment::Production;
+    if production && ready.settings.webhook_secrets.is_none() {
+        tracing::warn!("CLERK_WEBHOOK_SECRET is not set: what happens at Clerk is not heard of");
     }
     let by = actix::System::new().block_on(async move {
         // Listened for from the start: it may take long, and the first process of a container is

@@ -110,7 +110,7 @@ fn bad_configuration_is_named_with_exit_code_2_and_no_secret_is_shown() {
         (&[("CLERK_JWT_KEY", "hunter2"), ("CLERK_ISSUER", "https://a.test")], "CLERK_JWT_KEY"),
         (&[("FILE_SIGNING_SECRET", "hunter2,,")], "FILE_SIGNING_SECRET"),
         (&[("RATE_LIMIT_READS", "many")], "RATE_LIMIT_READS"),
-        (&[("T2M_WORKER_TOKENS", "hunter2")], "T2M_WORKER_TOKENS"),
+        (&[("T2M_WORKER_TOKENS", "my hunter2")], "T2M_WORKER_TOKENS"),
         (&[("T2M_RUNNING_PER_USER", "premium=0")], "T2M_RUNNING_PER_USER"),
         (&[("T2M_LOG", "mysql://me:hunter2@host/db")], "T2M_LOG"),
     ];
