@@ -9,9 +9,11 @@ use actix::Arbiter;
 
 use super::System;
 use super::codec::{Metadata, Source};
+use super::supervise::supervise;
 use crate::config::Retention;
 use crate::domain::file::{Command, Reason};
-use crate::domain::ids::FileId;
+use crate::domain::ids::{FileId, JobId};
+use crate::domain::job::{self, Job, Phase};
 use crate::domain::tier::Tier;
 use crate::log;
 use crate::media::aside::GRACE;
@@ -56,19 +58,22 @@ pub struct Reconciled {
 impl Storekeeper {
     /// Looks for as long as the actix system runs, on a thread of its own.
     pub fn start(self) {
-        Arbiter::new().spawn(async move {
-            for number in 0_u32.. {
-                if let Err(error) = self.look().await {
-                    tracing::warn!(%error, "the storekeeper could not look");
-                }
-                if number.is_multiple_of(LOOKS)
-                    && let Err(error) = self.reconcile().await
-                {
-                    tracing::warn!(%error, "the storekeeper could not go through the store");
-                }
-                tokio::time::sleep(EVERY).await;
+        let keeper = Arc::new(self);
+        Arbiter::new().spawn(supervise("storekeeper", move || Arc::clone(&keeper).keep_store()));
+    }
+
+    async fn keep_store(self: Arc<Self>) {
+        for number in 0_u32.. {
+            if let Err(error) = self.look().await {
+                tracing::warn!(%error, "the storekeeper could not look");
             }
-        });
+            if number.is_multiple_of(LOOKS)
+                && let Err(error) = self.reconcile().await
+            {
+                tracing::warn!(%error, "the storekeeper could not go through the store");
+            }
+            tokio::time::sleep(EVERY).await;
+        }
     }
 
     /// Ends uploads and outputs whose time is over.
@@ -106,7 +111,10 @@ impl Storekeeper {
             tracing::warn!("the read model is behind: nothing is removed from the store");
             return Ok(done);
         }
-        self.remove(system.views.files_of_failed_jobs(AT_ONCE)?, Reason::Expired).await;
+        // Another view, which may be parked while that of the files is not.
+        if system.progress.reached(head, Some(View::Jobs), CAUGHT_UP_WITHIN).await.is_ok() {
+            self.remove_failed_outputs().await?;
+        }
         for found in aside {
             let needed = system.views.blob_referrers(&found.sha256)? > 0;
             if needed && self.blobs.bring_back(&found.sha256).await? {
@@ -129,15 +137,43 @@ impl Storekeeper {
         Ok(done)
     }
 
+    /// Removes what broken completions have left of jobs that came to nothing. Each job is asked
+    /// itself: a removal stands for ever, and what the read model says may be older than a retry.
+    async fn remove_failed_outputs(&self) -> Result<(), Error> {
+        for (file_id, job_id) in self.system.views.files_of_failed_jobs(AT_ONCE)? {
+            if self.came_to_nothing(job_id).await {
+                self.remove(vec![file_id], Reason::Expired).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// For good, as far as its files go: a retry stores its own under a new lease.
+    async fn came_to_nothing(&self, job_id: JobId) -> bool {
+        match self.system.jobs.execute(job_id, job::Command::Look, origin()).await {
+            Ok(found) => {
+                let Job::Requested(job) = found.state else { return false };
+                matches!(job.phase, Phase::Failed | Phase::Cancelled)
+            }
+            Err(error) => {
+                tracing::warn!(%job_id, %error, "a job could not be asked about its files");
+                false
+            }
+        }
+    }
+
     async fn remove(&self, files: Vec<FileId>, reason: Reason) {
         for file_id in files {
-            let origin = Metadata::by("storekeeper", Source::System);
             let command = Command::Remove { reason };
-            if let Err(error) = self.system.files.execute(file_id, command, origin).await {
+            if let Err(error) = self.system.files.execute(file_id, command, origin()).await {
                 tracing::warn!(%file_id, %error, "a file could not be removed");
             }
         }
     }
+}
+
+fn origin() -> Metadata {
+    Metadata::by("storekeeper", Source::System)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::actors::projector::Projector;
 use crate::clock::Clock;
 use crate::config::{BlobStore, ByTier};
 use crate::domain::file::Stored;
-use crate::domain::ids::{JobId, UserId};
+use crate::domain::ids::{JobId, LeaseId, UserId};
 use crate::domain::job::{self, tests::video_of};
 use crate::domain::text::Personal;
 use crate::domain::user::{self, Snapshot, Told};
@@ -328,6 +328,42 @@ async fn an_upload_that_is_never_finished_gives_back_its_room() {
     let wanted = Wanted {
         id: house.clock.fresh_id(),
         user_id: id("ada"),
+#[actix::test]
+async fn what_may_have_been_retried_since_is_kept_while_the_view_of_jobs_is_parked() {
+    let house = House::new().await;
+    house.user("ada", "standard").await;
+    let sha256 = house.blob("output").await;
+    let (retried, over) = (house.job("ada", 1).await, house.job("ada", 2).await);
+    let jobs = &house.keeper.system.jobs;
+    for job_id in [retried, over] {
+        let lease_id = LeaseId(Uuid::from_u128(9));
+        let lease = job::Command::Lease { lease_id, worker_id: "w".to_owned() };
+        jobs.execute(job_id, lease, origin()).await.unwrap();
+        let fail = job::Command::Fail { lease_id, error: "no".to_owned(), retryable: false };
+        jobs.execute(job_id, fail, origin()).await.unwrap();
+    }
+    let (of_retried, left) =
+        (house.file("ada", &sha256, Some(1)).await, house.file("ada", &sha256, Some(2)).await);
+    // Of a newer version: the view stands still here, as do the jobs in it.
+    let event = NewEvent {
+        id: Uuid::from_u128(3),
+        kind: "job.juggled.v1".to_owned(),
+        time: house.clock.now(),
+        data: b"{}".to_vec(),
+        metadata: origin().to_bytes(),
+    };
+    let stream = format!("job-{}", Uuid::from_u128(3));
+    house.keeper.system.log.append(&stream, Expected::NoStream, vec![event]).await.unwrap();
+    let again = job::Command::Retry { by: id("ada") };
+    jobs.execute(retried, again, origin()).await.unwrap();
+
+    house.reconciled().await;
+    assert!(house.is_there(of_retried).await && house.is_there(left).await);
+    // Whatever the view says, the job itself is asked.
+    house.keeper.remove_failed_outputs().await.unwrap();
+    assert!(house.is_there(of_retried).await && !house.is_there(left).await);
+}
+
         length: 10,
         filename: "a".to_owned(),
         declared_type: None,

@@ -137,14 +137,16 @@ impl Views {
     }
 
     /// What attempts that broke off while they stored their output have left of jobs that came to
-    /// nothing, some of it.
-    pub fn files_of_failed_jobs(&self, limit: usize) -> Result<Vec<FileId>, Error> {
+    /// nothing, some of it, each with its job.
+    pub fn files_of_failed_jobs(&self, limit: usize) -> Result<Vec<(FileId, JobId)>, Error> {
         self.read(|sql| {
             sql.prepare_cached(
-                "SELECT file_id FROM files CROSS JOIN jobs USING (job_id)
+                "SELECT file_id, job_id FROM files CROSS JOIN jobs USING (job_id)
                  WHERE files.job_id IS NOT NULL AND state IN ('failed', 'cancelled') LIMIT ?1",
             )?
-            .query_map([int(limit as u64)], file_id)?
+            .query_map([int(limit as u64)], |row| {
+                Ok((file_id(row)?, JobId(row.get::<_, Id>(1)?.0)))
+            })?
             .collect()
         })
     }
