@@ -18,6 +18,7 @@ use actix_web::{
 use futures_util::{Stream, stream};
 
 use super::problem::{Code, Problem};
+use super::upload::is_xml;
 
 /// A file as it is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,7 +251,7 @@ fn digits(text: &str) -> Option<u64> {
 pub fn disposition(file: &ServedFile) -> String {
     let mime = file.content_type.to_ascii_lowercase();
     let media = ["audio/", "video/", "image/"].iter().any(|kind| mime.starts_with(kind));
-    let kind = if media && !mime.contains("xml") { "inline" } else { "attachment" };
+    let kind = if media && !is_xml(&mime) { "inline" } else { "attachment" };
     let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '_' };
     // A percent sign in a plain name is decoded by some browsers; quotes and backslashes end it.
     let safe = |c: char| if matches!(c, '"' | '\\' | '%' | '/') { '_' } else { c };

@@ -215,10 +215,41 @@ pub fn content_type(sniffed: Option<&str>, declared: Option<&mime::Mime>) -> Str
 
 /// Nothing a browser would run, and nothing that is a message of its own.
 fn is_harmless(essence: &str) -> bool {
-    let runs = ["html", "xml", "script", "flash", "java", "wasm", "css", "manifest"];
     let (kind, subtype) = essence.split_once('/').unwrap_or_default();
     let known = ["application", "audio", "font", "image", "model", "text", "video"];
-    known.contains(&kind) && !runs.iter().any(|word| subtype.contains(word))
+    known.contains(&kind) && !runs(subtype) && !is_xml(essence)
+}
+
+/// Whole words: an `openxmlformats` is an office document, and `postscript` no script.
+fn runs(subtype: &str) -> bool {
+    let named = subtype.strip_prefix("x-").unwrap_or(subtype);
+    let by_browsers = [
+        "cache-manifest",
+        "component",
+        "css",
+        "ecmascript",
+        "hta",
+        "html",
+        "java-applet",
+        "java-archive",
+        "javascript",
+        "jscript",
+        "livescript",
+        "manifest+json",
+        "shockwave-flash",
+        "vnd.adobe.flash.movie",
+        "wasm",
+        "web-app-manifest+json",
+        "xhtml",
+    ];
+    by_browsers.contains(&named) || named.starts_with("javascript1.")
+}
+
+/// Whether a browser may take it for XML, in which there may be scripts.
+pub fn is_xml(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let (_, subtype) = essence.split_once('/').unwrap_or_default();
+    ["svg", "svg-xml", "xml", "xsl"].contains(&subtype) || subtype.ends_with("+xml")
 }
 
 #[cfg(test)]

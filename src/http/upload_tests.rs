@@ -222,3 +222,14 @@ fn bytes_outrank_words_about_the_type() {
         assert_eq!(content_type(sniffed, declared(told).as_ref()), expected, "{told}");
     }
 }
+const DOCX: &str = "application/vnd.openxmlformats-officedocument.wordprocessingml.document";
+
+        (None, "TEXT/HTML", "application/octet-stream"),
+        (None, "application/xml", "application/octet-stream"),
+        (None, "application/x-javascript", "application/octet-stream"),
+        (None, "text/javascript1.5", "application/octet-stream"),
+        (None, "application/wasm", "application/octet-stream"),
+        (None, "text/css", "application/octet-stream"),
+        (None, DOCX, DOCX),
+        (None, "application/postscript", "application/postscript"),
+        (None, "text/x-java-source", "text/x-java-source"),
