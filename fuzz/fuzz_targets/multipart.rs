@@ -10,7 +10,7 @@ use actix_web::{FromRequest, web};
 use libfuzzer_sys::fuzz_target;
 use t2m::config::BlobStore;
 use t2m::http::quota::Allowance;
-use t2m::http::upload::receive;
+use t2m::http::upload::{MAX_METADATA_BYTES, Most, json_bytes, receive};
 use t2m::media::blobs::Blobs;
 
 static STORE: LazyLock<(tempfile::TempDir, Blobs)> = LazyLock::new(|| {
@@ -27,9 +27,10 @@ fuzz_target!(|data: &[u8]| {
             .set_payload(data.to_vec())
             .to_http_parts();
         let payload = web::Payload::from_request(&request, &mut payload).await.expect("a body");
-        let upload = receive(&request, payload, blobs, 10_000, &mut Allowance::unlimited()).await;
+        let most = Most { file: 10_000, fields: MAX_METADATA_BYTES };
+        let upload = receive(&request, payload, blobs, most, &mut Allowance::unlimited()).await;
         if let Ok(upload) = upload {
-            assert!(upload.size <= 10_000);
+            assert!(upload.size <= 10_000 && json_bytes(&upload.metadata) <= MAX_METADATA_BYTES);
             let name = upload.filename;
             assert!(!name.contains(['/', '\\', '\0', '\r', '\n']) && name.len() <= 255, "{name:?}");
         }

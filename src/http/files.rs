@@ -7,13 +7,14 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::answer;
 use super::app::App;
 use super::caller::Caller;
 use super::jobs::{at_position, fingerprint, idempotency_key, replayed};
 use super::lists::{PageAnswer, PageQuery};
 use super::problem::{Code, Problem};
 use super::quota::Allowance;
-use super::{answer, upload};
+use super::upload::{self, MAX_METADATA_BYTES, Most};
 use crate::domain::file::{Command, File, Stored};
 use crate::domain::ids::{FileId, derived_id};
 use crate::domain::text::Personal;
@@ -50,7 +51,8 @@ impl From<FileRow> for FileAnswer {
     }
 }
 
-/// The form of `POST files/upload`; fields with other names become the file's `metadata`.
+/// The form of `POST files/upload`; fields with other names, 32 at most and together 16 KiB of JSON,
+/// become the file's `metadata`.
 #[derive(Debug, utoipa::ToSchema)]
 #[allow(dead_code, reason = "it describes the form, which is read as it comes")]
 pub struct UploadForm {
@@ -96,8 +98,8 @@ pub async fn store(
         None => app.system.clock.fresh_id(),
     });
     let mut allowance = allowance(&app, &caller, file_id)?;
-    let limit = app.max_upload_bytes;
-    let received = upload::receive(&request, payload, &app.blobs, limit, &mut allowance).await?;
+    let most = Most { file: app.max_upload_bytes, fields: MAX_METADATA_BYTES };
+    let received = upload::receive(&request, payload, &app.blobs, most, &mut allowance).await?;
     let fingerprint =
         key.map(|_| fingerprint(&json!([received.filename, received.sha256, received.metadata])));
     let kept = record(&app, &caller, file_id, received, fingerprint).await?;

@@ -40,5 +40,6 @@ pub mod quota;
 pub mod ranges;
 pub mod rates;
 pub mod replay;
+pub mod room;
 pub mod traffic;
 pub mod upload;

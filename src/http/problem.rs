@@ -64,6 +64,7 @@ pub enum Code {
     LogUnavailable,
     StorageUnavailable,
     Overloaded,
+    StorageFull,
     NotReady,
     NotCaughtUp,
     KeysUnavailable,
@@ -157,6 +158,9 @@ impl Code {
                 ("storage_unavailable", 503, "Files cannot be stored or read at the moment")
             }
             Code::Overloaded => ("overloaded", 503, "The server is overloaded"),
+            Code::StorageFull => {
+                ("storage_full", 503, "This server has no room left for uploads at the moment")
+            }
             Code::NotReady => ("not_ready", 503, "The server is not ready yet"),
             Code::NotCaughtUp => {
                 ("not_caught_up", 503, "This node has not yet seen the position asked for")

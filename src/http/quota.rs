@@ -80,6 +80,11 @@ impl Allowance {
         self.cover(bytes)
     }
 
+    /// Gives back what an upload needs no more, now that its size is known.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        self.room.shrink_to(bytes);
+    }
+
     /// For an upload that outlives its request.
     pub fn into_room(self) -> Reservation {
         self.room
@@ -138,6 +143,11 @@ mod tests {
         let refused = allowance.keep_ahead_of(limit + 1).unwrap_err();
         assert_eq!(refused.body()["detail"]["requested"], limit + 1);
         assert_eq!(refused.code(), Code::QuotaExceeded);
+        // When all has come, another one fits beside it.
+        allowance.shrink_to(7);
+        assert_eq!(reservations.of(&ada), 7);
+        allowance.shrink_to(8);
+        assert_eq!(reservations.of(&ada), 7);
         let again = Allowance::again(5).keep_ahead_of(6).unwrap_err();
         assert_eq!(again.code(), Code::IdempotencyKeyReused);
     }

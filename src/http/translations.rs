@@ -14,7 +14,7 @@ use super::jobs::{
 };
 use super::problem::{Code, Problem};
 use super::quota::Allowance;
-use super::upload::{self, Upload};
+use super::upload::{self, Most, Upload};
 use super::{answer, files};
 use crate::config::Secret;
 use crate::domain::file::{self, Stored};
@@ -34,6 +34,8 @@ const LONGEST_KEY: usize = 4096;
 const LONGEST_MODEL_NAME: usize = 128;
 const LONGEST_STYLE: usize = 10_000;
 const LARGEST_SEGMENT: u32 = 1_000_000;
+/// The longest of each field together, with what JSON escapes of them.
+const LARGEST_FORM: usize = 64 * 1024;
 
 /// The form of `POST translations` and `POST uploadfile/`.
 #[derive(Debug, utoipa::ToSchema)]
@@ -143,7 +145,8 @@ async fn ask(
         true => Allowance::again(most),
         false => files::allowance(app, caller, file_id)?,
     };
-    let received = upload::receive(request, payload, &app.blobs, most, &mut allowance);
+    let limits = Most { file: most, fields: LARGEST_FORM };
+    let received = upload::receive(request, payload, &app.blobs, limits, &mut allowance);
     let mut received = received.await?;
     let mut form = Form { fields: std::mem::take(&mut received.metadata), faults: Map::new() };
     // First of all, so that nothing else can get hold of it.

@@ -1,6 +1,6 @@
 //! Multipart uploads: field `file` streams into the blob store, the other fields become metadata.
 
-use std::{io, time::Duration};
+use std::io;
 
 use actix_multipart::{Field, Multipart};
 use actix_web::{HttpRequest, error::PayloadError, http::header::ContentDisposition, web};
@@ -11,17 +11,32 @@ use super::{
     body::{BodyLimits, declared_length, payload_problem, too_large, unstalled},
     problem::{Code, Problem},
     quota::Allowance,
+    room::{Room, STEP_BYTES},
 };
-use crate::media::blobs::{Blobs, Stored};
+use crate::media::blobs::{BlobWriter, Blobs};
 
-/// Fields besides the file, and how large each and its name may be.
+/// Fields besides the file, and how long the name of each may be.
 pub const MAX_FIELDS: usize = 32;
-pub const MAX_FIELD_BYTES: usize = 16 * 1024;
 pub const MAX_NAME_BYTES: usize = 128;
-/// The longest that the fields after the file may take.
-const AFTER_FILE: Duration = Duration::from_secs(600);
-/// The fields, their headers and the boundaries around a file of the largest size, in bytes.
-const AROUND_FILE_BYTES: u64 = (MAX_FIELDS * (MAX_FIELD_BYTES + 1024)) as u64 + 64 * 1024;
+/// What all that is kept of a file beside its bytes may take, as JSON, which is how it is stored and
+/// sent: 200 files make a page, 1000 events a batch, 10,000 entities are held in memory, and all of
+/// that is counted in pieces that must not be large.
+pub const MAX_METADATA_BYTES: usize = 16 * 1024;
+
+/// How large an upload may be, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Most {
+    pub file: u64,
+    /// All fields besides it, as JSON.
+    pub fields: usize,
+}
+
+impl Most {
+    /// What a file of the largest size comes with: the fields, their headers and the boundaries.
+    fn around_file(self) -> u64 {
+        (self.fields + MAX_FIELDS * 1024 + 64 * 1024) as u64
+    }
+}
 
 /// An upload whose bytes are durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,20 +54,21 @@ pub struct Upload {
     pub metadata: Map<String, Value>,
 }
 
-/// Reads an upload to its end. One that is refused or breaks off leaves nothing behind; a refusal
-/// after the file (a field too many) leaves at most an unreferenced blob.
+/// Reads an upload to its end. One that is refused or breaks off leaves nothing behind.
 pub async fn receive(
     req: &HttpRequest,
     payload: web::Payload,
     blobs: &Blobs,
-    max_bytes: u64,
+    most: Most,
     allowance: &mut Allowance,
 ) -> Result<Upload, Problem> {
     let declared = declared_length(req).unwrap_or_default();
-    let least = declared.saturating_sub(AROUND_FILE_BYTES);
-    if least > max_bytes {
-        return Err(too_large(max_bytes));
+    let least = declared.saturating_sub(most.around_file());
+    if least > most.file {
+        return Err(too_large(most.file));
     }
+    let room = Room::of_store(blobs);
+    room.check(least)?;
     // All of the body if there is room, so that the upload cannot fail half way; else what the
     // file must have at the least.
     if allowance.cover(declared).is_err() {
@@ -60,21 +76,21 @@ pub async fn receive(
     }
     let body = Box::pin(unstalled(payload, BodyLimits::of(req).silence));
     let mut multipart = Multipart::new(req.headers(), body);
-    let mut metadata = Metadata::default();
-    let (part, stored) = loop {
+    let mut metadata = Metadata::new(most.fields);
+    let (part, writer) = loop {
         let Some(field) = multipart.next().await else {
             return Err(Problem::field("file", "is required"));
         };
         let field = field.map_err(multipart_problem)?;
         match field.name() {
-            Some("file") => break receive_file(field, blobs, max_bytes, allowance).await?,
+            Some("file") => break receive_file(field, blobs, room, most.file, allowance).await?,
             _ => metadata.add(field).await?,
         }
     };
-    // The blob is there, and nobody refers to it yet: that must not last (see `media::aside`).
-    tokio::time::timeout(AFTER_FILE, metadata.add_rest(&mut multipart))
-        .await
-        .map_err(|_| Problem::new(Code::RequestTimeout))??;
+    // Before there is a blob: it would stay for hours when the form is refused.
+    metadata.add_rest(&mut multipart).await?;
+    allowance.shrink_to(writer.size());
+    let stored = writer.finish().await?;
     Ok(Upload {
         filename: part.filename,
         content_type: content_type(stored.sniffed.as_deref(), part.declared.as_ref()),
@@ -93,30 +109,43 @@ struct Part {
 async fn receive_file(
     mut field: Field,
     blobs: &Blobs,
-    max_bytes: u64,
+    room: Room<'_>,
+    most: u64,
     allowance: &mut Allowance,
-) -> Result<(Part, Stored), Problem> {
+) -> Result<(Part, BlobWriter), Problem> {
     let filename = filename(field.content_disposition());
     let declared = field.content_type().cloned();
     let mut writer = blobs.writer().await?;
+    let mut checked = 0;
     while let Some(chunk) = field.next().await {
         let chunk = chunk.map_err(multipart_problem)?;
-        if writer.size() + chunk.len() as u64 > max_bytes {
-            return Err(too_large(max_bytes));
+        let size = writer.size() + chunk.len() as u64;
+        if size > most {
+            return Err(too_large(most));
         }
-        allowance.keep_ahead_of(writer.size() + chunk.len() as u64)?;
+        allowance.keep_ahead_of(size)?;
+        // Others write too, and not every body says how long it is.
+        if size >= checked {
+            room.check(0)?;
+            checked = size + STEP_BYTES;
+        }
         writer.write(chunk).await?;
     }
-    Ok((Part { filename, declared }, writer.finish().await?))
+    Ok((Part { filename, declared }, writer))
 }
 
-#[derive(Default)]
 struct Metadata {
     fields: Map<String, Value>,
     count: usize,
+    /// All of them as JSON, in bytes.
+    most: usize,
 }
 
 impl Metadata {
+    fn new(most: usize) -> Self {
+        Self { fields: Map::new(), count: 0, most }
+    }
+
     async fn add_rest(&mut self, multipart: &mut Multipart) -> Result<(), Problem> {
         while let Some(field) = multipart.next().await {
             let field = field.map_err(multipart_problem)?;
@@ -142,14 +171,22 @@ impl Metadata {
         let mut bytes = Vec::new();
         while let Some(chunk) = field.next().await {
             bytes.extend_from_slice(&chunk.map_err(multipart_problem)?);
-            if bytes.len() > MAX_FIELD_BYTES {
-                let words = format!("must be at most {MAX_FIELD_BYTES} bytes long");
-                return Err(Problem::field(&name, &words));
+            if bytes.len() > self.most {
+                return Err(self.too_much(&name));
             }
         }
         let text = String::from_utf8(bytes).map_err(|_| Problem::field(&name, "must be UTF-8"))?;
-        self.insert(name, Value::String(text));
-        Ok(())
+        self.insert(name.clone(), Value::String(text));
+        match json_bytes(&self.fields) <= self.most {
+            true => Ok(()),
+            false => Err(self.too_much(&name)),
+        }
+    }
+
+    fn too_much(&self, name: &str) -> Problem {
+        let words =
+            format!("makes the fields besides the file longer than {} bytes of JSON", self.most);
+        Problem::field(name, &words)
     }
 
     fn insert(&mut self, name: String, text: Value) {
@@ -159,6 +196,11 @@ impl Metadata {
             Some(first) => *first = Value::Array(vec![first.take(), text]),
         }
     }
+}
+
+/// What it takes where it is stored, with all that is escaped.
+pub fn json_bytes(metadata: &Map<String, Value>) -> usize {
+    serde_json::to_vec(metadata).map_or(usize::MAX, |json| json.len())
 }
 
 fn multipart_problem(error: actix_multipart::MultipartError) -> Problem {

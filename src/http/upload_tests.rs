@@ -26,7 +26,8 @@ async fn handler(
     body: web::Payload,
     blobs: web::Data<Blobs>,
 ) -> Result<HttpResponse, Problem> {
-    let upload = receive(&req, body, &blobs, MAX, &mut Allowance::unlimited()).await?;
+    let most = Most { file: MAX, fields: MAX_METADATA_BYTES };
+    let upload = receive(&req, body, &blobs, most, &mut Allowance::unlimited()).await?;
     Ok(answer::ok(json!({
         "filename": upload.filename, "content_type": upload.content_type,
         "declared": upload.declared_type, "size": upload.size, "sha256": upload.sha256,
@@ -141,11 +142,16 @@ async fn a_file_and_its_fields_are_received() {
 async fn refusals_have_their_status_and_leave_nothing() {
     let server = Server::start(PATIENT);
     let large = file("a", "text/plain", &vec![b'x'; MAX as usize + 1]);
+    let short = file("a", "text/plain", b"short");
     let many: Vec<_> = (0..33).map(|n| text(&format!("f{n}"), "x")).collect();
     for (parts, status) in [
         (body(&[text("title", "x")]), 422),
         (body(&many), 422),
         (body(&[text("long", &"x".repeat(16 * 1024 + 1))]), 422),
+        // After the file: no blob stays behind.
+        (body(&[short.clone(), short.clone()]), 422),
+        (body(&[short.clone(), text("long", &"x".repeat(16 * 1024 + 1))]), 422),
+        ([short.clone(), b"--B\r\nnonsense".to_vec()].concat(), 400),
         (body(&[large]), 413),
         (file("a", "text/plain", b"no end"), 400),
         (b"nonsense".to_vec(), 400),
@@ -158,6 +164,26 @@ async fn refusals_have_their_status_and_leave_nothing() {
     let declared = server.send("multipart/form-data; boundary=B", 9_000_000, b"").await;
     assert_eq!(declared.0, 413);
     server.becomes_empty().await;
+    server.handle.stop(false).await;
+}
+
+#[actix_web::test]
+async fn fields_are_bounded_together_and_as_they_are_stored() {
+    let server = Server::start(PATIENT);
+    let part = || file("a", "text/plain", b"x");
+    let half = "x".repeat(8 * 1024 - 10);
+    let (status, answer) =
+        server.upload(&body(&[text("a", &half), part(), text("b", &half)])).await;
+    assert_eq!(status, 200, "{answer}");
+    for fields in [
+        vec![text("a", &half), text("a", &half), text("b", "too much")],
+        // Six characters each once they are JSON.
+        vec![text("b", &"\u{1}".repeat(3000))],
+    ] {
+        let (status, answer) = server.upload(&body(&[fields, vec![part()]].concat())).await;
+        assert_eq!((status, answer["code"].as_str()), (422, Some("validation_failed")));
+        assert!(answer["detail"]["fields"]["b"].is_string(), "{answer}");
+    }
     server.handle.stop(false).await;
 }
 
@@ -205,6 +231,8 @@ fn file_names_are_made_safe() {
     assert!(long.len() <= 255 && long.ends_with("ü.mp4"));
 }
 
+const DOCX: &str = "application/vnd.openxmlformats-officedocument.wordprocessingml.document";
+
 #[test]
 fn bytes_outrank_words_about_the_type() {
     let declared = |text: &str| text.parse::<mime::Mime>().ok();
@@ -217,13 +245,6 @@ fn bytes_outrank_words_about_the_type() {
         (None, "application/xhtml+xml", "application/octet-stream"),
         (None, "text/javascript", "application/octet-stream"),
         (None, "multipart/mixed", "application/octet-stream"),
-        (None, "nonsense", "application/octet-stream"),
-    ] {
-        assert_eq!(content_type(sniffed, declared(told).as_ref()), expected, "{told}");
-    }
-}
-const DOCX: &str = "application/vnd.openxmlformats-officedocument.wordprocessingml.document";
-
         (None, "TEXT/HTML", "application/octet-stream"),
         (None, "application/xml", "application/octet-stream"),
         (None, "application/x-javascript", "application/octet-stream"),
@@ -233,3 +254,8 @@ const DOCX: &str = "application/vnd.openxmlformats-officedocument.wordprocessing
         (None, DOCX, DOCX),
         (None, "application/postscript", "application/postscript"),
         (None, "text/x-java-source", "text/x-java-source"),
+        (None, "nonsense", "application/octet-stream"),
+    ] {
+        assert_eq!(content_type(sniffed, declared(told).as_ref()), expected, "{told}");
+    }
+}

@@ -40,6 +40,16 @@ impl Reservations {
         self.locked().get(user_id).copied().unwrap_or_default()
     }
 
+    fn give_back(&self, user_id: &UserId, bytes: u64) {
+        let mut reserved = self.locked();
+        if let Some(all) = reserved.get_mut(user_id) {
+            *all = all.saturating_sub(bytes);
+            if *all == 0 {
+                reserved.remove(user_id);
+            }
+        }
+    }
+
     fn locked(&self) -> MutexGuard<'_, HashMap<UserId, u64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,17 +81,17 @@ impl Reservation {
         }
         Ok(())
     }
+
+    /// Gives back what is more than that.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        self.of.give_back(&self.user_id, self.bytes.saturating_sub(bytes));
+        self.bytes = self.bytes.min(bytes);
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut reserved = self.of.locked();
-        if let Some(all) = reserved.get_mut(&self.user_id) {
-            *all = all.saturating_sub(self.bytes);
-            if *all == 0 {
-                reserved.remove(&self.user_id);
-            }
-        }
+        self.of.give_back(&self.user_id, self.bytes);
     }
 }
 

@@ -4,19 +4,22 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::super::problem::Problem;
-use super::super::upload::{MAX_FIELD_BYTES, MAX_FIELDS, MAX_NAME_BYTES};
+use super::super::upload::{MAX_FIELDS, MAX_METADATA_BYTES, MAX_NAME_BYTES, json_bytes};
 use crate::views::FileRow;
 
-/// More than that never came in a header: actix refuses a head of twice the size.
-const MAX_DESCRIBED_BYTES: usize = 64 * 1024;
+/// As long as all that is kept can be in Base64, and a bound for what is held in memory of an open
+/// upload.
+const MAX_DESCRIBED_BYTES: usize = 2 * MAX_METADATA_BYTES;
 
 /// `key base64,key base64`; a key may stand alone.
 pub(super) fn pairs(described: &str) -> Result<Vec<(String, String)>, Problem> {
+    if described.len() > MAX_DESCRIBED_BYTES {
+        return Err(bad_metadata(&format!("must be at most {MAX_DESCRIBED_BYTES} bytes long")));
+    }
     let mut pairs: Vec<(String, String)> = Vec::new();
     for pair in described.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once(' ').unwrap_or((pair, ""));
         let value = STANDARD.decode(value.trim()).ok();
-        let value = value.filter(|value| value.len() <= MAX_FIELD_BYTES);
         let value = value.and_then(|value| String::from_utf8(value).ok());
         let value = value.ok_or_else(|| bad_metadata("must be UTF-8 in Base64"))?;
         if key.len() > MAX_NAME_BYTES || pairs.iter().any(|(known, _)| known == key) {
@@ -24,9 +27,16 @@ pub(super) fn pairs(described: &str) -> Result<Vec<(String, String)>, Problem> {
         }
         pairs.push((key.to_owned(), value));
     }
-    match pairs.len() <= MAX_FIELDS {
+    if pairs.len() > MAX_FIELDS {
+        return Err(bad_metadata("has too many keys"));
+    }
+    let all = pairs.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+    match json_bytes(&all) <= MAX_METADATA_BYTES {
         true => Ok(pairs),
-        false => Err(bad_metadata("has too many keys")),
+        false => {
+            let words = format!("must be at most {MAX_METADATA_BYTES} bytes of JSON, decoded");
+            Err(bad_metadata(&words))
+        }
     }
 }
 
@@ -105,6 +115,12 @@ mod tests {
         for bad in ["a !", "a YQ==,a Yg==", "a /w==", "a YQ== YQ=="] {
             assert_eq!(of(bad), Err(Code::ValidationFailed), "{bad}");
         }
+        // Escaped, a control character is six; and what is dropped again is bounded too.
+        let valued = |byte: u8, bytes: usize| format!("a {}", STANDARD.encode(vec![byte; bytes]));
+        assert!(of(&valued(b'a', 16 * 1024 - 8)).is_ok());
+        assert_eq!(of(&valued(b'a', 16 * 1024 - 7)), Err(Code::ValidationFailed));
+        assert_eq!(of(&valued(1, 16 * 1024 / 6)), Err(Code::ValidationFailed));
+        assert_eq!(of(&",".repeat(32 * 1024 + 1)), Err(Code::ValidationFailed));
         let many: Vec<String> = (0..33).map(|n| format!("k{n}")).collect();
         assert_eq!(of(&many.join(",")), Err(Code::ValidationFailed));
     }
