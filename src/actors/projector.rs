@@ -71,6 +71,21 @@ impl Progress {
     }
 
     /// Waits for `position` for as long as the read model moves at all; whether it got there.
+    /// Waits until what lies at `position` shows in a view, also while that is parked before it.
+    ///
+    /// # Errors
+    /// [`NotCaughtUp`] when it took too long.
+    pub async fn shown(
+        &self,
+        position: u64,
+        view: View,
+        within: Duration,
+    ) -> Result<(), NotCaughtUp> {
+        let hides = |parked: &Parked| parked.view == view && parked.position <= position;
+        let shows = |at: &Reached| at.position >= position && !at.parked.iter().any(hides);
+        tokio::time::timeout(within, self.when(shows)).await.map_err(|_| NotCaughtUp)
+    }
+
     pub async fn reached_or_stuck(&self, position: u64) -> bool {
         self.when(|at| at.position >= position || at.stands_still).await;
         self.at.borrow().position >= position

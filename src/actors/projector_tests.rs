@@ -72,3 +72,21 @@ async fn views_that_cannot_be_written_any_more_are_replaced_by_those_built_besid
     progress.reached(1, None, Duration::from_secs(30)).await.unwrap();
     assert!(!progress.now().stands_still && !views.is_outdated().unwrap());
 }
+    // The old ones never told of it, and the new ones knew it already.
+    tokio::time::timeout(Duration::from_secs(30), follower.news()).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_for_what_a_parked_view_hides_hears_when_that_goes_on() {
+    let parked = vec![Parked { view: View::Files, position: 3, reason: String::new() }];
+    let (tell, at) = watch::channel(Reached { position: 5, parked, stands_still: false });
+    let progress = Progress { at, bell: Arc::default() };
+    let patient = Duration::from_secs(3600);
+    assert_eq!(progress.reached(4, Some(View::Files), patient).await, Err(NotCaughtUp));
+    assert_eq!(progress.shown(2, View::Files, patient).await, Ok(()));
+    assert_eq!(progress.shown(4, View::Jobs, patient).await, Ok(()));
+    let mut shown = std::pin::pin!(progress.shown(4, View::Files, patient));
+    assert!(futures_util::poll!(&mut shown).is_pending());
+    tell.send_modify(|at| at.parked.clear());
+    progress.bell.notify_waiters();
+    assert_eq!(shown.await, Ok(()));

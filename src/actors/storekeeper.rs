@@ -115,8 +115,13 @@ impl Storekeeper {
         if system.progress.reached(head, Some(View::Jobs), CAUGHT_UP_WITHIN).await.is_ok() {
             self.remove_failed_outputs().await?;
         }
+        // Before the read model is asked: what ends meanwhile is a file there by then.
+        let uploaded = self.uploads.blobs();
+        let is_needed = |sha256: &String| -> Result<bool, Error> {
+            Ok(uploaded.contains(sha256) || system.views.blob_referrers(sha256)? > 0)
+        };
         for found in aside {
-            let needed = system.views.blob_referrers(&found.sha256)? > 0;
+            let needed = is_needed(&found.sha256)?;
             if needed && self.blobs.bring_back(&found.sha256).await? {
                 done.brought_back += 1;
             } else if now - found.since >= GRACE {
@@ -125,7 +130,7 @@ impl Storekeeper {
             }
         }
         for sha256 in old {
-            if system.views.blob_referrers(&sha256)? == 0 {
+            if !is_needed(&sha256)? {
                 self.blobs.put_aside(&sha256, now).await?;
                 done.put_aside += 1;
             }

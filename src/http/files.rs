@@ -105,11 +105,7 @@ pub async fn store(
     let kept = record(&app, &caller, file_id, received, fingerprint).await?;
     if let Err(late) = app.system.visible_in(View::Files, kept.position).await {
         // Until the file itself counts, its reservation must.
-        let progress = app.system.progress.clone();
-        actix_web::rt::spawn(async move {
-            let _ = progress.reached(kept.position, Some(View::Files), AT_LAST).await;
-            drop(allowance);
-        });
+        once_shown(&app, kept.position, async move { drop(allowance) });
         return Err(late.into());
     }
     let row = owned(&app, &caller, file_id)?;
@@ -139,6 +135,15 @@ pub struct Recorded {
     /// Not recorded before.
     pub is_new: bool,
 }
+/// Does that once files can be read up to a position, also where their view is parked until then.
+pub fn once_shown(app: &App, position: u64, then: impl Future<Output = ()> + 'static) {
+    let progress = app.system.progress.clone();
+    actix_web::rt::spawn(async move {
+        let _ = progress.shown(position, View::Files, AT_LAST).await;
+        then.await;
+    });
+}
+
 
 /// Records an upload, whose bytes are durable, as a file.
 ///

@@ -180,7 +180,7 @@ async fn ask(
     };
     // A repeat meets its job, whose secret is in the vault or rightly gone.
     if !again {
-        store(app, caller, file_id, received, format, fingerprint).await?;
+        store(app, caller, file_id, received, format, fingerprint, allowance).await?;
         if let Some(api_key) = api_key
             && app.system.views.job(&job_id)?.is_none()
         {
@@ -213,10 +213,15 @@ async fn store(
         sha256: received.sha256,
         metadata: Personal::default(),
         job_id: None,
+    allowance: Allowance,
         fingerprint,
     });
     let done = app.system.files.execute(file_id, command, caller.origin()).await?;
-    app.system.visible_in(View::Files, done.position).await?;
+    if let Err(late) = app.system.visible_in(View::Files, done.position).await {
+        // Until the file itself counts, its reservation must.
+        files::once_shown(app, done.position, async move { drop(allowance) });
+        return Err(late.into());
+    }
     files::owned(app, caller, file_id).map(drop)
 }
 

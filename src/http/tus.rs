@@ -23,15 +23,18 @@ use super::caller::Caller;
 use super::files::{self, parse_id};
 use super::jobs::{at_position, idempotency_key, replayed};
 use super::problem::{Code, Problem};
+use super::room::{self, Room};
 use super::upload;
 use crate::domain::ids::{FileId, derived_id};
 use crate::media::reservations::Reservation;
-use crate::media::uploads::{self, Algorithm, Checksum, Ended, Held, Wanted};
+use crate::media::uploads::{self, Algorithm, Begun, Checksum, Ended, Held, Wanted};
 use crate::views::{FileRow, View};
 
+mod apart;
 mod metadata;
 
 use metadata::{bad_metadata, described, pairs};
+use apart::{heard_or_undone, to_the_end};
 
 /// The protocol's version, in every answer.
 pub const VERSION: &str = "1.0.0";
@@ -100,10 +103,19 @@ pub async fn create(
         return again(&app, &found, &wanted).await;
     }
     let mut allowance = app.quotas.allowance(&app, &caller);
+    // Before its room is reserved: a repetition while this one is begun must not need it too.
+    let begun = app.uploads.claim(id)?;
+    Room::of_spool(&app.blobs).check(length)?;
     allowance.cover(length)?;
     let (expires_at, room) = (wanted.expires_at, allowance.into_room());
-    let work = begin(app.clone(), caller, wanted, room, first, key.is_some());
-    let advanced = to_the_end(work).await?;
+    let work = begin(app.clone(), caller, begun, wanted, room, first, key.is_some());
+    let advanced = match key {
+        Some(_) => to_the_end(work).await?,
+        None => {
+            let forgotten = forget(app.clone(), id);
+            heard_or_undone(work, move |_| forgotten).await?
+        }
+    };
     let mut response = HttpResponse::Created();
     response.insert_header((header::LOCATION, location(&app, id)));
     Ok(advanced.tell(&mut response, expires_at))
@@ -157,7 +169,10 @@ pub async fn append(
         .ok_or_else(|| malformed("The header Upload-Offset is missing"))?;
     let first = piece(&request, payload)?;
     let upload = match found {
-        Found::Open(upload) => upload,
+        Found::Open(upload) => {
+            Room::of_spool(&app.blobs).check(declared_length(&request).unwrap_or_default())?;
+            upload
+        }
         Found::Stored(file) => {
             stands_at(offset, file.size)?;
             fits(&request, offset, file.size)?;
@@ -269,12 +284,12 @@ fn stored(response: &mut HttpResponseBuilder, file: &FileRow) -> HttpResponse {
         .finish()
 }
 
-/// Work that goes on to a safe place when the client hangs up, which drops the request.
-async fn to_the_end<T: 'static>(
-    work: impl Future<Output = Result<T, Problem>> + 'static,
-) -> Result<T, Problem> {
-    let done = actix_web::rt::spawn(work).await;
-    done.unwrap_or_else(|error| Err(Problem::new(Code::InternalError).caused_by(error)))
+/// Ends an upload that nobody knows of, if it is open.
+async fn forget(app: web::Data<App>, id: Uuid) {
+    let Some(upload) = app.uploads.find(id, app.system.clock.now()) else { return };
+    if let Ok(held) = app.uploads.hold(upload).await {
+        end_unknown(held).await;
+    }
 }
 
 /// Begins an upload and takes in what came with the request. If that fails, the upload stays only
@@ -283,24 +298,18 @@ async fn begin(
     app: web::Data<App>,
     caller: Caller,
     wanted: Wanted,
+    begun: Begun,
     room: Reservation,
     first: Option<Piece>,
     known: bool,
 ) -> Result<Advanced, Problem> {
     let id = wanted.id;
-    app.uploads.create(wanted, room).await?;
+    begun.create(wanted, room).await?;
     let upload = app.uploads.find(id, app.system.clock.now());
     let upload = upload.ok_or_else(|| Problem::new(Code::NotFound))?;
     let mut held = app.uploads.hold(upload).await?;
-    match take_in(&app, &caller, &mut held, first).await {
-        Err(problem) if !known => {
-            if let Err(error) = held.end().await {
-                tracing::warn!(%error, "an upload that nobody knows of was left to expire");
-            }
-            Err(problem)
-        }
-        taken => settle(held, taken).await,
-    }
+    let taken = take_in(&app, &caller, &mut held, first).await;
+    settle(&app, held, taken, known).await
 }
 
 /// Takes in a piece, and stores the file if it was the last one.
@@ -313,7 +322,7 @@ async fn advance(
     let (app, caller) = (app.clone(), caller.clone());
     to_the_end(async move {
         let taken = take_in(&app, &caller, &mut held, piece).await;
-        settle(held, taken).await
+        settle(&app, held, taken, true).await
     })
     .await
 }
@@ -342,20 +351,45 @@ async fn take_in(
     Ok(Advanced { offset, stored: Some((held.upload.wanted.id, position)) })
 }
 
-/// Ends an upload of which nothing more will come.
-async fn settle(held: Held, taken: Result<Advanced, Problem>) -> Result<Advanced, Problem> {
-    let is_over = match &taken {
-        Ok(advanced) => advanced.stored.is_some(),
+/// Ends an upload for which nothing more will come: it is stored, or cannot be, or its address is
+/// not `known` to anybody.
+async fn settle(
+    app: &App,
+    held: Held,
+    taken: Result<Advanced, Problem>,
+    known: bool,
+) -> Result<Advanced, Problem> {
+    let stored = taken.as_ref().ok().and_then(|advanced| advanced.stored);
+    if let Some((_, position)) = stored
+        && let Err(late) = app.system.visible_in(View::Files, position).await
+    {
+        // Until the file itself counts, what is reserved for it must. Who comes again finds it.
+        if !known {
+            files::once_shown(app, position, end_unknown(held));
+        }
+        return Err(late.into());
+    }
+    match &taken {
+        Ok(_) if stored.is_some() => held.end().await?,
+        Ok(_) => {}
+        Err(_) if !known => end_unknown(held).await,
         // Its bytes are lost, or its file was stored and deleted: it will never be another one.
-        Err(problem) => [Code::NotFound, Code::IdempotencyKeyReused].contains(&problem.code()),
-    };
-    if is_over {
-        held.end().await?;
+        Err(problem) => {
+            if [Code::NotFound, Code::IdempotencyKeyReused].contains(&problem.code()) {
+                held.end().await?;
+            }
+        }
     }
     taken
 }
 
 /// The way of every upload: the bytes are durable, then there is an event.
+async fn end_unknown(held: Held) {
+    if let Err(error) = held.end().await {
+        tracing::warn!(%error, "an upload that nobody knows of was left to expire");
+    }
+}
+
 async fn store(app: &App, caller: &Caller, held: &mut Held) -> Result<u64, Problem> {
     let blob = held.store().await?;
     let wanted = &held.upload.wanted;
@@ -371,7 +405,6 @@ async fn store(app: &App, caller: &Caller, held: &mut Held) -> Result<u64, Probl
     // What a repetition after a crash must find again.
     let fingerprint = Some(blob.sha256);
     let recorded = files::record(app, caller, FileId(wanted.id), upload, fingerprint).await?;
-    app.system.visible_in(View::Files, recorded.position).await?;
     Ok(recorded.position)
 }
 
@@ -520,6 +553,7 @@ impl From<uploads::Error> for Problem {
         match error {
             uploads::Error::Busy => Self::new(Code::UploadBusy),
             uploads::Error::Gone => Self::new(Code::NotFound),
+            uploads::Error::Full => room::full(),
             uploads::Error::Blobs(error) => error.into(),
             uploads::Error::Io(error) => Self::new(Code::StorageUnavailable).caused_by(error),
         }

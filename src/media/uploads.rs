@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -60,6 +60,9 @@ pub enum Error {
     /// It was ended, or its bytes are lost.
     #[error("no such upload")]
     Gone,
+    /// What is left of the disk is for the log.
+    #[error("the disk is full")]
+    Full,
     #[error("the spool: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -85,6 +88,8 @@ pub struct Upload {
     /// Requests that wait for their turn; the one that has it then makes haste.
     waiting: AtomicUsize,
     hurry: Notify,
+    /// The digest, once it is noted: for who must not wait for a turn.
+    sha256: OnceLock<String>,
     /// Held for its drop.
     _room: Reservation,
 }
@@ -118,11 +123,15 @@ impl Drop for Waiting<'_> {
 }
 
 /// An id that nobody else begins an upload of.
-struct Begun<'a>(&'a Uploads, Uuid);
+#[derive(Debug)]
+pub struct Begun {
+    uploads: Arc<Uploads>,
+    id: Uuid,
+}
 
-impl Drop for Begun<'_> {
+impl Drop for Begun {
     fn drop(&mut self) {
-        self.0.beginning().remove(&self.1);
+        self.uploads.beginning().remove(&self.id);
     }
 }
 
@@ -160,23 +169,25 @@ impl Uploads {
         Ok(uploads)
     }
 
-    /// Begins an upload; durable on return. What fails leaves nothing, so that it may be tried
-    /// again under the same id; what is dropped meanwhile is done all the same.
+    /// Has nobody else begin an upload of this id meanwhile.
     ///
     /// # Errors
-    /// The spool cannot be written; [`Error::Busy`] if there is one of this id.
-    pub async fn create(self: &Arc<Self>, wanted: Wanted, room: Reservation) -> Result<(), Error> {
-        let uploads = Arc::clone(self);
-        match in_background(move || uploads.begin(wanted, room)).await? {
-            true => Ok(()),
-            false => Err(Error::Busy),
+    /// [`Error::Busy`] if there is one, or somebody is about to begin it.
+    pub fn claim(self: &Arc<Self>, id: Uuid) -> Result<Begun, Error> {
+        if !self.beginning().insert(id) {
+            return Err(Error::Busy);
+        }
+        let begun = Begun { uploads: Arc::clone(self), id };
+        // Only now: whoever had the id before has put the upload there.
+        match self.opened().contains_key(&id) {
+            true => Err(Error::Busy),
+            false => Ok(begun),
         }
     }
 
-    /// Whether there was none of this id. Blocking.
-    fn begin(&self, wanted: Wanted, room: Reservation) -> io::Result<bool> {
+    /// Blocking.
+    fn begin(&self, wanted: Wanted, room: Reservation) -> io::Result<()> {
         let id = wanted.id;
-        let Some(_begun) = self.claimed(id) else { return Ok(false) };
         let [head, part, draft] = ["json", "part", "draft"].map(|it| self.path(id, it));
         let written = || {
             // The bytes' file first: a head whose bytes are not there has been adopted.
@@ -193,17 +204,7 @@ impl Uploads {
         }
         let work = Work { offset: 0, hasher: Some(Sha256::default()), whole: None, gone: false };
         self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
-        Ok(true)
-    }
-
-    /// Nothing if there is an upload of this id, or one is being begun.
-    fn claimed(&self, id: Uuid) -> Option<Begun<'_>> {
-        if !self.beginning().insert(id) {
-            return None;
-        }
-        let claimed = Begun(self, id);
-        // Only now: whoever had the id before has put the upload there.
-        (!self.opened().contains_key(&id)).then_some(claimed)
+        Ok(())
     }
 
     /// An upload that is neither finished nor over.
@@ -225,6 +226,11 @@ impl Uploads {
             return Err(Error::Gone);
         }
         Ok(Held { uploads: Arc::clone(self), upload, work })
+    }
+
+    /// What their bytes have become, or are about to: blobs that no file refers to yet.
+    pub fn blobs(&self) -> HashSet<String> {
+        self.opened().values().filter_map(|upload| upload.sha256.get().cloned()).collect()
     }
 
     /// Ends the uploads whose time is over and says how many. One that is in use has until its
@@ -300,11 +306,27 @@ impl Uploads {
     }
 }
 
+impl Begun {
+    /// Begins the upload; durable on return. What fails leaves nothing, so that it may be tried
+    /// again under the same id; what is dropped meanwhile is done all the same.
+    ///
+    /// # Errors
+    /// The spool cannot be written.
+    pub async fn create(self, wanted: Wanted, room: Reservation) -> Result<(), Error> {
+        debug_assert_eq!(self.id, wanted.id);
+        Ok(in_background(move || self.uploads.begin(wanted, room)).await?)
+    }
+}
+
 impl Upload {
     fn new(wanted: Wanted, work: Work, room: Reservation) -> Self {
+        let sha256 = OnceLock::new();
+        if let Some(whole) = &work.whole {
+            let _ = sha256.set(whole.sha256.clone());
+        }
         let (turn, waiting, hurry) =
             (Arc::new(Turn::new(work)), AtomicUsize::new(0), Notify::new());
-        Self { wanted, turn, waiting, hurry, _room: room }
+        Self { wanted, turn, waiting, hurry, sha256, _room: room }
     }
 }
 
@@ -335,18 +357,23 @@ impl Held {
         }
     }
 
-    /// Removes all that there is of it, and gives back its room.
+    /// Removes all that there is of it, and gives back its room. What is dropped meanwhile is done
+    /// all the same: half of it would be an upload that nobody can go on with or end.
     ///
     /// # Errors
     /// The spool cannot be written; it may be tried again.
     pub async fn end(mut self) -> Result<(), Error> {
-        let id = self.upload.wanted.id;
-        // The head first: without it the rest is removed at the next start.
-        let files = ["json", "part", "unverified", "draft"].map(|it| self.uploads.path(id, it));
-        in_background(move || files.iter().try_for_each(|path| remove(path))).await?;
-        self.work.gone = true;
-        self.uploads.opened().remove(&id);
-        Ok(())
+        let ended = in_background(move || {
+            let id = self.upload.wanted.id;
+            // The head first: without it the rest is removed at the next start.
+            for extension in ["json", "part", "unverified", "draft"] {
+                remove(&self.uploads.path(id, extension))?;
+            }
+            self.work.gone = true;
+            self.uploads.opened().remove(&id);
+            Ok(())
+        });
+        Ok(ended.await?)
     }
 
     /// Notes the digest, so that the bytes may leave the spool.
@@ -364,6 +391,7 @@ impl Held {
             Ok(stored)
         })
         .await?;
+        let _ = self.upload.sha256.set(stored.sha256.clone());
         self.work.whole = Some(stored.clone());
         Ok(stored)
     }

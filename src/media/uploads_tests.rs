@@ -60,7 +60,7 @@ async fn try_create(place: &Place, uploads: &Arc<Uploads>, length: u64) -> Resul
     };
     let room = place.reservations.reserve(&ada(), length, |_| Ok::<_, Infallible>(()));
     let Ok(room) = room;
-    uploads.create(wanted, room).await
+    uploads.claim(ID)?.create(wanted, room).await
 }
 
 async fn hold(uploads: &Arc<Uploads>) -> Held {
@@ -99,12 +99,15 @@ async fn what_was_broken_off_goes_on_after_a_restart_and_becomes_a_blob() {
     let mut held = hold(&uploads).await;
     assert_eq!((held.offset(), held.is_full()), (5, false));
     assert_eq!(append(&mut held, &[" wor", "ld"], None).await, ("Whole".to_owned(), 11));
+    assert!(uploads.blobs().is_empty());
     let stored = held.store().await.unwrap();
     assert_eq!(stored.sha256, hex::encode(Sha256::digest("hello world")));
+    assert!(uploads.blobs().contains(&stored.sha256));
     drop((held, uploads));
 
     // The event was not recorded before the crash: it is all there to do it again.
     let uploads = place.uploads();
+    assert!(uploads.blobs().contains(&stored.sha256));
     let mut held = hold(&uploads).await;
     assert!(held.is_full());
     assert_eq!(held.store().await.unwrap(), stored);
@@ -218,6 +221,35 @@ async fn a_beginning_whose_request_is_dropped_is_done_all_the_same() {
     .await
     .unwrap();
     assert_eq!(place.reservations.of(&ada()), 5);
+}
+
+#[tokio::test]
+async fn an_id_that_is_being_begun_cannot_be_begun_by_another() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    let claimed = uploads.claim(ID).unwrap();
+    assert!(matches!(uploads.claim(ID), Err(Error::Busy)));
+    drop(claimed);
+    create(&place, &uploads, 5).await;
+    assert!(matches!(uploads.claim(ID), Err(Error::Busy)));
+}
+
+#[tokio::test]
+async fn an_end_whose_request_is_dropped_is_an_end_all_the_same() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 5).await;
+    let upload = uploads.find(ID, at(0)).unwrap();
+    let held = uploads.hold(Arc::clone(&upload)).await.unwrap();
+    tokio::select! {
+        biased;
+        ended = held.end() => ended.unwrap(),
+        () = std::future::ready(()) => {}
+    }
+    let next = tokio::time::timeout(Duration::from_secs(60), uploads.hold(upload)).await;
+    assert!(matches!(next.unwrap(), Err(Error::Gone)));
+    assert!(uploads.find(ID, at(0)).is_none());
+    assert_eq!((place.files(), place.reservations.of(&ada())), (0, 0));
 }
 
 #[tokio::test]

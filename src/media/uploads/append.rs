@@ -188,6 +188,9 @@ impl Held {
             if piece.len() >= PIECE_BYTES {
                 intake.write(piece.split().freeze()).await?;
                 piece.reserve(PIECE_BYTES);
+                if self.uploads.blobs.space().is_ok_and(|space| !space.has_room_for(0)) {
+                    return Err(Error::Full);
+                }
             }
         };
         intake.write(piece.freeze()).await?;

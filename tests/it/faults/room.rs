@@ -87,9 +87,9 @@ async fn refuse_all(ledger: &mut Ledger, server: &Server, link: &str, upload: &s
     ask(server.request(Method::GET, "system/ready")).await.assert_refused(503, "not_ready");
     server.get(ADA, "jobs").await.data(200);
     server.post(ADA, link, &serde_json::json!({})).await.data(200);
-    upload_too_much(server).await.assert_refused(503, "storage_unavailable");
+    upload_too_much(server).await.assert_refused(503, "storage_full");
     let refused = ask(piece(server, upload)).await;
-    refused.assert_refused(503, "storage_unavailable");
+    refused.assert_refused(503, "storage_full");
     let uploads = server.data_dir().join("blobs/uploads").read_dir().unwrap();
     let held: u64 =
         uploads.map(|it| it.unwrap()).filter(is_part).map(|it| it.metadata().unwrap().len()).sum();
