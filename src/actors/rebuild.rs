@@ -20,6 +20,7 @@ use super::keyring::Keyring;
 use super::projector::{self, Error};
 use crate::clock::Clock;
 use crate::log::{EventLog, Recorded};
+use crate::media::disk::Space;
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
 /// How long a rebuild waits for what else is being built beside the views, as by a renewal.
@@ -40,7 +41,7 @@ const AHEAD: usize = 4;
 /// Begins beside the views called `base`, when nobody builds there any more.
 ///
 /// # Errors
-/// [`views::Error::Rebuilding`] when somebody does so for long.
+/// [`views::Error::Rebuilding`] when somebody does so for long, [`views::Error::NoRoom`].
 pub async fn beside(base: &Path) -> Result<Building, views::Error> {
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -48,9 +49,28 @@ pub async fn beside(base: &Path) -> Result<Building, views::Error> {
             Err(views::Error::Rebuilding) if Instant::now() < give_up => {
                 tokio::time::sleep(LOOK).await;
             }
-            outcome => return outcome,
+            // Now that what an earlier attempt left has made room.
+            Ok(building) => return ensure_room(base).map(|()| building),
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether the disk has room for views as large as the present ones beside them: for the rows, and for
+/// what is sorted on the way to the indexes.
+///
+/// # Errors
+/// [`views::Error::NoRoom`]
+pub fn ensure_room(base: &Path) -> Result<(), views::Error> {
+    let present = views::present_file(base)?;
+    let size = match std::fs::metadata(&present) {
+        // Nobody knows how large they will be.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        about => about?.len(),
+    };
+    let needed = size + size / 2;
+    let free = Space::of(&present)?.free;
+    if free < needed { Err(views::Error::NoRoom { needed, free }) } else { Ok(()) }
 }
 
 /// Waits until whoever reads `views` has put in their place what was built beside them.

@@ -165,10 +165,8 @@ async fn what_does_not_begin_passes_over_nothing() {
         };
         log.append(stream, Expected::NoStream, vec![event]).await.unwrap();
     }
-    let blobs = Blobs::open(&BlobStore::File, dir.path()).unwrap();
-    let master = MasterKey::kept_in(&dir.path().join("master.key"));
     let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
-    let keyring = Keyring::new(&blobs, master);
+    let keyring = keyring(dir.path());
     let rebuilds = Rebuilds::new(Clock::system(), Arc::new(log), keyring, views.clone());
     let skipped = || views::skipped(&views.path()).unwrap().iter().copied().collect::<Vec<_>>();
 
@@ -203,4 +201,39 @@ async fn what_nobody_takes_over_is_not_waited_for_without_end() {
     assert!(matches!(given_up, Err(views::Error::NotTakenOver)), "{given_up:?}");
     views.replace_with(fresh).unwrap();
     taken_over(&views, Duration::ZERO).await.unwrap();
+}
+
+fn keyring(dir: &Path) -> Keyring {
+    let blobs = Blobs::open(&BlobStore::File, dir).unwrap();
+    Keyring::new(&blobs, MasterKey::kept_in(&dir.join("master.key")))
+}
+
+#[tokio::test]
+async fn a_replay_that_fails_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+    for stride in [1, 7] {
+        let after = 2 * BATCH as u64 * stride;
+        let log = Scripted { broken_after: Some(after), ..Scripted::of(stride, 40) };
+        let building = beside(&views.path()).await.unwrap();
+        let file = dir.path().join("views-1.sqlite");
+        assert!(file.exists());
+        let keyring = keyring(dir.path());
+        let failed = rebuild(Arc::new(log), keyring, building, 40 * stride, |_| ()).await;
+        assert!(matches!(failed, Err(Error::Log(_))));
+        assert!(!file.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_replay_without_room_for_it_does_not_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("views.sqlite");
+    drop(beside(&base).await.unwrap());
+    let present = std::fs::File::create(&base).unwrap();
+    // It takes no room itself.
+    present.set_len(Space::of(dir.path()).unwrap().total).unwrap();
+    let refused = beside(&base).await.map(drop);
+    assert!(matches!(refused, Err(views::Error::NoRoom { .. })), "{refused:?}");
+    assert!(!dir.path().join("views-1.sqlite").exists());
 }

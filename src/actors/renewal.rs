@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use actix::Arbiter;
 
 use super::{System, rebuild};
-use crate::media::disk::Space;
 use crate::views::{self, Views};
 
 /// How often it looks; the read model's movement wakes it sooner.
@@ -26,15 +25,6 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(5);
 /// How long it waits for what it made to be taken over.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(60);
 
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Views(#[from] views::Error),
-    /// A full disk would stop the log.
-    #[error("it needs {needed} bytes of room beside it, and there are {free}")]
-    NoRoom { needed: u64, free: u64 },
-}
-
 /// Looks for as long as the actix system runs, on a thread of its own.
 pub fn start(system: Arc<System>) {
     Arbiter::new().spawn(async move {
@@ -42,7 +32,7 @@ pub fn start(system: Arc<System>) {
         loop {
             let rest = match look(&system.views).await {
                 Ok(took) => AT_MOST_EVERY.max(took * REST),
-                Err(Error::Views(views::Error::Rebuilding)) => BETWEEN_TRIES,
+                Err(views::Error::Rebuilding) => BETWEEN_TRIES,
                 Err(error) => {
                     tracing::warn!(
                         %error,
@@ -62,12 +52,14 @@ pub fn start(system: Arc<System>) {
 ///
 /// # Errors
 /// The files cannot be read or written, or somebody else builds beside them.
-pub async fn look(views: &Views) -> Result<Duration, Error> {
+pub async fn look(views: &Views) -> Result<Duration, views::Error> {
     let mut took = Duration::ZERO;
     // Another one that was built beside comes first: it may have to be renewed too.
     if views.holds_residue()? && !views.is_outdated()? {
         let began = Instant::now();
-        ensure_room(views)?;
+        // What others left there takes room too.
+        views.sweep();
+        rebuild::ensure_room(&views.path())?;
         let shared = views.clone();
         let renewing = tokio::task::spawn_blocking(move || shared.renew());
         renewing.await.map_err(|error| views::Error::Io(std::io::Error::other(error)))??;
@@ -75,13 +67,4 @@ pub async fn look(views: &Views) -> Result<Duration, Error> {
     }
     rebuild::taken_over(views, TAKEN_OVER_WITHIN).await?;
     Ok(took)
-}
-
-/// For the rows, and for what is sorted on the way to the indexes.
-fn ensure_room(views: &Views) -> Result<(), Error> {
-    let present = views.present_file();
-    let size = std::fs::metadata(&present).map_err(views::Error::from)?.len();
-    let needed = size + size / 2;
-    let free = Space::of(&present).map_err(views::Error::from)?.free;
-    if free < needed { Err(Error::NoRoom { needed, free }) } else { Ok(()) }
 }

@@ -201,13 +201,13 @@ impl Erase {
 }
 
 /// Until the read model is one that was written after the deletion.
-async fn renew(views: &views::Views) -> Result<(), renewal::Error> {
+async fn renew(views: &views::Views) -> Result<(), views::Error> {
     let mut tries = 0;
     while views.holds_residue()? {
         match renewal::look(views).await {
             Ok(_) => {}
             // A replay is at work there, which knew the user still.
-            Err(renewal::Error::Views(views::Error::Rebuilding)) if tries < MOST_LOOKS_FOR_LONG => {
+            Err(views::Error::Rebuilding) if tries < MOST_LOOKS_FOR_LONG => {
                 tries += 1;
                 tokio::time::sleep(BETWEEN_LOOKS).await;
             }

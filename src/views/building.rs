@@ -16,12 +16,14 @@ use super::{Content, Difference, Error, Happened, Snapshot, Views, file};
 /// a row happens mostly within as many others.
 const HELD: usize = if cfg!(test) { 4 } else { 8192 };
 
-/// A file of views on its way from position 0 to where they may be shown.
+/// A file of views on its way from position 0 to where they may be shown. Dropped before it got there
+/// it is deleted: it shows everything in clear, and takes the room that the log may need.
 pub struct Building {
     /// What it will be called to the outside.
     base: PathBuf,
-    file: PathBuf,
+    /// Closed before the file is deleted, and that before the lock is let go.
     sql: Connection,
+    file: Unfinished,
     checkpoint: u64,
     /// What is not in the file yet: nearly every row is written once, as it is in the end.
     held: Held,
@@ -30,6 +32,39 @@ pub struct Building {
     only: Option<View>,
     /// No two rebuilds beside the same views; the system lets go of it when the process dies.
     lock: Option<File>,
+}
+
+/// A file that is deleted unless it is kept.
+struct Unfinished {
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Unfinished {
+    fn keep(mut self) {
+        self.kept = true;
+    }
+
+    /// Lets `base` name it, and keeps it then.
+    fn make_current(self, base: &Path) -> Result<(), Error> {
+        let made = file::make_current(base, &self.path);
+        // It may be named although the name is not durable yet.
+        if made.is_ok() || file::current(base).is_ok_and(|named| named == self.path) {
+            self.keep();
+        }
+        made
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = file::remove(&self.path)
+        {
+            let path = self.path.display();
+            tracing::warn!(%error, %path, "views that were not finished could not be deleted");
+        }
+    }
 }
 
 impl Building {
@@ -71,13 +106,21 @@ impl Building {
         self
     }
 
+    /// Passes over these positions, in the place of those that are given up for the views it is called
+    /// after.
+    pub fn passing_over(mut self, skipped: Arc<BTreeSet<u64>>) -> Self {
+        self.skipped = skipped;
+        self
+    }
+
     fn create(base: PathBuf, file: PathBuf, lock: Option<File>) -> Result<Self, Error> {
         let skipped = parked::skipped(&base)?;
-        let sql = file::builder(&file)?;
+        let file = Unfinished { path: file, kept: false };
+        let sql = file::builder(&file.path)?;
         Ok(Self {
             base,
-            file,
             sql,
+            file,
             checkpoint: 0,
             held: Held::default(),
             parked: Vec::new(),
@@ -125,8 +168,10 @@ impl Building {
     /// What the file itself does.
     pub fn finish(mut self) -> Result<Views, Error> {
         self.write_held()?;
-        file::finish(self.sql, &self.file)?;
-        Ok(Views::of(Content::open(self.base, self.file)?))
+        let Self { base, sql, file, lock: _lock, .. } = self;
+        let views = finished(base, sql, &file.path)?;
+        file.keep();
+        Ok(views)
     }
 
     /// Compares what was built with others, and throws it away.
@@ -135,26 +180,37 @@ impl Building {
     /// One of the two cannot be read.
     pub fn compare_and_remove(mut self, others: &Snapshot) -> Result<Vec<Difference>, Error> {
         self.write_held()?;
-        let path = self.file.clone();
-        file::finish(self.sql, &path)?;
-        let found = Snapshot::of_file(&path).and_then(|fresh| others.compare(&fresh));
-        file::remove(&path)?;
-        found
+        let Self { sql, file, lock: _lock, .. } = self;
+        file::finish(sql, &file.path)?;
+        let found = Snapshot::of_file(&file.path).and_then(|fresh| others.compare(&fresh))?;
+        file::remove(&file.path)?;
+        Ok(found)
     }
 
-    /// The same, and it stands for the views from now on: whoever has the present ones open finds
-    /// it by [`Views::successor`], whoever opens them gets it.
+    /// The same as [`Building::finish`], and it stands for the views from now on: whoever has the
+    /// present ones open finds it by [`Views::successor`], whoever opens them gets it.
     ///
     /// # Errors
     /// What the files do.
     pub fn finish_as_current(self) -> Result<Views, Error> {
-        let mut building = self;
-        let (base, file) = (building.base.clone(), building.file.clone());
+        self.finish_as_current_after(|| Ok(()))
+    }
+
+    /// The same; once nothing is left to be built, and nothing replaced yet, `settled` sees to what lies
+    /// beside the views.
+    ///
+    /// # Errors
+    /// Its own, or as [`Building::finish_as_current`]; the present views stay then.
+    pub fn finish_as_current_after<E: From<Error>>(
+        mut self,
+        settled: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Views, E> {
+        self.write_held()?;
         // Held to the end: without it a server that starts takes the file for a leftover.
-        let lock = building.lock.take();
-        let views = building.finish()?;
-        file::make_current(&base, &file)?;
-        drop(lock);
+        let Self { base, sql, file, lock: _lock, .. } = self;
+        let views = finished(base.clone(), sql, &file.path)?;
+        settled()?;
+        file.make_current(&base)?;
         Ok(views)
     }
 
@@ -165,8 +221,13 @@ impl Building {
     pub fn hand_over(mut self) -> Result<(), Error> {
         self.write_held()?;
         // The lock is held to the end here too.
-        let Self { base, file, sql, lock: _lock, .. } = self;
-        file::finish(sql, &file)?;
-        file::make_current(&base, &file)
+        let Self { base, sql, file, lock: _lock, .. } = self;
+        file::finish(sql, &file.path)?;
+        file.make_current(&base)
     }
+}
+
+fn finished(base: PathBuf, sql: Connection, path: &Path) -> Result<Views, Error> {
+    file::finish(sql, path)?;
+    Ok(Views::of(Content::open(base, path.to_owned())?))
 }

@@ -143,7 +143,10 @@ pub(super) fn reader(path: &Path) -> Result<Connection, Error> {
 }
 
 /// The file that `base` names at present.
-pub(super) fn current(base: &Path) -> io::Result<PathBuf> {
+///
+/// # Errors
+/// The name cannot be read.
+pub fn current(base: &Path) -> io::Result<PathBuf> {
     match fs::read_to_string(pointer(base)) {
         Ok(name) => Ok(numbered(base, name.trim().parse().unwrap_or(0))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(base.to_owned()),

@@ -46,7 +46,7 @@ pub use analytics::{Analytics, DAYS, MONTHS};
 pub use building::Building;
 pub use difference::{Difference, Snapshot};
 pub use feed::FeedItem;
-pub use file::discard;
+pub use file::{current as present_file, discard};
 pub use files::FileRow;
 pub use jobs::{JobFilter, JobRow};
 pub use page::{Cursor, Page};
@@ -123,6 +123,9 @@ pub enum Error {
     NotTakenOver,
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
+    /// A full disk would stop the log.
+    #[error("the read model needs {needed} bytes of room beside it, and there are {free}")]
+    NoRoom { needed: u64, free: u64 },
     #[error("views: {0}")]
     Sqlite(#[from] rusqlite::Error),
     #[error("views: {0}")]
@@ -307,13 +310,7 @@ impl Views {
     /// [`Error::Rebuilding`] while somebody else builds there, or what the files do; nothing of it is
     /// left then.
     pub fn renew(&self) -> Result<(), Error> {
-        self.sweep();
-        let renewed =
-            Building::beside(&self.path()).and_then(Building::copied).and_then(Building::hand_over);
-        if renewed.is_err() {
-            self.sweep();
-        }
-        renewed
+        Building::beside(&self.path()).and_then(Building::copied).and_then(Building::hand_over)
     }
 
     /// Deletes what replays that broke off have left, and what was replaced.

@@ -43,13 +43,47 @@ fn a_rebuild_that_broke_off_leaves_nothing_behind_the_next_start() {
     let mut building = Building::beside(&views.path()).unwrap();
     building.apply(&log(history()), 0).unwrap();
     let half_built = directory.path().join("views-1.sqlite");
+    let left_by_a_crash = directory.path().join("views-2.sqlite");
+    fs::copy(&half_built, &left_by_a_crash).unwrap();
     drop(views);
     let path = directory.path().join("views.sqlite");
     drop(Views::open(&path).unwrap());
-    assert!(half_built.exists(), "somebody is at it");
+    assert!(half_built.exists() && left_by_a_crash.exists(), "somebody is at it");
     drop(building);
+    assert!(left_by_a_crash.exists());
     drop(Views::open(&path).unwrap());
-    assert!(!half_built.exists());
+    assert!(!left_by_a_crash.exists());
+}
+
+#[test]
+fn what_is_not_finished_takes_no_room_and_shows_nothing_any_more() {
+    let views = after(history());
+    let names = || {
+        let names = fs::read_dir(views.directory.path()).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.retain(|name| !name.to_string_lossy().starts_with("views.sqlite"));
+        names
+    };
+    let build = || {
+        let mut building = Building::beside(&views.path()).unwrap();
+        building.apply(&log(history()), 0).unwrap();
+        building
+    };
+    drop(build());
+    assert_eq!(names(), ["views.rebuild.lock"]);
+    build().compare_and_remove(&Snapshot::of(&views.path()).unwrap()).unwrap();
+    assert_eq!(names(), ["views.rebuild.lock"]);
+    // It cannot be named.
+    fs::create_dir(views.directory.path().join("views.sqlite.current.draft")).unwrap();
+    assert!(build().hand_over().is_err());
+    assert!(build().finish_as_current().is_err());
+    assert_eq!(names(), ["views.rebuild.lock"]);
+
+    let own = views.directory.path().join("own.sqlite");
+    drop(Building::at(&own).unwrap());
+    assert!(!own.exists());
+    drop(Building::at(&own).unwrap().finish().unwrap());
+    assert!(own.exists());
 }
 
 #[test]
