@@ -1,7 +1,8 @@
 //! Where a group's appends go: decided in memory, under the writers' lock, from the ends of their
 //! streams and what is recorded where an append may be a repeat.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use bytestring::ByteString;
 use chrono::SubsecRound;
@@ -74,17 +75,21 @@ pub(super) struct Before<'a> {
     pub(super) types: &'a HashMap<ByteString, i64>,
 }
 
-/// Places a group; `known` has what was looked up for each of its appends.
+/// Places a group; `known` has what was looked up for each of its appends. A commit that breaks is
+/// placed anew, so that nothing of this is noted outside before the answers are sent.
 pub(super) fn place(group: &[Append], before: &Before<'_>, known: &[Vec<Known>]) -> Placed {
     let mut placing =
         Placing { before, head: before.head, placed: Placed::default(), of_stream: HashMap::new() };
+    let mut broken = HashSet::new();
     for (append, known) in group.iter().zip(known) {
-        let answer = match append.follows_a_failure() {
+        let turn = append.broken.as_ref().map(Arc::as_ptr);
+        let follows = turn.is_some_and(|turn| broken.contains(&turn));
+        let answer = match follows || append.follows_a_failure() {
             true => Err(Error::Unwritable("an append before it was not written".into())),
             false => placing.place(append, known),
         };
         if answer.is_err() {
-            append.break_off();
+            broken.extend(turn);
         }
         placing.placed.answers.push(answer);
     }

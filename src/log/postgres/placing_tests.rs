@@ -1,6 +1,8 @@
 //! Placing without a server: what the database would answer is looked up in a list.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytestring::ByteString;
 use chrono::DateTime;
@@ -204,4 +206,32 @@ fn the_database_is_asked_only_for_what_may_be_a_repeat() {
     assert_eq!(of(NoStream, &[1, 2]), lookup(0, None, 2));
     assert_eq!(of(Any, &[7, 8]), lookup(1000 - REPEAT_WINDOW - 2, Some(7), 2));
     assert_eq!(Lookup::of(&append("a", Any, &[1]), None), None);
+}
+
+#[test]
+fn a_commit_that_is_placed_anew_names_the_same_append() {
+    let broken = Some(Arc::new(AtomicBool::new(false)));
+    let in_turn = |stream, expected, id| {
+        let broken = broken.clone();
+        Append { broken, ..append(stream, expected, &[id]) }
+    };
+    let group = [
+        in_turn("a", Any, 1),
+        in_turn("b", Revision(7), 2),
+        in_turn("c", Any, 3),
+        append("d", Any, &[4]),
+    ];
+    // The connection broke over the first one, and nothing was written.
+    let first = Held::new().commit(&group).answers;
+    let mut held = Held::new();
+    let again = held.commit(&group).answers;
+    assert_eq!(first, again);
+    assert!(matches!(
+        &again[..],
+        [Ok(_), Err(Error::Conflict { .. }), Err(Error::Unwritable(_)), Ok(_)]
+    ));
+    // Once that is answered nothing follows it, in a later commit either.
+    group[1].break_off();
+    let later = held.commit(&[in_turn("e", Any, 5)]).answers;
+    assert!(matches!(later[..], [Err(Error::Unwritable(_))]));
 }

@@ -191,6 +191,9 @@ impl Writer {
             let error = match self.commit(&group).await {
                 Ok(answers) => {
                     for (append, answer) in group.into_iter().zip(answers) {
+                        if answer.is_err() {
+                            append.break_off();
+                        }
                         // Whoever gave up waiting finds the outcome by repeating the append.
                         let _ = append.reply.send(answer);
                     }
