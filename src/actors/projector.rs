@@ -70,7 +70,6 @@ impl Progress {
         }
     }
 
-    /// Waits for `position` for as long as the read model moves at all; whether it got there.
     /// Waits until what lies at `position` shows in a view, also while that is parked before it.
     ///
     /// # Errors
@@ -86,6 +85,7 @@ impl Progress {
         tokio::time::timeout(within, self.when(shows)).await.map_err(|_| NotCaughtUp)
     }
 
+    /// Waits for `position` for as long as the read model moves at all; whether it got there.
     pub async fn reached_or_stuck(&self, position: u64) -> bool {
         self.when(|at| at.position >= position || at.stands_still).await;
         self.at.borrow().position >= position

@@ -71,7 +71,6 @@ async fn views_that_cannot_be_written_any_more_are_replaced_by_those_built_besid
     drop(built.unwrap().finish_as_current().unwrap());
     progress.reached(1, None, Duration::from_secs(30)).await.unwrap();
     assert!(!progress.now().stands_still && !views.is_outdated().unwrap());
-}
     // The old ones never told of it, and the new ones knew it already.
     tokio::time::timeout(Duration::from_secs(30), follower.news()).await.unwrap();
 }
@@ -90,3 +89,4 @@ async fn who_waits_for_what_a_parked_view_hides_hears_when_that_goes_on() {
     tell.send_modify(|at| at.parked.clear());
     progress.bell.notify_waiters();
     assert_eq!(shown.await, Ok(()));
+}

@@ -128,13 +128,6 @@ pub fn allowance(app: &App, caller: &Caller, file_id: FileId) -> Result<Allowanc
 /// The longest that a reservation outlives its upload.
 const AT_LAST: Duration = Duration::from_secs(3600);
 
-/// A file that is in the log.
-#[derive(Debug, Clone, Copy)]
-pub struct Recorded {
-    pub position: u64,
-    /// Not recorded before.
-    pub is_new: bool,
-}
 /// Does that once files can be read up to a position, also where their view is parked until then.
 pub fn once_shown(app: &App, position: u64, then: impl Future<Output = ()> + 'static) {
     let progress = app.system.progress.clone();
@@ -144,6 +137,13 @@ pub fn once_shown(app: &App, position: u64, then: impl Future<Output = ()> + 'st
     });
 }
 
+/// A file that is in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Recorded {
+    pub position: u64,
+    /// Not recorded before.
+    pub is_new: bool,
+}
 
 /// Records an upload, whose bytes are durable, as a file.
 ///

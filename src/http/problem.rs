@@ -63,8 +63,8 @@ pub enum Code {
     InternalError,
     LogUnavailable,
     StorageUnavailable,
-    Overloaded,
     StorageFull,
+    Overloaded,
     NotReady,
     NotCaughtUp,
     KeysUnavailable,
@@ -157,10 +157,10 @@ impl Code {
             Code::StorageUnavailable => {
                 ("storage_unavailable", 503, "Files cannot be stored or read at the moment")
             }
-            Code::Overloaded => ("overloaded", 503, "The server is overloaded"),
             Code::StorageFull => {
                 ("storage_full", 503, "This server has no room left for uploads at the moment")
             }
+            Code::Overloaded => ("overloaded", 503, "The server is overloaded"),
             Code::NotReady => ("not_ready", 503, "The server is not ready yet"),
             Code::NotCaughtUp => {
                 ("not_caught_up", 503, "This node has not yet seen the position asked for")

@@ -204,6 +204,7 @@ async fn store(
     received: Upload,
     format: Format,
     fingerprint: Option<String>,
+    allowance: Allowance,
 ) -> Result<(), Problem> {
     let command = file::Command::Store(Stored {
         user_id: caller.user_id.clone(),
@@ -213,7 +214,6 @@ async fn store(
         sha256: received.sha256,
         metadata: Personal::default(),
         job_id: None,
-    allowance: Allowance,
         fingerprint,
     });
     let done = app.system.files.execute(file_id, command, caller.origin()).await?;

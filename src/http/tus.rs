@@ -33,8 +33,8 @@ use crate::views::{FileRow, View};
 mod apart;
 mod metadata;
 
-use metadata::{bad_metadata, described, pairs};
 use apart::{heard_or_undone, to_the_end};
+use metadata::{bad_metadata, described, pairs};
 
 /// The protocol's version, in every answer.
 pub const VERSION: &str = "1.0.0";
@@ -102,10 +102,10 @@ pub async fn create(
     if let (Some(_), Ok(found)) = (&key, found) {
         return again(&app, &found, &wanted).await;
     }
-    let mut allowance = app.quotas.allowance(&app, &caller);
     // Before its room is reserved: a repetition while this one is begun must not need it too.
     let begun = app.uploads.claim(id)?;
     Room::of_spool(&app.blobs).check(length)?;
+    let mut allowance = app.quotas.allowance(&app, &caller);
     allowance.cover(length)?;
     let (expires_at, room) = (wanted.expires_at, allowance.into_room());
     let work = begin(app.clone(), caller, begun, wanted, room, first, key.is_some());
@@ -297,8 +297,8 @@ async fn forget(app: web::Data<App>, id: Uuid) {
 async fn begin(
     app: web::Data<App>,
     caller: Caller,
-    wanted: Wanted,
     begun: Begun,
+    wanted: Wanted,
     room: Reservation,
     first: Option<Piece>,
     known: bool,
@@ -383,13 +383,13 @@ async fn settle(
     taken
 }
 
-/// The way of every upload: the bytes are durable, then there is an event.
 async fn end_unknown(held: Held) {
     if let Err(error) = held.end().await {
         tracing::warn!(%error, "an upload that nobody knows of was left to expire");
     }
 }
 
+/// The way of every upload: the bytes are durable, then there is an event.
 async fn store(app: &App, caller: &Caller, held: &mut Held) -> Result<u64, Problem> {
     let blob = held.store().await?;
     let wanted = &held.upload.wanted;
@@ -552,8 +552,8 @@ impl From<uploads::Error> for Problem {
     fn from(error: uploads::Error) -> Self {
         match error {
             uploads::Error::Busy => Self::new(Code::UploadBusy),
-            uploads::Error::Gone => Self::new(Code::NotFound),
             uploads::Error::Full => room::full(),
+            uploads::Error::Gone => Self::new(Code::NotFound),
             uploads::Error::Blobs(error) => error.into(),
             uploads::Error::Io(error) => Self::new(Code::StorageUnavailable).caused_by(error),
         }
