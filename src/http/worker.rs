@@ -28,7 +28,7 @@ use super::links::{LinkAnswer, sign};
 use super::problem::{Code, Problem};
 use super::{answer, jobs};
 use crate::actors::codec::Metadata;
-use crate::actors::leasing::{Completed, Leased, Report, Shape, by};
+use crate::actors::leasing::{Completed, Done, Leased, Report, Shape, by};
 use crate::actors::outputs::{Handed, Slot, slots};
 use crate::config::Secret;
 use crate::domain::ids::{JobId, LeaseId};
@@ -492,12 +492,19 @@ pub async fn complete(
     let shape = |request: &Request| body.0.shape(request);
     let origin = origin_under(&app, job_id, lease_id, request_id).await;
     let done = app.leasing.complete(job_id, lease_id, &origin, shape).await?;
+    told(job_id, done)
+}
+
+/// What cannot be read yet may be asked for again, and is answered the same then; but under the
+/// lease of a job that was cancelled, nothing is.
+fn told(job_id: JobId, done: Done<Completed>) -> Result<HttpResponse, Problem> {
     let response = match &done.outcome {
-        Completed::Done(output) => outcome(job_id, "completed", Some(output.clone())),
+        Completed::Done(output) => {
+            done.visible?;
+            outcome(job_id, "completed", Some(output.clone()))
+        }
         Completed::Cancelled => outcome(job_id, "cancelled", None),
     };
-    // Asked again, it answers the same.
-    done.visible?;
     Ok(at_position(response, done.position))
 }
 
@@ -544,4 +551,30 @@ pub async fn fail(
     };
     // Also where it cannot be read yet: asked again, the lease is gone.
     Ok(at_position(outcome(job_id, done.outcome, None), done.position))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::projector::NotCaughtUp;
+    use crate::domain::ids::FileId;
+
+    #[test]
+    fn a_cancelled_completion_is_told_at_once_since_asked_again_its_lease_is_gone() {
+        let job_id = JobId(Uuid::from_u128(1));
+        let done = |outcome| Done { outcome, position: 7, visible: Err(NotCaughtUp) };
+        assert!(told(job_id, done(Completed::Cancelled)).is_ok());
+        let output = Output {
+            file_id: FileId(Uuid::from_u128(2)),
+            content_type: "video/mp4".to_owned(),
+            size: 1,
+            duration: None,
+            width: None,
+            height: None,
+            poster_file_id: None,
+            captions_file_id: None,
+        };
+        let refused = told(job_id, done(Completed::Done(output))).unwrap_err();
+        assert_eq!(refused.code(), Code::NotCaughtUp);
+    }
 }
