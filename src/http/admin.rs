@@ -65,7 +65,7 @@ pub async fn set_access(
 #[derive(Debug, utoipa::ToSchema)]
 pub struct FlagsRequest {
     /// Name to true or false; they replace the present ones.
-    #[schema(value_type = Object)]
+    #[schema(value_type = BTreeMap<String, bool>)]
     pub feature_flags: Map<String, Value>,
 }
 

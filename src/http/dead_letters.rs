@@ -2,6 +2,7 @@
 //! personal data, are shown on the command line only.
 
 use actix_web::{HttpResponse, web};
+use serde::Serialize;
 use serde_json::json;
 
 use super::answer;
@@ -48,6 +49,13 @@ pub async fn retry(
     }
 }
 
+/// The answer when a delivery was forgotten.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct LetterDiscarded {
+    pub message_id: String,
+    pub deleted: bool,
+}
+
 /// `DELETE admin/webhooks/dead/{id}`
 pub async fn discard(
     app: web::Data<App>,
@@ -56,7 +64,7 @@ pub async fn discard(
 ) -> Result<HttpResponse, Problem> {
     let Letter { heading, .. } = found(&app, &id).await?;
     app.dead_letters.discard(&heading.message_id).await?;
-    Ok(answer::ok(json!({ "message_id": heading.message_id, "deleted": true })))
+    Ok(answer::ok(LetterDiscarded { message_id: heading.message_id, deleted: true }))
 }
 
 async fn found(app: &App, message_id: &str) -> Result<Letter, Problem> {

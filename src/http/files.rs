@@ -85,6 +85,13 @@ impl From<FileRow> for UploadAnswer {
     }
 }
 
+/// The answer when a file was deleted.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct FileDeleted {
+    pub file_id: Uuid,
+    pub deleted: bool,
+}
+
 /// `POST files/upload`
 pub async fn store(
     app: web::Data<App>,
@@ -200,7 +207,7 @@ pub async fn delete(
     let file_id = parse_id(&id)?;
     owned(&app, &caller, file_id)?;
     let position = remove(&app, &caller, file_id).await?;
-    Ok(at_position(answer::ok(json!({ "file_id": file_id, "deleted": true })), position))
+    Ok(at_position(answer::ok(FileDeleted { file_id: file_id.0, deleted: true }), position))
 }
 
 /// Deletes a file of the caller's and says where in the log that is.

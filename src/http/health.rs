@@ -15,6 +15,16 @@ pub struct Health {
     version: &'static str,
 }
 
+/// The answer of a server that can do its work.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Readiness {
+    status: &'static str,
+    /// The log's last.
+    log_position: u64,
+    /// The last that the read model has.
+    view_position: u64,
+}
+
 /// Liveness: answers as long as the process can.
 pub async fn health() -> HttpResponse {
     answer::ok(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
@@ -48,9 +58,8 @@ pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
     if !app.dev_mode && !app.authenticator.has_keys() {
         return Err(not_ready("the keys that verify tokens are not there yet".to_owned()));
     }
-    Ok(answer::ok(
-        json!({ "status": "ready", "log_position": head, "view_position": reached.position }),
-    ))
+    let (log_position, view_position) = (head, reached.position);
+    Ok(answer::ok(Readiness { status: "ready", log_position, view_position }))
 }
 
 /// `GET /.well-known/jwks.json`: the keys of the development issuer, for verifiers that want to

@@ -8,12 +8,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use utoipa::openapi::schema::{Array, ArrayBuilder, Object};
 use uuid::Uuid;
 
 use super::app::App;
 use super::caller::Caller;
 use super::json::{Fields, FromFields, Json};
 use super::lists::{self, PageAnswer, PageQuery};
+use super::openapi::one_of;
 use super::problem::{Code, Problem};
 use super::{answer, files};
 use crate::actors::System;
@@ -42,25 +44,46 @@ const STATES: [&str; 7] =
 /// The body of `POST videos/generate`.
 #[derive(Debug, utoipa::ToSchema)]
 pub struct VideoRequest {
-    /// 1 to 2000 characters.
+    /// Not blank, and without control characters but line breaks and tabs.
+    #[schema(
+        pattern = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"
+    )]
     pub prompt: String,
-    /// Seconds, 1 to 60 (tier standard: 10); 10 if absent.
+    /// Seconds; tier standard: 10 at most. 10 if absent.
     pub duration: Option<u64>,
-    /// `480p`, `720p`, `1080p` or `4k` (not in tier standard); `720p` if absent.
+    /// `4k` not in tier standard; `720p` if absent.
     pub quality: Option<&'static str>,
-    /// `16:9`, `9:16` or `1:1`; `16:9` if absent.
+    /// `16:9` if absent.
     pub aspect_ratio: Option<&'static str>,
     /// Words that set the mood and are not shown.
     pub style: Option<String>,
     /// The same prompt and seed make the same video.
     pub seed: Option<u64>,
     pub engine: Option<&'static str>,
+    /// A file of the caller's.
     pub source_file_id: Option<Uuid>,
-    /// Where to POST, signed by Standard Webhooks, that the job has ended: http or https, 2048
-    /// characters at most. It is told at least once, and again while it is not answered with 2xx.
+    /// Where to POST, signed by Standard Webhooks, that the job has ended: http or https, a public
+    /// address. It is told at least once, and again while it is not answered with 2xx.
+    #[schema(format = "uri", pattern = "^https?://")]
     pub callback_url: Option<String>,
-    /// Seconds from now after which the job fails unless it has ended, 1 to 604800.
+    /// Seconds from now after which the job fails unless it has ended.
     pub deadline_s: Option<u64>,
+}
+
+fn kinds() -> Object {
+    one_of(Kind::ALL.map(Kind::as_str))
+}
+
+pub fn some_kinds() -> Array {
+    ArrayBuilder::new().items(kinds()).build()
+}
+
+fn states() -> Object {
+    one_of(STATES)
+}
+
+fn statuses() -> Object {
+    one_of(["processing", "completed", "error"])
 }
 
 impl FromFields for VideoRequest {
@@ -89,13 +112,16 @@ impl FromFields for VideoRequest {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct JobAnswer {
     pub job_id: Uuid,
+    #[schema(schema_with = kinds)]
     pub kind: String,
-    /// `processing`, `completed` or `error`: what the seed's front end understands.
+    /// What the seed's front end understands.
+    #[schema(schema_with = statuses)]
     pub status: String,
-    /// The whole truth: `queued`, `running`, `retry_wait`, `cancelling`, `completed`, `failed`
-    /// or `cancelled`.
+    /// The whole truth.
+    #[schema(schema_with = states)]
     pub state: String,
-    /// Percent, 0 to 100.
+    /// Percent.
+    #[schema(maximum = 100)]
     pub progress: u8,
     pub prompt: String,
     #[schema(value_type = Object)]
@@ -312,10 +338,11 @@ fn seed_of(job_id: JobId) -> u64 {
 /// The query of `GET jobs`.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct FilterQuery {
-    /// Only jobs in this state: `queued`, `running`, `retry_wait`, `cancelling`, `completed`,
-    /// `failed` or `cancelled`.
+    /// Only jobs in this state.
+    #[param(schema_with = states)]
     state: Option<String>,
-    /// Only jobs of this kind: `video` or `translation`.
+    /// Only jobs of this kind.
+    #[param(schema_with = kinds)]
     kind: Option<String>,
 }
 

@@ -23,8 +23,7 @@ const MAX_S: u64 = 7 * 24 * 3600;
 /// The body of a request for a link.
 #[derive(Debug, utoipa::ToSchema)]
 pub struct LinkRequest {
-    /// Seconds, 1 to 604800; an hour if absent. `expires_in` is accepted too.
-    #[schema(rename = "expiresIn")]
+    /// Seconds; an hour if absent.
     pub expires_in: Option<u64>,
 }
 
@@ -104,7 +103,7 @@ pub struct LinkQuery {
     #[param(required = true, value_type = Option<i64>)]
     expires: Option<String>,
     /// Hex of HMAC-SHA256 over `{id}:{user_id}:{expires}`.
-    #[param(required = true)]
+    #[param(required = true, value_type = Option<String>, pattern = "^[0-9a-f]{64}$")]
     signature: Option<String>,
 }
 

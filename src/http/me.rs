@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use actix_web::{HttpResponse, web};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Map, Value};
 
 use super::analytics::{self, MonthCounts};
 use super::answer;
@@ -15,6 +15,7 @@ use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
 use crate::domain::user::{Command, Membership, Onboarding, OnboardingStatus};
+use crate::domain::ids::{SessionId, UserId};
 use crate::views::{SessionRow, View};
 
 /// `GET me`
@@ -179,15 +180,33 @@ pub async fn claims(app: web::Data<App>, caller: Caller) -> Result<HttpResponse,
     if app.production {
         return Err(Problem::new(Code::NotFound));
     }
+/// The answer of `GET session-token`; without a session or a token in development mode.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ClaimsAnswer<'a> {
+    #[schema(value_type = String)]
+    user_id: &'a UserId,
+    #[schema(value_type = Option<String>)]
+    session_id: Option<&'a SessionId>,
+    role: &'a str,
+    permissions: &'a BTreeSet<String>,
+    subscription_tier: &'a str,
+    /// Unix seconds.
+    issued_at: Option<i64>,
+    /// Unix seconds.
+    expires_at: Option<i64>,
+    #[schema(value_type = Option<Object>)]
+    claims: Option<&'a Map<String, Value>>,
+}
+
     let token = caller.token.as_deref();
-    Ok(answer::ok(json!({
-        "user_id": caller.user_id,
-        "session_id": caller.session_id,
-        "role": caller.role,
-        "permissions": caller.permissions,
-        "subscription_tier": caller.subscription_tier,
-        "issued_at": token.map(|token| token.issued_at),
-        "expires_at": token.map(|token| token.expires_at),
-        "claims": token.map(|token| &token.raw),
-    })))
+    Ok(answer::ok(ClaimsAnswer {
+        user_id: &caller.user_id,
+        session_id: caller.session_id.as_ref(),
+        role: &caller.role,
+        permissions: &caller.permissions,
+        subscription_tier: &caller.subscription_tier,
+        issued_at: token.map(|token| token.issued_at),
+        expires_at: token.map(|token| token.expires_at),
+        claims: token.map(|token| &token.raw),
+    }))
 }

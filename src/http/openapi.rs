@@ -1,5 +1,6 @@
 //! The OpenAPI document, made from the route table, and the page that shows it.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use actix_web::HttpResponse;
@@ -11,7 +12,7 @@ use utoipa::openapi::path::{
 };
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{
-    ArrayBuilder, KnownFormat, ObjectBuilder, SchemaFormat, SchemaType, Type,
+    ArrayBuilder, KnownFormat, Object, ObjectBuilder, SchemaFormat, SchemaType, Type,
 };
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
@@ -25,17 +26,19 @@ use super::analytics::AnalyticsAnswer;
 use super::app::PREFIXES;
 use super::batch::{BatchAnswer, BatchRequest};
 use super::callbacks::CallbacksAnswer;
-use super::files::{FileAnswer, UploadAnswer, UploadForm};
-use super::health::Health;
+use super::dead_letters::LetterDiscarded;
+use super::files::{FileAnswer, FileDeleted, UploadAnswer, UploadForm};
+use super::health::{Health, Readiness};
 use super::jobs::{JobAnswer, VideoRequest};
 use super::links::{LinkAnswer, LinkRequest};
 use super::lists::PageParameters;
-use super::me::{MeAnswer, OnboardingAnswer, OnboardingRequest};
+use super::me::{ClaimsAnswer, MeAnswer, OnboardingAnswer, OnboardingRequest};
 use super::operations::SystemAnswer;
 use super::replay::{ReplayAnswer, ReplayRequest};
 use super::routes::{Access, Body, Route, table};
 use super::sessions::{Remember, SessionAnswer, SessionEnded};
 use super::translations::TranslationForm;
+use super::webhooks::{Acknowledged, Delivery};
 use super::worker::{
     CompleteRequest, FailRequest, HandedAnswer, LeaseAnswer, LeaseRequest, OutcomeAnswer,
     ProgressRequest, ReportAnswer,
@@ -44,6 +47,8 @@ use crate::actors::dead_letters::Heading;
 use crate::actors::rebuild::Status;
 use crate::actors::records::Envelope;
 use crate::views::UserRow;
+
+mod bounds;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -54,16 +59,20 @@ use crate::views::UserRow;
     ),
     components(schemas(
         AccessRequest,
+        Acknowledged,
         ReplayRequest,
         AnalyticsAnswer,
         SystemAnswer,
         BatchAnswer,
         BatchRequest,
         CallbacksAnswer,
+        ClaimsAnswer,
         CompleteRequest,
+        Delivery,
         Envelope,
         FailRequest,
         FileAnswer,
+        FileDeleted,
         FlagsRequest,
         HandedAnswer,
         Heading,
@@ -71,6 +80,7 @@ use crate::views::UserRow;
         JobAnswer,
         LeaseAnswer,
         LeaseRequest,
+        LetterDiscarded,
         TranslationForm,
         LinkAnswer,
         LinkRequest,
@@ -81,6 +91,7 @@ use crate::views::UserRow;
         OutcomeAnswer,
         Problem,
         ProgressRequest,
+        Readiness,
         Remember,
         ReplayAnswer,
         ReportAnswer,
@@ -109,6 +120,23 @@ struct Problem {
     detail: serde_json::Value,
 }
 
+/// The JSON bodies, whose fields are described by the code that reads them.
+const BODIES: [fn(&mut BTreeMap<String, RefOr<Schema>>); 13] = [
+    bounds::tell::<AccessRequest>,
+    bounds::tell::<BatchRequest>,
+    bounds::tell::<CompleteRequest>,
+    bounds::tell::<FailRequest>,
+    bounds::tell::<FlagsRequest>,
+    bounds::tell::<LeaseRequest>,
+    bounds::tell::<LinkRequest>,
+    bounds::tell::<OnboardingRequest>,
+    bounds::tell::<OrganizationRequest>,
+    bounds::tell::<ProgressRequest>,
+    bounds::tell::<Remember>,
+    bounds::tell::<ReplayRequest>,
+    bounds::tell::<VideoRequest>,
+];
+
 /// The whole document.
 pub fn describe() -> OpenApi {
     let mut document = Base::openapi();
@@ -117,6 +145,10 @@ pub fn describe() -> OpenApi {
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
     if let Some(components) = &mut document.components {
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        let schemas = &mut components.schemas;
+        for tell in BODIES {
+            tell(schemas);
+        }
     }
     for route in table() {
         let method = match route.method {
@@ -177,28 +209,53 @@ fn parameters(route: &Route) -> Vec<Parameter> {
     let mut all: Vec<Parameter> = ["id", "session_id"]
         .into_iter()
         .filter(in_path)
-        .map(|name| parameter(name, ParameterIn::Path).required(Required::True).build())
+        .map(|name| {
+            parameter(name, ParameterIn::Path, id_in(route.path)).required(Required::True).build()
+        })
         .collect();
     all.extend(route.parameters.map(|parameters| parameters()).unwrap_or_default());
     if route.paged {
         all.extend(query::<PageParameters>());
     }
     if route.keyed {
-        let words = "1 to 255 visible ASCII characters. The same key and request again are given \
+        let words = "The same key and request again are given \
                      the same answer, and nothing happens twice.";
-        all.push(header("Idempotency-Key", words));
+        let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[!-~]{1,255}$"));
+        all.push(header_of("Idempotency-Key", words, text));
     }
     if !matches!(route.access, Access::Public | Access::Worker) {
         let words = "A position that an earlier answer told: waits, 2 s at most, until all up to \
                      it can be read here.";
-        all.push(header("X-Log-Position", words));
+        all.push(header_of("X-Log-Position", words, position()));
     }
     all
 }
 
-fn parameter(name: &str, place: ParameterIn) -> ParameterBuilder {
-    let text = ObjectBuilder::new().schema_type(Type::String).build();
-    ParameterBuilder::new().name(name).parameter_in(place).schema(Some(text))
+fn parameter(name: &str, place: ParameterIn, schema: ObjectBuilder) -> ParameterBuilder {
+    ParameterBuilder::new().name(name).parameter_in(place).schema(Some(schema))
+}
+
+/// Users, sessions and deliveries have ids of Clerk's.
+fn id_in(path: &str) -> ObjectBuilder {
+    match ["/admin/", "/sessions/"].iter().any(|clerks| path.starts_with(clerks)) {
+        true => text(),
+        false => text().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))),
+    }
+}
+
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
+}
+
+/// A position of the log.
+pub fn position() -> ObjectBuilder {
+    let format = SchemaFormat::KnownFormat(KnownFormat::Int64);
+    ObjectBuilder::new().schema_type(Type::Integer).format(Some(format)).minimum(Some(0))
+}
+
+/// One of a few words.
+pub fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> Object {
+    text().enum_values(Some(names)).build()
 }
 
 /// What the query may hold: the very fields that are read of it.
@@ -208,7 +265,19 @@ pub fn query<T: IntoParams>() -> Vec<Parameter> {
 
 /// A header that may be sent.
 pub fn header(name: &str, words: &str) -> Parameter {
-    let header = parameter(name, ParameterIn::Header).required(Required::False);
+    header_of(name, words, text())
+}
+
+/// A header without which a request is refused.
+pub fn needed_header(name: &str, words: &str) -> Parameter {
+    let mut header = header(name, words);
+    header.required = Required::True;
+    header
+}
+
+/// A header that may be sent, and holds this.
+pub fn header_of(name: &str, words: &str, schema: ObjectBuilder) -> Parameter {
+    let header = parameter(name, ParameterIn::Header, schema).required(Required::False);
     header.description(Some(words)).build()
 }
 
@@ -230,6 +299,15 @@ fn needs(access: Access) -> Option<String> {
 
 fn success(route: &Route) -> utoipa::openapi::Response {
     let response = ResponseBuilder::new().description(route.summary);
+    if let Some(media_type) = route.media {
+        let schema = match media_type {
+            "application/json" => ObjectBuilder::new(),
+            "*/*" => bytes(),
+            _ => text(),
+        };
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        return response.content(media_type, content).build();
+    }
     let Some(data) = route.data else { return response.build() };
     let data = if route.paged { page_of(data) } else { named(data) };
     let envelope = ObjectBuilder::new()
@@ -277,3 +355,6 @@ pub fn page(config: &mut ServiceConfig) {
     config.service(actix_web::web::redirect("/docs", "/docs/"));
     config.service(SwaggerUi::new("/docs/{_:.*}").url("/api/openapi.json", describe()));
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,8 @@ pub struct Route {
     pub keyed: bool,
     /// The schema of `data` on success.
     pub data: Option<&'static str>,
+    /// The media type of a success that is no `data`.
+    pub media: Option<&'static str>,
     /// `data` is a page of them: it takes `limit` and `cursor`.
     pub paged: bool,
     /// The status on success.
@@ -81,6 +83,7 @@ const fn route(
         parameters: None,
         keyed: false,
         data: None,
+        media: None,
         paged: false,
         status: 200,
         metered: false,
@@ -116,6 +119,11 @@ impl Route {
 
     const fn gives(mut self, schema: &'static str) -> Self {
         self.data = Some(schema);
+        self
+    }
+
+    const fn sends(mut self, media_type: &'static str) -> Self {
+        self.media = Some(media_type);
         self
     }
 
@@ -172,16 +180,16 @@ pub fn table() -> Vec<Route> {
     vec![
         route(GET, "/auth/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
         route(GET, "/system/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
-        route(GET, "/system/ready", Public, "Whether the log is writable and the read model caught up", || web::get().to(health::ready)),
-        route(GET, "/metrics", Public, "Metrics in Prometheus' text format; also without a prefix", || web::get().to(metrics::metrics)),
-        route(POST, "/webhooks/clerk", Public, "A delivery of Clerk's, signed by Svix", || web::post().to(webhooks::receive)),
-        route(POST, "/auth/webhook", Public, "The same", || web::post().to(webhooks::receive)),
-        route(GET, "/openapi.json", Public, "This document", || web::get().to(openapi::document)).metered(),
-        route(GET, "/files/secure/{id}", Public, "A file by its signed link", || web::get().to(links::secure)).asks(query::<links::LinkQuery>),
+        route(GET, "/system/ready", Public, "Whether the log is writable and the read model caught up", || web::get().to(health::ready)).gives("Readiness"),
+        route(GET, "/metrics", Public, "Metrics in Prometheus' text format; also without a prefix", || web::get().to(metrics::metrics)).sends("text/plain"),
+        route(POST, "/webhooks/clerk", Public, "A delivery of Clerk's, signed by Svix", || web::post().to(webhooks::receive)).asks(webhooks::signing).takes("Delivery").gives("Acknowledged"),
+        route(POST, "/auth/webhook", Public, "The same", || web::post().to(webhooks::receive)).asks(webhooks::signing).takes("Delivery").gives("Acknowledged"),
+        route(GET, "/openapi.json", Public, "This document", || web::get().to(openapi::document)).metered().sends("application/json"),
+        route(GET, "/files/secure/{id}", Public, "A file by its signed link", || web::get().to(links::secure)).asks(query::<links::LinkQuery>).sends("*/*"),
         route(HEAD, "/files/secure/{id}", Public, "The same without its bytes", || web::head().to(links::secure)).asks(query::<links::LinkQuery>),
         route(GET, "/me", Authenticated, "The caller", || web::get().to(me::me)).gives("MeAnswer"),
         route(POST, "/onboarding", Authenticated, "How far the caller's onboarding is", || web::post().to(me::progress)).gives("OnboardingAnswer").takes("OnboardingRequest"),
-        route(GET, "/session-token", Authenticated, "The caller's claims, for debugging; not in production", || web::get().to(me::claims)),
+        route(GET, "/session-token", Authenticated, "The caller's claims, for debugging; not in production", || web::get().to(me::claims)).gives("ClaimsAnswer"),
         route(GET, "/sessions", Authenticated, "The caller's devices", || web::get().to(sessions::list)).pages_of("SessionAnswer"),
         route(PATCH, "/sessions/current", Authenticated, "Remember this session, or stop to", || web::patch().to(sessions::remember)).gives("SessionAnswer").takes("Remember"),
         route(POST, "/sessions/current/activity", Authenticated, "The user is active", || web::post().to(sessions::touch)).gives("SessionAnswer"),
@@ -189,14 +197,14 @@ pub fn table() -> Vec<Route> {
         route(DELETE, "/sessions/{id}", Authenticated, "End a session", || web::delete().to(sessions::revoke)).gives("SessionEnded"),
         route(POST, "/files/upload", Authenticated, "Store a file (multipart, field `file`)", || web::post().to(files::store)).takes_form("UploadForm").keyed().gives("UploadAnswer"),
         route(OPTIONS, "/files/tus", Public, "What uploads in pieces (tus 1.0) may ask for", || web::method(Method::OPTIONS).to(tus::options)).no_content(),
-        route(POST, "/files/tus", Authenticated, "Begin an upload in pieces", || web::post().to(tus::create)).keyed().created(),
-        route(HEAD, "/files/tus/{id}", Authenticated, "How far an upload is", || web::head().to(tus::show)),
-        route(PATCH, "/files/tus/{id}", Authenticated, "The next piece of an upload", || web::patch().to(tus::append)).takes_bytes(tus::PIECE).no_content(),
-        route(DELETE, "/files/tus/{id}", Authenticated, "End an upload", || web::delete().to(tus::terminate)).no_content(),
-        route(POST, "/files/tus/{id}", Authenticated, "The same, for clients that cannot send PATCH or DELETE (`X-HTTP-Method-Override`)", || web::post().to(tus::overridden)).no_content(),
+        route(POST, "/files/tus", Authenticated, "Begin an upload in pieces", || web::post().to(tus::create)).keyed().created().asks(tus::parameters::creating),
+        route(HEAD, "/files/tus/{id}", Authenticated, "How far an upload is", || web::head().to(tus::show)).asks(tus::parameters::speaking),
+        route(PATCH, "/files/tus/{id}", Authenticated, "The next piece of an upload", || web::patch().to(tus::append)).takes_bytes(tus::PIECE).no_content().asks(tus::parameters::appending),
+        route(DELETE, "/files/tus/{id}", Authenticated, "End an upload", || web::delete().to(tus::terminate)).no_content().asks(tus::parameters::speaking),
+        route(POST, "/files/tus/{id}", Authenticated, "The same, for clients that cannot send PATCH or DELETE (`X-HTTP-Method-Override`)", || web::post().to(tus::overridden)).no_content().asks(tus::parameters::overriding),
         route(GET, "/files", Authenticated, "The caller's files", || web::get().to(files::list)).pages_of("FileAnswer"),
         route(GET, "/files/{id}", Authenticated, "One file", || web::get().to(files::show)).gives("FileAnswer"),
-        route(DELETE, "/files/{id}", Authenticated, "Delete a file", || web::delete().to(files::delete)),
+        route(DELETE, "/files/{id}", Authenticated, "Delete a file", || web::delete().to(files::delete)).gives("FileDeleted"),
         route(POST, "/files/{id}/signed-url", Authenticated, "A link to a file", || web::post().to(links::of_file)).takes("LinkRequest").gives("LinkAnswer"),
         route(POST, "/videos/generate", Authenticated, "Ask for a video", || web::post().to(jobs::generate)).keyed().takes("VideoRequest").gives("JobAnswer").accepted(),
         route(POST, "/videos/batch", Premium, "Ask for up to 100 videos at once", || web::post().to(batch::generate)).keyed().takes("BatchRequest").gives("BatchAnswer").accepted(),
@@ -208,11 +216,11 @@ pub fn table() -> Vec<Route> {
         route(POST, "/jobs/{id}/cancel", Authenticated, "Stop a job", || web::post().to(jobs::cancel)).gives("JobAnswer"),
         route(POST, "/jobs/{id}/retry", Authenticated, "Try a failed or cancelled job again", || web::post().to(jobs::retry)).gives("JobAnswer"),
         route(GET, "/jobs/{id}/callbacks", Authenticated, "What became of a job's callbacks", || web::get().to(callbacks::list)).gives("CallbacksAnswer"),
-        route(GET, "/jobs/{id}/events", Authenticated, "A job's events (Server-Sent Events)", || web::get().to(streams::of_job)).asks(streams::resuming),
+        route(GET, "/jobs/{id}/events", Authenticated, "A job's events (Server-Sent Events)", || web::get().to(streams::of_job)).asks(streams::resuming).sends(streams::MEDIA_TYPE),
         route(POST, "/translations", Authenticated, "Ask for a translation (multipart, field `file`)", || web::post().to(translations::request)).takes_form("TranslationForm").keyed().gives("JobAnswer").accepted(),
         route(POST, "/uploadfile", Authenticated, "The same, for clients that drop the slash", || web::post().to(translations::upload_file)).takes_form("TranslationForm").keyed().gives("JobAnswer"),
         route(POST, "/uploadfile/", Authenticated, "The same, as the translation app's client asks for it; also without a prefix", || web::post().to(translations::upload_file)).takes_form("TranslationForm").keyed().gives("JobAnswer"),
-        route(GET, "/events", Authenticated, "The caller's events (Server-Sent Events)", || web::get().to(streams::of_user)).asks(streams::resuming),
+        route(GET, "/events", Authenticated, "The caller's events (Server-Sent Events)", || web::get().to(streams::of_user)).asks(streams::resuming).sends(streams::MEDIA_TYPE),
         route(GET, "/admin/users", Admin, "All users", || web::get().to(admin::users)).pages_of("UserAnswer"),
         route(GET, "/admin/users/{id}", Admin, "One user", || web::get().to(admin::user)).gives("UserAnswer"),
         route(PUT, "/admin/users/{id}/access", Admin, "Role, permissions and tier of a user", || web::put().to(admin::set_access)).gives("UserAnswer").takes("AccessRequest"),
@@ -226,8 +234,8 @@ pub fn table() -> Vec<Route> {
         route(GET, "/admin/events", Admin, "Events of the log", || web::get().to(operations::events)).asks(query::<operations::Filter>).pages_of("EventAnswer"),
         route(GET, "/admin/system", Admin, "How the server is", || web::get().to(operations::system)).gives("SystemAnswer"),
         route(GET, "/admin/webhooks/dead", Admin, "Deliveries that could not be used", || web::get().to(dead_letters::list)).pages_of("DeadLetter"),
-        route(POST, "/admin/webhooks/dead/{id}/retry", Admin, "Use such a delivery now", || web::post().to(dead_letters::retry)),
-        route(DELETE, "/admin/webhooks/dead/{id}", Admin, "Forget such a delivery", || web::delete().to(dead_letters::discard)),
+        route(POST, "/admin/webhooks/dead/{id}/retry", Admin, "Use such a delivery now", || web::post().to(dead_letters::retry)).gives("Acknowledged"),
+        route(DELETE, "/admin/webhooks/dead/{id}", Admin, "Forget such a delivery", || web::delete().to(dead_letters::discard)).gives("LetterDiscarded"),
         route(POST, "/worker/lease", Worker, "Take a job, waiting for one if need be; 204 if none came", || web::post().to(worker::lease)).takes("LeaseRequest").gives("LeaseAnswer"),
         route(POST, "/worker/jobs/{id}/progress", Worker, "Say how far it is, which renews the lease", || web::post().to(worker::progress)).gives("ReportAnswer").takes("ProgressRequest"),
         route(PUT, "/worker/jobs/{id}/output", Worker, "Hand in an output: its bytes", || web::put().to(worker::output)).asks(query::<worker::OutputQuery>).takes_bytes("*/*").gives("HandedAnswer"),

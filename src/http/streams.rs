@@ -15,7 +15,7 @@ use utoipa::openapi::path::Parameter;
 use super::app::App;
 use super::caller::Caller;
 use super::jobs;
-use super::openapi::header;
+use super::openapi::{header_of, position};
 use super::problem::{Code, Problem};
 use crate::actors::news::Subscription;
 use crate::domain::ids::{JobId, SessionId, UserId};
@@ -24,6 +24,9 @@ use crate::views::{FeedItem, SessionStanding};
 /// A comment this often keeps proxies from closing a silent stream; also how long news that was
 /// missed can stay so.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+pub const MEDIA_TYPE: &str = "text/event-stream";
+/// What a client is told that goes on from a position beyond the log's end.
+const RESET: &str = "reset";
 /// Items read at once.
 const PAGE: usize = 256;
 
@@ -55,8 +58,10 @@ pub async fn of_user(
 /// What an event stream may be asked with.
 pub fn resuming() -> Vec<Parameter> {
     let words = "The last `id:` that was seen: what happened after it comes, without loss or \
-                 repetition.";
-    vec![header("Last-Event-ID", words)]
+                 repetition. One beyond the log's end, as after the restore of an older backup, \
+                 brings an event `reset`: what was read before is to be read again, and the stream \
+                 goes on as one without this header.";
+    vec![header_of("Last-Event-ID", words, position())]
 }
 
 /// The position after which to go on; a browser's `EventSource` sends the last `id:` it saw.

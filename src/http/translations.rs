@@ -45,20 +45,37 @@ pub struct TranslationForm {
     #[schema(value_type = String, format = Binary)]
     pub file: Vec<u8>,
     /// A language tag such as `en`; the engine's choice if absent.
+    #[schema(nullable = false, max_length = 35, pattern = "^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$")]
     pub source_language: Option<String>,
     /// A language tag such as `es`; the engine's choice if absent.
+    #[schema(nullable = false, max_length = 35, pattern = "^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$")]
     pub target_language: Option<String>,
     /// `gemini-2.5-flash-lite` if absent.
+    #[schema(
+        nullable = false,
+        max_length = 128,
+        pattern = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"
+    )]
     pub model_name: Option<String>,
-    /// How the engine shall write, in words or data of the engine's own; 10,000 characters at most.
+    /// How the engine shall write, in words or data of the engine's own.
+    #[schema(
+        nullable = false,
+        max_length = 10000,
+        pattern = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"
+    )]
     pub style_data: Option<String>,
     /// The most characters that an engine shall translate at a time; 15000 if absent.
+    #[schema(nullable = false, minimum = 1, maximum = 1000000)]
     pub segment_size: Option<u32>,
-    /// For the engine alone, and destroyed when the job ends. Required by `uploadfile/`.
+    /// For the engine alone, and destroyed when the job ends: 4096 bytes at most, on one line.
+    /// Required by `uploadfile/`.
+    #[schema(nullable = false, max_length = 4096, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     pub api_key: Option<String>,
     /// As for `POST videos/generate`.
+    #[schema(nullable = false, max_length = 2048, format = "uri", pattern = "^https?://")]
     pub callback_url: Option<String>,
     /// As for `POST videos/generate`.
+    #[schema(nullable = false, minimum = 1, maximum = 604800)]
     pub deadline_s: Option<u32>,
 }
 

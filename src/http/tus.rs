@@ -32,6 +32,7 @@ use crate::views::{FileRow, View};
 
 mod apart;
 mod metadata;
+pub mod parameters;
 
 use apart::{heard_or_undone, to_the_end};
 use metadata::{bad_metadata, described, pairs};

@@ -5,12 +5,15 @@ use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use metrics::counter;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::openapi::path::Parameter;
 
 use super::answer;
 use super::app::App;
 use super::body::{BodyLimits, declared_length, read_whole};
 use super::edges::RequestId;
+use super::openapi::header;
 use super::problem::{Code, Problem};
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::dead_letters::{Heading, Letter};
@@ -158,9 +161,38 @@ async fn execute(app: &App, command: Command, origin: Metadata) -> Result<Outcom
     Ok(if changed { Outcome::Recorded(position) } else { Outcome::Unchanged(position) })
 }
 
+/// What is told of a delivery that was taken.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Acknowledged {
+    pub received: bool,
+    /// `recorded`, `unchanged`, `ignored` or, kept as a dead letter, `unusable`.
+    pub outcome: &'static str,
+}
+
+/// A delivery of Clerk's, as far as it is read; the signature is over its bytes.
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub struct Delivery {
+    /// Such as `user.created`; unknown ones are acknowledged.
+    #[schema(rename = "type")]
+    pub kind: String,
+    #[schema(value_type = Object)]
+    pub data: Value,
+}
+
+/// The headers that sign a delivery; each is also read under its name in Standard Webhooks,
+/// `webhook-…`.
+pub fn signing() -> Vec<Parameter> {
+    vec![
+        header("svix-id", "The delivery's id, the same at every try."),
+        header("svix-timestamp", "Unix seconds; at most five minutes off."),
+        header("svix-signature", "`v1,` and base64 of HMAC-SHA256, or several of them."),
+    ]
+}
+
 /// The answer to Clerk; also to an administrator whose retry was of use.
 pub fn acknowledged(outcome: &Outcome) -> HttpResponse {
-    let mut response = answer::ok(json!({ "received": true, "outcome": outcome.name() }));
+    let mut response = answer::ok(Acknowledged { received: true, outcome: outcome.name() });
     if let Outcome::Recorded(position) | Outcome::Unchanged(position) = outcome {
         let name = HeaderName::from_static("x-log-position");
         response.headers_mut().insert(name, HeaderValue::from(*position));

@@ -85,11 +85,13 @@ fn admit(request: &HttpRequest) -> Result<(), Problem> {
 /// The body of `POST worker/lease`.
 #[derive(Debug, utoipa::ToSchema)]
 pub struct LeaseRequest {
-    /// 1 to 128 characters; shown to administrators.
+    /// Shown to administrators.
+    #[schema(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     pub worker_id: String,
-    /// The kinds of jobs it can do: `video`, `translation`.
+    /// The kinds of jobs it can do.
+    #[schema(schema_with = jobs::some_kinds)]
     pub kinds: Vec<String>,
-    /// How long to wait for a job, 0 to 30 s; 0 if absent.
+    /// How many seconds to wait for a job; 0 if absent.
     pub wait_s: Option<u64>,
 }
 
@@ -221,9 +223,9 @@ pub async fn lease(
 #[derive(Debug, utoipa::ToSchema)]
 pub struct ProgressRequest {
     pub lease_id: Uuid,
-    /// Percent, 0 to 100; what is below the last one counts as that.
+    /// Percent; what is below the last one counts as that.
     pub progress: f64,
-    /// 1 to 200 characters, for the user.
+    /// For the user.
     pub message: Option<String>,
 }
 
@@ -512,7 +514,7 @@ fn told(job_id: JobId, done: Done<Completed>) -> Result<HttpResponse, Problem> {
 #[derive(Debug, utoipa::ToSchema)]
 pub struct FailRequest {
     pub lease_id: Uuid,
-    /// 1 to 1000 characters, shown to the user.
+    /// Shown to the user.
     pub error: String,
     /// Whether another attempt may succeed; true if absent.
     pub retryable: Option<bool>,
