@@ -34,6 +34,20 @@ pub const MAILBOX_DEPTH: &str = "t2m_actor_mailbox_depth";
 /// By `state`.
 pub const JOBS: &str = "t2m_jobs";
 pub const LEASES_EXPIRED: &str = "t2m_job_leases_expired_total";
+/// By `task`, one of those in the background that are begun anew.
+pub const BACKGROUND_PANICS: &str = "t2m_background_panics_total";
+pub const BACKGROUND_TASKS: [&str; 10] = [
+    "callbacks",
+    "dispatcher",
+    "erasure",
+    "jwks",
+    "metadata_sync",
+    "projector",
+    "renewal",
+    "secrets",
+    "storekeeper",
+    "timekeeper",
+];
 pub const JWKS_AGE: &str = "t2m_jwks_age_seconds";
 
 const SECONDS: [f64; 14] =
@@ -58,6 +72,9 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 /// What happens rarely is there before it does: a series that begins with 1 has not increased.
 fn begin_at_zero() {
     counter!(LEASES_EXPIRED).absolute(0);
+    for task in BACKGROUND_TASKS {
+        counter!(BACKGROUND_PANICS, "task" => task).absolute(0);
+    }
     for verdict in VERDICTS {
         counter!(WEBHOOKS, "verdict" => verdict).absolute(0);
     }
@@ -81,5 +98,6 @@ fn describe() {
     describe_gauge!(MAILBOX_DEPTH, "Commands that wait for their entity or are being executed");
     describe_gauge!(JOBS, "Jobs in each state");
     describe_counter!(LEASES_EXPIRED, "Leases whose worker was not heard of any more");
+    describe_counter!(BACKGROUND_PANICS, "Panics of background tasks, which were begun anew");
     describe_gauge!(JWKS_AGE, Unit::Seconds, "Since Clerk's keys were last fetched");
 }

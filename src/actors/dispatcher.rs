@@ -20,6 +20,7 @@ use super::entity::Failure;
 use super::leasing::{Error, Leased, Leasing, Shape, by};
 use super::outputs::{Handed, Slot, slots};
 use super::secrets::Secrets;
+use super::supervise::supervise;
 use crate::config::Secret;
 use crate::domain::ids::{FileId, JobId, UserId};
 use crate::domain::job::Kind;
@@ -69,16 +70,27 @@ pub type Ended = oneshot::Receiver<()>;
 pub fn start(system: Arc<System>, rendering: Rendering, stopping: watch::Receiver<bool>) -> Ended {
     let (at_the_end, ended) = oneshot::channel();
     Arbiter::new().spawn(async move {
-        run(system, rendering, stopping).await;
+        // Attempts go on while it is begun anew: their slots and their directories stay theirs.
+        let (running, busy) = (Arc::new(Semaphore::new(rendering.slots)), Busy::default());
+        let run = || {
+            let (system, rendering, stopping) =
+                (Arc::clone(&system), rendering.clone(), stopping.clone());
+            run(system, rendering, stopping, Arc::clone(&running), busy.clone())
+        };
+        supervise("dispatcher", run).await;
         let _ = at_the_end.send(());
     });
     ended
 }
 
-async fn run(system: Arc<System>, rendering: Rendering, mut stopping: watch::Receiver<bool>) {
+async fn run(
+    system: Arc<System>,
+    rendering: Rendering,
+    mut stopping: watch::Receiver<bool>,
+    running: Arc<Semaphore>,
+    busy: Busy,
+) {
     let mut progress = system.progress.clone();
-    let running = Arc::new(Semaphore::new(rendering.slots));
-    let busy = Busy::default();
     sweep(&system, &rendering.scratch, &busy);
     let mut swept = tokio::time::Instant::now();
     loop {

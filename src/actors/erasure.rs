@@ -13,6 +13,7 @@ use super::System;
 use super::codec::{Metadata, Source};
 use super::dead_letters::DeadLetters;
 use super::keyring;
+use super::supervise::supervise;
 use crate::domain::file::{Command as FileCommand, Reason};
 use crate::domain::ids::{FileId, UserId};
 use crate::domain::job::Command as JobCommand;
@@ -73,17 +74,26 @@ impl Eraser {
     }
 
     /// Looks for as long as the actix system runs, on a thread of its own.
-    pub fn start(mut self) {
-        Arbiter::new().spawn(async move {
-            let mut moved = self.system.progress.clone();
-            loop {
-                if let Err(error) = self.look().await {
-                    tracing::warn!(%error, "not everything of deleted users could be erased");
-                }
-                tokio::time::sleep(AT_MOST_EVERY).await;
-                let _ = tokio::time::timeout(LOOK_EVERY - AT_MOST_EVERY, moved.moved()).await;
+    pub fn start(self) {
+        Arbiter::new().spawn(supervise("erasure", move || self.anew().keep_looking()));
+    }
+
+    /// One that has seen to nothing yet.
+    fn anew(&self) -> Self {
+        let Self { system, letters, uploads, last_word, progress: _ } = self;
+        let fresh = Self::new(Arc::clone(system), letters.clone(), Arc::clone(uploads));
+        Self { last_word: last_word.clone(), ..fresh }
+    }
+
+    async fn keep_looking(mut self) {
+        let mut moved = self.system.progress.clone();
+        loop {
+            if let Err(error) = self.look().await {
+                tracing::warn!(%error, "not everything of deleted users could be erased");
             }
-        });
+            tokio::time::sleep(AT_MOST_EVERY).await;
+            let _ = tokio::time::timeout(LOOK_EVERY - AT_MOST_EVERY, moved.moved()).await;
+        }
     }
 
     /// Erases what is to be erased now, and says of how many users something is left for the next

@@ -18,6 +18,8 @@ use tokio::sync::watch;
 
 use super::System;
 use super::codec::{self, AnyEvent, Metadata, Source};
+use super::projector::Reached;
+use super::supervise::supervise;
 use crate::clerk::api::{AT_ONCE, Api, Error};
 use crate::clerk::metadata::{Part, Wanted};
 use crate::domain::ids::{SessionId, UserId};
@@ -43,19 +45,22 @@ pub fn start(
     mut stopping: watch::Receiver<bool>,
 ) {
     Arbiter::new().spawn_fn(move || {
-        let (log, views) = (Arc::clone(&system.log), system.views.clone());
-        let sync = MetadataSync::open(log, views, api, checkpoint);
+        let begin = move || {
+            let (log, views) = (Arc::clone(&system.log), system.views.clone());
+            let sync = MetadataSync::open(log, views, Arc::clone(&api), checkpoint.clone());
+            follow(sync, Arc::clone(&system))
+        };
         actix::spawn(async move {
             // What is cut off here is looked at again after the next start.
             tokio::select! {
-                () = follow(sync, &system) => {}
+                () = supervise("metadata_sync", begin) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
         });
     });
 }
 
-async fn follow(mut sync: MetadataSync, system: &System) {
+async fn follow(mut sync: MetadataSync, system: Arc<System>) {
     let mut progress = system.progress.clone();
     let mut pause = FIRST_PAUSE;
     loop {

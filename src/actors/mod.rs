@@ -21,6 +21,7 @@ pub mod sealing;
 pub mod secrets;
 pub mod standing;
 pub mod storekeeper;
+pub mod supervise;
 pub mod timekeeper;
 
 use std::sync::Arc;

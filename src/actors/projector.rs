@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::codec::{self, AnyEvent};
 use super::keyring::{self, Keyring};
 use super::news::News;
+use super::supervise::supervise;
 use crate::domain::{Aggregate, file::File, job::Job, session::Session, user::User};
 use crate::log::{self, EventLog, Recorded};
 use crate::views::{self, Entity, Happened, Parked, View, Views};
@@ -157,7 +158,14 @@ impl Projector {
     /// Follows the log on a thread of its own.
     pub fn start(self) -> Progress {
         let progress = self.progress();
-        Arbiter::new().spawn(self.follow());
+        let projector = Arc::new(self);
+        let mut begun = false;
+        let follow = move || {
+            // Until it moves again: nobody shall wait for it, or take it to be well.
+            projector.tell_standing(std::mem::replace(&mut begun, true));
+            Arc::clone(&projector).keep_up()
+        };
+        Arbiter::new().spawn(supervise("projector", follow));
         progress
     }
 
@@ -189,6 +197,10 @@ impl Projector {
 
     /// Follows the log for as long as there is one; [`Projector::start`] does it on another thread.
     pub async fn follow(self) {
+        Arc::new(self).keep_up().await;
+    }
+
+    async fn keep_up(self: Arc<Self>) {
         let mut head = self.log.head();
         let mut look_at = Instant::now();
         let mut failures = 0;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use actix::Arbiter;
 
+use super::supervise::supervise;
 use super::{System, rebuild};
 use crate::views::{self, Views};
 
@@ -27,24 +28,26 @@ const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Looks for as long as the actix system runs, on a thread of its own.
 pub fn start(system: Arc<System>) {
-    Arbiter::new().spawn(async move {
-        let mut moved = system.progress.clone();
-        loop {
-            let rest = match look(&system.views).await {
-                Ok(took) => AT_MOST_EVERY.max(took * REST),
-                Err(views::Error::Rebuilding) => BETWEEN_TRIES,
-                Err(error) => {
-                    tracing::warn!(
-                        %error,
-                        "what may be left of erased users in the read model could not be cleared"
-                    );
-                    AFTER_A_FAILURE
-                }
-            };
-            tokio::time::sleep(rest).await;
-            let _ = tokio::time::timeout(LOOK_EVERY - AT_MOST_EVERY, moved.moved()).await;
-        }
-    });
+    Arbiter::new().spawn(supervise("renewal", move || keep_clear(Arc::clone(&system))));
+}
+
+async fn keep_clear(system: Arc<System>) {
+    let mut moved = system.progress.clone();
+    loop {
+        let rest = match look(&system.views).await {
+            Ok(took) => AT_MOST_EVERY.max(took * REST),
+            Err(views::Error::Rebuilding) => BETWEEN_TRIES,
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "what may be left of erased users in the read model could not be cleared"
+                );
+                AFTER_A_FAILURE
+            }
+        };
+        tokio::time::sleep(rest).await;
+        let _ = tokio::time::timeout(LOOK_EVERY - AT_MOST_EVERY, moved.moved()).await;
+    }
 }
 
 /// Renews the read model if that is necessary; when it returns, the new one is read. Says how long

@@ -9,6 +9,7 @@ use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::System;
+use super::supervise::supervise;
 use crate::config::Secret;
 use crate::domain::ids::JobId;
 use crate::media::vault::{self, Vault};
@@ -65,16 +66,19 @@ impl Secrets {
 
     /// Destroys the secrets of jobs that have ended or whose user is gone, on a thread of its own.
     pub fn start(self, system: Arc<System>) {
-        Arbiter::new().spawn(async move {
-            let mut progress = system.progress.clone();
-            loop {
-                if let Err(error) = self.look(&system).await {
-                    tracing::warn!(%error, "the secrets of ended jobs could not be destroyed");
-                }
-                tokio::time::sleep(AT_MOST_EVERY).await;
-                let _ = tokio::time::timeout(LOOK_EVERY, progress.moved()).await;
+        let keep = move || self.clone().keep_few(Arc::clone(&system));
+        Arbiter::new().spawn(supervise("secrets", keep));
+    }
+
+    async fn keep_few(self, system: Arc<System>) {
+        let mut progress = system.progress.clone();
+        loop {
+            if let Err(error) = self.look(&system).await {
+                tracing::warn!(%error, "the secrets of ended jobs could not be destroyed");
             }
-        });
+            tokio::time::sleep(AT_MOST_EVERY).await;
+            let _ = tokio::time::timeout(LOOK_EVERY, progress.moved()).await;
+        }
     }
 
     /// Acts on every secret whose time is over.

@@ -9,6 +9,7 @@ use metrics::counter;
 
 use super::System;
 use super::codec::{Metadata, Source};
+use super::supervise::supervise;
 use crate::domain::{job, session};
 use crate::telemetry;
 
@@ -19,14 +20,16 @@ const AT_ONCE: usize = 500;
 
 /// Looks at the read model once a second, on a thread of its own.
 pub fn start(system: Arc<System>) {
-    Arbiter::new().spawn(async move {
-        loop {
-            if let Err(error) = look(&system).await {
-                tracing::warn!(%error, "the timekeeper could not look");
-            }
-            tokio::time::sleep(EVERY).await;
+    Arbiter::new().spawn(supervise("timekeeper", move || keep_time(Arc::clone(&system))));
+}
+
+async fn keep_time(system: Arc<System>) {
+    loop {
+        if let Err(error) = look(&system).await {
+            tracing::warn!(%error, "the timekeeper could not look");
         }
-    });
+        tokio::time::sleep(EVERY).await;
+    }
 }
 
 /// Acts on everything that is due now.

@@ -27,6 +27,7 @@ use crate::actors::leasing::Leasing;
 use crate::actors::rebuild::{self, Rebuilds};
 use crate::actors::secrets::{SECRETS, Secrets};
 use crate::actors::storekeeper::Storekeeper;
+use crate::actors::supervise::supervise;
 use crate::actors::{System, callbacks, metadata_sync, renewal, timekeeper};
 use crate::clerk::api::{self, Api};
 use crate::clerk::jwks::Jwks;
@@ -407,7 +408,8 @@ fn authenticator(
             let clock = clock.clone();
             let jwks = Jwks::new(&url, Arc::new(move || clock.now().timestamp()))?;
             let jwks = Arc::new(jwks);
-            tokio::spawn(Arc::clone(&jwks).run(rand::random::<f64>));
+            let kept = Arc::clone(&jwks);
+            tokio::spawn(supervise("jwks", move || Arc::clone(&kept).run(rand::random::<f64>)));
             Keys::Fetched(jwks)
         }
     };

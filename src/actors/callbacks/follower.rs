@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::record::{Ending, Record};
 use super::sender::{Answer, Message, Sender};
 use super::{Callbacks, Error, KEPT_FOR, Show, name, url_of};
+use crate::actors::supervise::supervise;
 use crate::actors::{System, metadata_sync};
 use crate::domain::Aggregate;
 use crate::domain::ids::{JobId, UserId};
@@ -50,10 +51,11 @@ pub struct Delivery {
 /// Starts delivering, on a thread of its own, until `stopping` says true.
 pub fn start(delivery: Delivery, mut stopping: watch::Receiver<bool>) {
     Arbiter::new().spawn_fn(move || {
+        let delivery = Arc::new(delivery);
         actix::spawn(async move {
             // A request that is cut off here is made again after the next start.
             tokio::select! {
-                () = run(Arc::new(delivery)) => {}
+                () = supervise("callbacks", || run(Arc::clone(&delivery))) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
         });
