@@ -100,8 +100,8 @@ impl WebhookVerifier {
     }
 }
 
-/// The `svix-signature` header of a delivery, for the demo and for tests. `timestamp` is in Unix
-/// seconds.
+/// The signature of a delivery: of each callback that this server sends, and of what the demo and
+/// the tests deliver as Clerk. `timestamp` is in Unix seconds.
 ///
 /// # Errors
 /// Says how `secret` is malformed, never what it holds.
