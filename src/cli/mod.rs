@@ -9,6 +9,7 @@ mod assemble;
 mod backup;
 mod clerk;
 mod demo;
+mod descriptors;
 mod doctor;
 mod door;
 mod dotenv;

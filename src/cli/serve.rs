@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::assemble::{Assembled, assemble, check};
 use super::interrupt::Interrupt;
-use super::{say, telemetry};
+use super::{descriptors, say, telemetry};
 use crate::clock::Clock;
 use crate::config::{Environment, Options};
 
@@ -21,6 +21,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
     // Ends last, so that what is said at the very end is sent too.
     let telemetry = telemetry::init(&ready.settings)?;
+    descriptors::raise_limit();
     if ready.settings.dev_mode {
         tracing::warn!(
             "DEV_MODE is on: every request is trusted as dev_user; never do this in public"
