@@ -3,7 +3,6 @@
 mod attempt;
 mod server;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +11,14 @@ use anyhow::Context;
 use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use self::attempt::Attempt;
 use self::server::{Refused, Server};
-use super::BadConfiguration;
 use super::assemble::engine_of;
 use super::interrupt::Interrupt;
-use crate::config::{self, LimitOptions, Secret};
+use super::{BadConfiguration, telemetry};
+use crate::config::{self, LimitOptions, LogFormat, Secret};
 use crate::domain::job::Kind;
 use crate::media::renderer::Engine;
 
@@ -55,6 +53,9 @@ pub struct Worker {
     /// Where it works; cleared at the start [default: a directory of its own among the temporary ones]
     #[arg(long, env = "T2M_WORKER_SCRATCH")]
     scratch: Option<PathBuf>,
+    /// Log lines as `text` or as `json`
+    #[arg(long, env = "T2M_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     #[command(flatten)]
     limits: LimitOptions,
 }
@@ -70,11 +71,9 @@ struct Ready {
 
 impl Worker {
     pub fn run(self) -> anyhow::Result<()> {
+        let log_format = self.log_format;
         let ready = Arc::new(self.check()?);
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let lines = tracing_subscriber::fmt().with_env_filter(filter);
-        let colour = std::io::stderr().is_terminal();
-        lines.with_ansi(colour).with_writer(std::io::stderr).init();
+        telemetry::lines_alone(log_format);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // What a worker that was killed has left here.
         let _ = std::fs::remove_dir_all(&ready.scratch);
