@@ -53,6 +53,11 @@ impl News {
         }
     }
 
+    /// Wakes everybody.
+    pub fn tell_all(&self) {
+        self.locked().values().flatten().for_each(|bell| bell.notify_one());
+    }
+
     /// A panic elsewhere leaves no half-done change behind.
     fn locked(&self) -> MutexGuard<'_, Followers> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -292,6 +292,8 @@ impl Projector {
         }
         self.views.replace_with(successor)?;
         self.tell();
+        // What these could not take in, and what they were behind by, they have told nobody of.
+        self.news.tell_all();
         Ok(true)
     }
 }

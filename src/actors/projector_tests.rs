@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::actors::rebuild::rebuild;
+use crate::domain::ids::UserId;
 use crate::log::{EmbeddedLog, Expected, NewEvent};
 use crate::media::blobs::Blobs;
 use crate::media::vault::MasterKey;
@@ -43,15 +44,15 @@ impl Full {
         (Self { dir, log, keyring, beside }, views)
     }
 
-    fn follow(&self, views: Views) -> Progress {
-        Projector::new(Arc::clone(&self.log), views, self.keyring.clone()).start()
+    fn projector(&self, views: Views) -> Projector {
+        Projector::new(Arc::clone(&self.log), views, self.keyring.clone())
     }
 }
 
 #[actix::test]
 async fn who_waits_hears_when_nothing_moves_any_more_and_when_it_does_again() {
     let (full, views) = Full::begin().await;
-    let mut progress = full.follow(views);
+    let mut progress = full.projector(views).start();
     assert!(!progress.reached_or_stuck(1).await);
     assert!(progress.now().stands_still);
     full.beside.execute_batch("DROP TRIGGER full").unwrap();
@@ -64,7 +65,10 @@ async fn who_waits_hears_when_nothing_moves_any_more_and_when_it_does_again() {
 #[actix::test]
 async fn views_that_cannot_be_written_any_more_are_replaced_by_those_built_beside_them() {
     let (full, views) = Full::begin().await;
-    let progress = full.follow(views.clone());
+    let projector = full.projector(views.clone());
+    let ada = UserId::try_from("ada".to_owned()).unwrap();
+    let follower = projector.news().follow(&ada, 1).unwrap();
+    let progress = projector.start();
     assert!(!progress.reached_or_stuck(1).await);
     let building = Building::beside(&full.dir.path().join("views.sqlite")).unwrap();
     let built = rebuild(Arc::clone(&full.log), full.keyring.clone(), building, 1, |_| ()).await;
