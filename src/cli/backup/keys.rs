@@ -79,14 +79,34 @@ impl Keys<'_> {
              tombstone: {} (T2M_DATA_DIR) or T2M_BLOBS is not that log's",
             data_dir.display()
         );
-        let unopened = count_unopened(&parts, backup, given)?;
-        ensure!(
-            given.is_some() || sealed == 0 || unopened < sealed,
-            "none of the {sealed} sealed keys or secrets in the store opens with {}: T2M_MASTER_KEY \
-             is what seals them, and is to be given; or the data directory (T2M_DATA_DIR) is not the \
-             server's",
-            data_dir.join(MASTER_KEY).display()
-        );
+        let kept = master.then(|| MasterKey::kept_in(&backup.join(path_of(MASTER_KEY))));
+        let unopened = match given.or(kept.as_ref()) {
+            Some(master) => count_unopened(&parts, backup, master)?,
+            None => 0,
+        };
+        if sealed > 0 && unopened == sealed {
+            let place = data_dir.join(MASTER_KEY);
+            let place = place.display();
+            let other_kept = kept.filter(|_| given.is_some());
+            let opened_by_kept = match other_kept {
+                Some(kept) => sealed - count_unopened(&parts, backup, &kept)?,
+                None => 0,
+            };
+            let (which, remedy) = match given {
+                None => (place.to_string(), "T2M_MASTER_KEY is what seals them".to_owned()),
+                Some(_) if opened_by_kept == 0 => {
+                    ("T2M_MASTER_KEY".to_owned(), "another one seals them".to_owned())
+                }
+                Some(_) => (
+                    "T2M_MASTER_KEY".to_owned(),
+                    format!("{place} opens {opened_by_kept} of them, without that setting"),
+                ),
+            };
+            bail!(
+                "none of the {sealed} sealed keys or secrets in the store opens with {which}: \
+                 {remedy}; or T2M_DATA_DIR or T2M_BLOBS is not the server's"
+            );
+        }
         if unopened > 0 {
             let (which, other) = match given {
                 Some(_) => ("T2M_MASTER_KEY", "another one seals them"),
@@ -160,16 +180,8 @@ fn read(data_dir: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     }
 }
 
-/// How much of what is sealed does not open with the given master key, or that of the backup;
-/// nothing is known where there is none.
-fn count_unopened(
-    parts: &[Part],
-    backup: &Path,
-    given: Option<&MasterKey>,
-) -> anyhow::Result<usize> {
-    let kept = parts.iter().any(|part| part.path == path_of(MASTER_KEY));
-    let kept = kept.then(|| MasterKey::kept_in(&backup.join(path_of(MASTER_KEY))));
-    let Some(master) = given.or(kept.as_ref()) else { return Ok(0) };
+/// How much of what is sealed does not open with a master key.
+fn count_unopened(parts: &[Part], backup: &Path, master: &MasterKey) -> anyhow::Result<usize> {
     let mut unopened = 0;
     for part in parts {
         let below = part.path.strip_prefix("keys/").and_then(|below| below.split_once('/'));
@@ -220,7 +232,8 @@ mod tests {
             copy_rest(&blobs, data.path(), &backup).await
         });
         let parts = copied.await.unwrap();
-        assert_eq!((parts.len(), count_unopened(&parts, &backup, None).unwrap()), (3, 0));
+        let kept = MasterKey::kept_in(&backup.join(path_of(MASTER_KEY)));
+        assert_eq!((parts.len(), count_unopened(&parts, &backup, &kept).unwrap()), (3, 0));
         assert_eq!(rounds, 2);
         let mut rounds = 0;
         let copied = under_one_key(data.path(), to.path(), async || {
@@ -257,21 +270,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kept_master_key_that_opens_nothing_is_no_key_of_this_backup() {
+    async fn a_master_key_that_opens_nothing_is_no_key_of_this_backup() {
         let [data, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
+        let (kept, mut copies) = (data.path().join(MASTER_KEY), 0);
+        let mut copy = async |given: Option<&MasterKey>| {
+            copies += 1;
+            let keys = Keys { blobs: &blobs, data_dir: data.path(), given };
+            let copied = keys.copy(&to.path().join(copies.to_string()), true).await;
+            copied.map(|copied| copied.unopened).map_err(|refused| refused.to_string())
+        };
         let given = MasterKey::kept_in(&data.path().join("elsewhere"));
         let vault = Vault::new(&blobs, keyring::KEYS, given.clone());
         vault.seal("ada", b"a key").await.unwrap();
-        std::fs::write(data.path().join(MASTER_KEY), [7; 64]).unwrap();
-        let at = to.path();
-        let copy = async |given, to: &str| {
-            let keys = Keys { blobs: &blobs, data_dir: data.path(), given };
-            keys.copy(&at.join(to), true).await.map(|copied| copied.unopened)
-        };
-        let refused = copy(None, "one").await.unwrap_err().to_string();
+        std::fs::write(&kept, [7; 64]).unwrap();
+        let refused = copy(None).await.unwrap_err();
         assert!(refused.starts_with("none of the 1 sealed keys or secrets"), "{refused}");
-        assert_eq!(copy(Some(&given), "two").await.unwrap(), 0);
+        assert!(refused.contains("T2M_MASTER_KEY is what seals them"), "{refused}");
+        assert_eq!(copy(Some(&given)).await, Ok(0));
+
+        let wrong = MasterKey::parse(&format!("{}Bwc=", "BwcH".repeat(10))).unwrap();
+        let refused = copy(Some(&wrong)).await.unwrap_err();
+        assert!(refused.contains("opens with T2M_MASTER_KEY: another one seals"), "{refused}");
+        std::fs::copy(data.path().join("elsewhere"), &kept).unwrap();
+        let refused = copy(Some(&wrong)).await.unwrap_err();
+        assert!(refused.contains("master.key opens 1 of them"), "{refused}");
     }
 
     #[tokio::test]
