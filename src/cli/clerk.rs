@@ -2,7 +2,7 @@
 //!
 //! It reads the log itself, not the read model of a server, and says how far.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -119,10 +119,11 @@ impl Session {
             here.living().partition(|(_, user)| user.standing == Standing::Registered);
         say(format_args!("position     {}", here.position));
         let tally = self.push(users.into_iter(), dry_run).await?;
+        tally.name_newer();
         say(format_args!("{}     {}", if dry_run { "to push " } else { "pushed  " }, tally.done));
         say(format_args!("unchanged    {}", tally.unchanged));
-        say(format_args!("newer there  {}", tally.newer));
-        if tally.newer > 0 {
+        say(format_args!("newer there  {}", tally.newer.len()));
+        if !tally.newer.is_empty() {
             eprintln!(
                 "what is newer at Clerk is not overwritten: t2m clerk reconcile loads it first"
             );
@@ -175,8 +176,10 @@ impl Session {
         if !dry_run {
             let pushed = self.push(differing.into_iter(), false).await?;
             failures.failed += pushed.failed;
-            if pushed.newer > 0 {
-                say(format_args!("{} not pushed, being newer there by now", pushed.newer));
+            pushed.name_newer();
+            if !pushed.newer.is_empty() {
+                let count = pushed.newer.len();
+                say(format_args!("{count} not pushed, being newer there by now"));
             }
         }
         say(format_args!(
@@ -312,7 +315,8 @@ enum Outcome {
 struct Tally {
     done: usize,
     unchanged: usize,
-    newer: usize,
+    /// Who was passed over.
+    newer: BTreeSet<UserId>,
     failed: usize,
 }
 
@@ -328,7 +332,7 @@ impl Tally {
             match outcome {
                 Ok(Outcome::Done) => tally.done += 1,
                 Ok(Outcome::Unchanged) => tally.unchanged += 1,
-                Ok(Outcome::NewerThere) => tally.newer += 1,
+                Ok(Outcome::NewerThere) => drop(tally.newer.insert(id)),
                 Err(error) => {
                     tally.failed += 1;
                     bar.suspend(|| eprintln!("{id}: {error}"));
@@ -338,6 +342,12 @@ impl Tally {
         }
         bar.finish_and_clear();
         tally
+    }
+
+    fn name_newer(&self) {
+        for id in &self.newer {
+            say(format_args!("passed over  {id}"));
+        }
     }
 
     fn settle(&self, what: &str) -> anyhow::Result<()> {

@@ -253,6 +253,9 @@ async fn what_clerk_changed_while_nobody_listened_is_not_put_back_but_loaded() {
     for arguments in [&["clerk", "sync", "--dry-run"][..], &["clerk", "sync"]] {
         let pushed = setup.run(data.path(), arguments);
         assert_eq!((pushed.status.code(), count(&pushed, "newer there")), (Some(0), 1));
+        let named = String::from_utf8_lossy(&pushed.stdout).into_owned();
+        assert!(named.contains("passed over  user_demoted\n"), "{named}");
+        assert!(!named.contains("user_kept"), "{named}");
     }
     assert_eq!(backend.instance().metadata("user_kept")["subscription_tier"], "standard");
     assert_eq!(*backend.instance().metadata("user_demoted"), json!({ "role": "user" }));
