@@ -32,6 +32,10 @@ pub enum Log {
     /// Walk the hash chain and name the first position that is wrong
     Verify(Where),
     /// Write the whole log as text, one event a line
+    ///
+    /// After a line with the number of events and the head hash, each event is a JSON object. Its
+    /// `data` and `metadata` are JSON strings that hold the stored text, so that every byte, and with
+    /// it every hash, stays as it is; `data_base64` and `metadata_base64` where it is not UTF-8.
     Export(carry::Export),
     /// Take in an exported log; a log that has its beginning is continued, any other refused
     Import(carry::Import),

@@ -26,7 +26,7 @@ pub struct Export {
     #[command(flatten)]
     place: Where,
     /// The file to write, which must not exist; `-` is standard output
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", default_value = "-")]
     to: PathBuf,
 }
 
@@ -35,7 +35,7 @@ pub struct Import {
     #[command(flatten)]
     place: Where,
     /// The file to read; `-` is standard input
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", default_value = "-")]
     from: PathBuf,
 }
 

@@ -110,7 +110,7 @@ async fn an_export_is_imported_as_it_was_and_goes_on_where_it_ended() {
     server.generate(ADA, "one more").await;
     server.printed(&["log", "export", &two]);
     let (first, second) = (std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
-    assert_eq!(server.printed(&["log", "export", "-"]).as_bytes(), second);
+    assert_eq!(server.printed(&["log", "export"]).as_bytes(), second);
     let refused = run(server.data_dir(), &["log", "export", &one]).unwrap_err();
     assert!(refused.contains("exists"), "{refused}");
     let refused = run(server.data_dir(), &["log", "import", &two]).unwrap_err();
@@ -477,6 +477,7 @@ async fn administrators_read_the_log_and_how_the_server_is() {
     // The administrator's own first request is an event too.
     assert_eq!(shown[..all.len()], all);
     let all = shown;
+    assert!(all.iter().all(|event| event["metadata"].get("causation_id").is_some()));
     let ask_for = async |query: &str| {
         let page = as_admin(&server, &format!("admin/events?{query}")).await.data(200);
         (page["items"].as_array().unwrap().clone(), page["next_cursor"].clone())
