@@ -38,8 +38,8 @@ pub async fn of_job(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let job = jobs::owned(&app, &caller, jobs::parse_id(&id)?)?;
-    let after = resume_after(&request)?.unwrap_or(0);
-    Ok(respond(Stream::new(app.into_inner(), &caller, Some(job.job_id), after)?))
+    let begin = Begin::of(&app, &request, || 0).await?;
+    Ok(respond(Stream::new(app.into_inner(), &caller, Some(job.job_id), begin)?))
 }
 
 /// `GET events`: everything of the caller's from now on, or from where it left off.
@@ -48,11 +48,8 @@ pub async fn of_user(
     caller: Caller,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let after = match resume_after(&request)? {
-        Some(position) => position,
-        None => app.system.progress.now().position,
-    };
-    Ok(respond(Stream::new(app.into_inner(), &caller, None, after)?))
+    let begin = Begin::of(&app, &request, || app.system.progress.now().position).await?;
+    Ok(respond(Stream::new(app.into_inner(), &caller, None, begin)?))
 }
 
 /// What an event stream may be asked with.
@@ -73,6 +70,35 @@ fn resume_after(request: &HttpRequest) -> Result<Option<u64>, Problem> {
     })
 }
 
+/// Where a stream begins.
+struct Begin {
+    after: u64,
+    /// The client goes on from a position that this log does not have.
+    reset: bool,
+}
+
+impl Begin {
+    /// Where the client left off, else at `fresh`.
+    async fn of(
+        app: &App,
+        request: &HttpRequest,
+        fresh: impl Fn() -> u64,
+    ) -> Result<Self, Problem> {
+        let Some(after) = resume_after(request)? else {
+            return Ok(Self { after: fresh(), reset: false });
+        };
+        // This node may only be behind. If not, nothing would ever follow that position; and a
+        // refusal would make a browser's `EventSource` give up for good.
+        let is_beyond = app.system.visible(after).await.is_err()
+            && app.system.log.end().await.is_ok_and(|end| after > end);
+        Ok(if is_beyond {
+            Self { after: fresh(), reset: true }
+        } else {
+            Self { after, reset: false }
+        })
+    }
+}
+
 fn respond(stream: Stream) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/event-stream; charset=utf-8")
@@ -90,8 +116,9 @@ struct Stream {
     user_id: UserId,
     session_id: Option<SessionId>,
     job_id: Option<JobId>,
-    /// The last position handed to the client.
+    /// Up to here the client has been told everything.
     after: u64,
+    reset: bool,
     ready: VecDeque<FeedItem>,
     subscription: Subscription,
     /// When the client is to hear something again.
@@ -110,7 +137,7 @@ impl Stream {
         app: Arc<App>,
         caller: &Caller,
         job_id: Option<JobId>,
-        after: u64,
+        begin: Begin,
     ) -> Result<Self, Problem> {
         let most = app.streams_per_user;
         let subscription = app.system.news.follow(&caller.user_id, most).map_err(|_| {
@@ -123,7 +150,8 @@ impl Stream {
             user_id: caller.user_id.clone(),
             session_id: caller.session_id.clone(),
             job_id,
-            after,
+            after: begin.after,
+            reset: begin.reset,
             ready: VecDeque::new(),
             subscription,
             heartbeat: Instant::now() + HEARTBEAT,
@@ -136,8 +164,7 @@ impl Stream {
     async fn next(mut self) -> Option<(Result<Bytes, std::io::Error>, Self)> {
         if !self.greeted {
             self.greeted = true;
-            // Something at once, so that the client knows that it is connected.
-            return Some((Ok(Bytes::from_static(b": connected\n\n")), self));
+            return Some((Ok(self.greeting()), self));
         }
         let mut stopping = self.app.stopping.clone();
         loop {
@@ -166,10 +193,40 @@ impl Stream {
                 _ = stopping.changed() => {}
                 () = tokio::time::sleep_until(self.heartbeat) => {
                     self.heartbeat = Instant::now() + HEARTBEAT;
-                    return Some((Ok(Bytes::from_static(b": heartbeat\n\n")), self));
+                    match self.look() {
+                        Ok(true) => {}
+                        Ok(false) => return Some((Ok(comment("heartbeat", self.after)), self)),
+                        Err(error) => {
+                            tracing::error!(%error, "an event stream could not read the feed");
+                            return None;
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// Something at once, so that the client knows that it is connected, and where: one that is cut
+    /// off before its first item goes on from there.
+    fn greeting(&self) -> Bytes {
+        let greeting = comment("connected", self.after);
+        if !self.reset {
+            return greeting;
+        }
+        let data = json!({ "type": RESET }).to_string();
+        let reset = FeedItem { position: self.after, event: RESET.to_owned(), data };
+        Bytes::from([greeting, frame(&reset)].concat())
+    }
+
+    /// Whether there is something new; if not, the client has been told everything up to now.
+    fn look(&mut self) -> Result<bool, crate::views::Error> {
+        // Asked first: what comes in between is behind it.
+        let upto = self.app.system.views.feed_upto()?;
+        self.fill()?;
+        if self.ready.is_empty() {
+            self.after = self.after.max(upto);
+        }
+        Ok(!self.ready.is_empty())
     }
 
     fn fill(&mut self) -> Result<(), crate::views::Error> {
@@ -190,6 +247,11 @@ impl Stream {
         });
         ended || views.user_standing(&self.user_id).is_some_and(|user| user.deleted || user.banned)
     }
+}
+
+/// An `id:` without data is no event, yet the client keeps it as its last.
+fn comment(words: &str, position: u64) -> Bytes {
+    Bytes::from(format!(": {words}\nid: {position}\n\n"))
 }
 
 fn frame(item: &FeedItem) -> Bytes {

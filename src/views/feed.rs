@@ -57,6 +57,21 @@ impl Views {
         &self,
         user_id: &UserId,
         after: u64,
+    /// Up to where the feed says everything there is to say.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn feed_upto(&self) -> Result<u64, Error> {
+        self.read(|sql| {
+            sql.prepare_cached(
+                "SELECT min(position, ifnull((SELECT min(position) - 1 FROM parked
+                                              WHERE view IN ('files', 'jobs')), position))
+                 FROM checkpoint",
+            )?
+            .query_row([], |row| Ok(unsigned(row.get(0)?)))
+        })
+    }
+
         limit: usize,
     ) -> Result<Vec<FeedItem>, Error> {
         self.read(|sql| {

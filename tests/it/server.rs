@@ -299,7 +299,7 @@ impl Server {
             response = self.ask_for_events(user, path, after).await;
         }
         assert_eq!(response.status(), 200);
-        Events { response, unread: String::new() }
+        Events { response, unread: String::new(), last_id: None }
     }
 
     async fn ask_for_events(&self, user: &str, path: &str, after: Option<u64>) -> Response {
@@ -315,7 +315,7 @@ impl Server {
         let response = self.ask_for_events(user, path, after).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
-        Events { response, unread: String::new() }
+        Events { response, unread: String::new(), last_id: None }
     }
 }
 
@@ -403,14 +403,27 @@ pub struct Event {
 pub struct Events {
     response: Response,
     unread: String,
+    /// The last `id:` that came, with an event or without one; what a browser would go on from.
+    pub last_id: Option<u64>,
 }
 
 impl Events {
+    /// Reads the greeting.
+    pub async fn greeted(mut self) -> Self {
+        let greeting = self.response.chunk().await.expect("the stream does not break off");
+        self.unread.push_str(std::str::from_utf8(&greeting.expect("it stays open")).expect("ASCII"));
+        let id = self.unread.strip_prefix(": connected\nid: ").and_then(|rest| rest.lines().next());
+        self.last_id = Some(id.expect("a greeting has an id").parse().expect("it is a position"));
+        self
+    }
+
     /// The next event; none when the server ends the stream.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             while let Some(end) = self.unread.find("\n\n") {
                 let frame: String = self.unread.drain(..end + 2).collect();
+                let id = frame.lines().find_map(|line| line.strip_prefix("id: "));
+                self.last_id = id.and_then(|id| id.parse().ok()).or(self.last_id);
                 if let Some(event) = event(&frame) {
                     return Some(event);
                 }
@@ -425,8 +438,8 @@ impl Events {
 fn event(frame: &str) -> Option<Event> {
     let field = |name: &str| frame.lines().find_map(|line| line.strip_prefix(name));
     Some(Event {
-        id: field("id: ")?.parse().expect("an id is a position"),
+        data: serde_json::from_str(field("data: ")?).expect("JSON"),
+        id: field("id: ").expect("an event has an id").parse().expect("an id is a position"),
         kind: field("event: ").expect("an event has a type").to_owned(),
-        data: serde_json::from_str(field("data: ").expect("an event has data")).expect("JSON"),
     })
 }

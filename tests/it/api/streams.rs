@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::server::{Event, Server, Setup, ask, claims, signed};
+use crate::server::{Event, Events, Server, Setup, ask, claims, signed};
 
 const JOBS: usize = 12;
 const CUTS: usize = 100;
@@ -68,6 +68,57 @@ async fn a_stream_without_a_position_begins_with_what_comes_next() {
     let after = server.generate("user_ada", "after").await;
     let event = events.next().await.expect("the stream stays open");
     assert_eq!((event.kind.as_str(), &event.data["job_id"]), ("job.requested", &json!(after)));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_before_its_first_event_goes_on_without_loss() {
+    let server = Server::start(Setup::clerk());
+    let before = server.generate("user_ada", "before").await;
+    let of_job = format!("jobs/{before}/events");
+    let [of_user, of_job] = ["events", &of_job]
+        .map(|path| async { server.events("user_ada", path, None).await.greeted().await.last_id });
+    let (of_user, of_job) = (of_user.await, of_job.await);
+    assert_eq!(of_job, Some(0), "nothing of it was told");
+    let meanwhile = server.generate("user_ada", "meanwhile").await;
+    let mut events = server.events("user_ada", "events", of_user).await;
+    let event = events.next().await.expect("the stream stays open");
+    assert_eq!((event.kind.as_str(), &event.data["job_id"]), ("job.requested", &json!(meanwhile)));
+}
+
+#[tokio::test]
+async fn who_goes_on_from_beyond_the_logs_end_is_told_to_read_again_and_hears_what_comes() {
+    let server = Server::start(Setup::clerk());
+    let before = server.generate("user_ada", "before").await;
+    let end = server.log_position().await;
+    let of_job = format!("jobs/{before}/events");
+    let (mut of_user, mut of_job) = tokio::join!(
+        server.events("user_ada", "events", Some(end + 1000)),
+        server.events("user_ada", &of_job, Some(u64::MAX)),
+    );
+    let next = async |events: &mut Events| events.next().await.expect("the stream stays open");
+    let reset = next(&mut of_user).await;
+    assert_eq!((reset.kind.as_str(), reset.data), ("reset", json!({ "type": "reset" })));
+    assert!(reset.id <= server.log_position().await);
+    let after = server.generate("user_ada", "after").await;
+    let event = next(&mut of_user).await;
+    assert_eq!((event.kind.as_str(), &event.data["job_id"]), ("job.requested", &json!(after)));
+
+    let reset = next(&mut of_job).await;
+    assert_eq!((reset.kind.as_str(), reset.id), ("reset", 0), "as at first: from its beginning");
+    assert_eq!(next(&mut of_job).await.data["job_id"], json!(before));
+}
+
+#[tokio::test]
+async fn who_goes_on_from_what_is_just_being_written_waits_for_it() {
+    let server = Server::start(Setup::clerk());
+    let end = server.log_position().await;
+    let (mut events, job) = tokio::join!(
+        server.events("user_ada", "events", Some(end + 1)),
+        server.generate("user_ada", "now"),
+    );
+    server.post("user_ada", &format!("jobs/{job}/cancel"), &json!({})).await.data(200);
+    let event = events.next().await.expect("the stream stays open");
+    assert_ne!(event.kind, "reset");
 }
 
 #[tokio::test]
@@ -176,6 +227,9 @@ async fn a_reader_that_takes_nothing_is_dropped_and_goes_on_from_what_it_has() {
     // The last frame may be cut short.
     let whole = taken.rsplit_once("\n\n").expect("it took something").0;
     let ids: Vec<u64> = whole
+        .split_once("\n\n")
+        .expect("it was greeted")
+        .1
         .lines()
         .filter_map(|line| line.strip_prefix("id: "))
         .map(|id| id.parse().unwrap())
@@ -230,11 +284,17 @@ async fn a_silent_stream_has_its_heartbeat_whatever_else_happens_to_its_user() {
     let path = format!("jobs/{job}/events");
     let request = server.request_of("user_ada", Method::GET, &path);
     let mut response = request.send().await.unwrap();
+    let told = server.log_position().await;
     let beating = async {
         let mut text = String::new();
-        while !text.contains(": heartbeat\n\n") {
+        loop {
             let chunk = response.chunk().await.unwrap().expect("the stream stays open");
             text.push_str(std::str::from_utf8(&chunk).unwrap());
+            if let Some((_, beat)) = text.split_once(": heartbeat\nid: ")
+                && let Some((id, _)) = beat.split_once("\n\n")
+            {
+                return id.parse::<u64>().expect("an id is a position");
+            }
         }
     };
     let disturbing = async {
@@ -244,7 +304,7 @@ async fn a_silent_stream_has_its_heartbeat_whatever_else_happens_to_its_user() {
         }
     };
     tokio::select! {
-        () = beating => {}
+        id = beating => assert!(id > told, "who is quiet stays current: {id}"),
         () = disturbing => {}
         () = tokio::time::sleep(Duration::from_secs(40)) => panic!("no heartbeat"),
     }
