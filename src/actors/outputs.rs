@@ -63,6 +63,13 @@ impl Slot {
         self.types.iter().find(|(name, _)| *name == content_type).map(|(_, file)| *file)
     }
 
+    /// The type of bytes that show none, as those of an engine's own container do: the declared one, or
+    /// the one that is usual here. A text is judged by what it says.
+    pub fn unshown<'a>(&self, declared: Option<&'a str>) -> Option<&'a str> {
+        let usual = self.types.first().map(|(name, _)| *name);
+        declared.or(usual).filter(|name| !name.starts_with("text/") && self.filename(name).is_some())
+    }
+
     /// For people: which types it takes.
     pub fn types(&self) -> String {
         self.types.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")

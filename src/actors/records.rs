@@ -33,6 +33,10 @@ pub struct Envelope {
 
 impl From<&Recorded> for Envelope {
     fn from(event: &Recorded) -> Self {
+        let mut metadata = value(&event.metadata);
+        if let Value::Object(known) = &mut metadata {
+            known.entry("causation_id").or_insert(Value::Null);
+        }
         Self {
             id: event.id,
             stream: event.stream.to_string(),
@@ -41,7 +45,7 @@ impl From<&Recorded> for Envelope {
             kind: event.kind.to_string(),
             time: event.time,
             data: value(&event.data),
-            metadata: value(&event.metadata),
+            metadata,
             hash: hex::encode(event.hash),
         }
     }

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use actix_cors::Cors;
@@ -88,6 +89,8 @@ pub struct App {
     /// What has been counted; none where nothing counts, as in a demo.
     pub metrics: Option<PrometheusHandle>,
     pub traffic: Arc<Traffic>,
+    /// Whether the read model has been where the log ended since the start.
+    pub caught_up: AtomicBool,
     /// Turns true when the server is about to stop, so that event streams end.
     pub stopping: watch::Receiver<bool>,
 }
@@ -163,16 +166,21 @@ fn cors(origins: &[String]) -> Cors {
             header::CONTENT_TYPE,
             header::ACCEPT,
             header::RANGE,
+            header::IF_RANGE,
+            header::IF_MATCH,
+            header::IF_NONE_MATCH,
             header::HeaderName::from_static("idempotency-key"),
             header::HeaderName::from_static("x-request-id"),
             header::HeaderName::from_static("x-log-position"),
             header::HeaderName::from_static("last-event-id"),
+            header::HeaderName::from_static("x-dev-user"),
         ])
         .allowed_headers(tus::REQUEST_HEADERS)
         .expose_headers([
             "X-Log-Position",
             "X-Request-Id",
             "X-Token-Refresh",
+            "X-Dev-Mode",
             "Idempotent-Replayed",
             "X-RateLimit-Limit",
             "X-RateLimit-Remaining",

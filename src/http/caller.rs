@@ -121,7 +121,9 @@ async fn admit(access: Access, request: &HttpRequest) -> Result<Caller, Problem>
     count(app, request, &caller)?;
     require_onboarding(app, request, &caller)?;
     caller.require(access)?;
-    wait_for_position(app, request).await?;
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        wait_for_position(app, request).await?;
+    }
     Ok(caller)
 }
 
@@ -162,7 +164,10 @@ fn require_onboarding(app: &App, request: &HttpRequest, caller: &Caller) -> Resu
 }
 
 /// Read-your-writes: a request that names a position is answered from a read model that has it.
-async fn wait_for_position(app: &App, request: &HttpRequest) -> Result<(), Problem> {
+///
+/// # Errors
+/// 400 for no position, 503 when it does not come.
+pub async fn wait_for_position(app: &App, request: &HttpRequest) -> Result<(), Problem> {
     let Some(value) = request.headers().get("x-log-position") else { return Ok(()) };
     let position = value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
         Problem::new(Code::MalformedRequest).with_sentence("X-Log-Position is not a position")

@@ -131,8 +131,7 @@ pub struct JobAnswer {
     /// Null unless the job waits for its turn.
     pub queue_position: Option<u64>,
     pub error: Option<String>,
-    #[schema(value_type = Option<Object>)]
-    pub output: Option<Output>,
+    pub output: Option<OutputAnswer>,
     /// When the output will be deleted; null if it is gone, or kept for ever.
     pub expires_at: Option<DateTime<Utc>>,
     /// When the job fails with `deadline_exceeded` unless it has ended before.
@@ -140,6 +139,36 @@ pub struct JobAnswer {
     pub created_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// What a job has made; null is what its kind does not have.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct OutputAnswer {
+    pub file_id: Uuid,
+    pub content_type: String,
+    /// In bytes.
+    pub size: u64,
+    /// In seconds.
+    pub duration: Option<f64>,
+    pub width: Option<u32>,
+    pub height: Option<u32>,
+    pub poster_file_id: Option<Uuid>,
+    pub captions_file_id: Option<Uuid>,
+}
+
+impl From<&Output> for OutputAnswer {
+    fn from(output: &Output) -> Self {
+        Self {
+            file_id: output.file_id.0,
+            content_type: output.content_type.clone(),
+            size: output.size,
+            duration: output.duration,
+            width: output.width,
+            height: output.height,
+            poster_file_id: output.poster_file_id.map(|id| id.0),
+            captions_file_id: output.captions_file_id.map(|id| id.0),
+        }
+    }
 }
 
 impl JobAnswer {
@@ -155,7 +184,7 @@ impl JobAnswer {
             attempt: row.attempt,
             queue_position,
             error: row.error.clone(),
-            output: row.output.clone(),
+            output: row.output.as_ref().map(OutputAnswer::from),
             expires_at: None,
             deadline: row.deadline,
             created_at: row.created_at,

@@ -2,11 +2,12 @@
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::app::App;
-use super::caller::Caller;
+use super::caller::{Caller, wait_for_position};
 use super::files::{owned, parse_id};
 use super::json::{Fields, FromFields, OptionalJson};
 use super::problem::{Code, Problem};
@@ -89,8 +90,11 @@ pub fn sign(app: &App, user_id: &UserId, file_id: FileId, lifetime_s: i64) -> Li
     }
 }
 
+/// All but what RFC 3986 §2.3 calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 fn url_encoded(text: &str) -> String {
-    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// The query of a signed link; all of it is needed, and what is missing answered with 400.
@@ -123,7 +127,9 @@ pub async fn secure(
         query.signature.as_deref(),
         now.timestamp(),
     )?;
-    let row = app.system.views.file(&parse_id(&id)?)?.filter(|row| row.user_id.as_str() == user_id);
+    let file_id = parse_id(&id)?;
+    wait_for_position(&app, &request).await?;
+    let row = app.system.views.file(&file_id)?.filter(|row| row.user_id.as_str() == user_id);
     let row = row.ok_or_else(|| Problem::new(Code::NotFound))?;
     let gone = app.system.views.user_standing(&row.user_id).is_some_and(|user| user.deleted);
     if gone {

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::actors::entity::Failure;
 use crate::actors::leasing;
 use crate::actors::projector::NotCaughtUp;
+use crate::domain::session::EndReason;
 use crate::domain::{file, job, session, user};
 use crate::media::{blobs, signed_url};
 use crate::views;
@@ -221,6 +222,14 @@ impl Problem {
         problem
     }
 
+    /// 401 of a session that has ended; why is told in both places too.
+    pub fn session_ended(reason: EndReason) -> Self {
+        let detail = json!({ "reason": reason.as_str() });
+        let mut problem = Self::new(Code::SessionEnded).with_detail(detail);
+        problem.0.at_top = true;
+        problem
+    }
+
     /// 422 for one field.
     pub fn field(name: &str, words: &str) -> Self {
         Self::fields(Map::from_iter([(name.to_owned(), Value::from(words))]))
@@ -385,9 +394,7 @@ impl From<session::Refusal> for Problem {
     fn from(refusal: session::Refusal) -> Self {
         match refusal {
             session::Refusal::NotFound => Self::new(Code::NotFound),
-            session::Refusal::Ended(reason) => {
-                Self::new(Code::SessionEnded).with_detail(json!({ "reason": reason.as_str() }))
-            }
+            session::Refusal::Ended(reason) => Self::session_ended(reason),
         }
     }
 }

@@ -22,7 +22,7 @@ use super::app::App;
 use super::body::{BodyLimits, declared_length, payload_problem, too_large, unstalled};
 use super::edges::RequestId;
 use super::identity::bearer;
-use super::jobs::at_position;
+use super::jobs::{OutputAnswer, at_position};
 use super::json::{Fields, FromFields, Json};
 use super::links::{LinkAnswer, sign};
 use super::problem::{Code, Problem};
@@ -37,8 +37,12 @@ use crate::domain::translation::Format;
 use crate::media::blobs::Stored;
 use crate::media::renderer::{self, output::TextCheck};
 
-/// The longest that a worker may wait for a job in one call, in seconds.
+/// The longest that one call waits for a job, in seconds, and the longest that a worker may ask for.
 const LONGEST_WAIT_S: u64 = 30;
+const LONGEST_WAIT_ASKED_S: u64 = 3600;
+/// Characters that are kept of what a worker says went wrong, and that it may say.
+const ERROR_KEPT: usize = 1000;
+const LONGEST_ERROR: usize = 16_384;
 /// How long a worker may fetch the source of its job: longer than any attempt.
 const SOURCE_LINK_S: i64 = 2 * 3600;
 /// The actor of what is done under a lease that nobody holds any more.
@@ -109,7 +113,8 @@ impl FromFields for LeaseRequest {
             let names: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
             fields.refuse("kinds", format!("must be of {}", names.join(", ")));
         }
-        Self { worker_id, kinds, wait_s: fields.optional_u64("wait_s", 0..=LONGEST_WAIT_S) }
+        let wait_s = fields.optional_u64("wait_s", 0..=LONGEST_WAIT_ASKED_S);
+        Self { worker_id, kinds, wait_s: wait_s.map(|asked| asked.min(LONGEST_WAIT_S)) }
     }
 }
 
@@ -315,7 +320,8 @@ pub async fn output(
         return Err(Problem::new(Code::MalformedRequest)
             .with_sentence("The bytes do not have the digest that Content-Digest tells"));
     }
-    let content_type = real_type(&app, &stored, &held.options).await?;
+    let shown = real_type(&app, &stored, &held.options).await?;
+    let content_type = shown.or_else(|| slot.unshown(declared.as_deref()).map(str::to_owned));
     let fits = content_type.as_deref().filter(|name| slot.filename(name).is_some());
     let fits = fits.filter(|name| declared.as_deref().is_none_or(|declared| declared == *name));
     let content_type = fits.ok_or_else(|| wrong_type(slot))?.to_owned();
@@ -475,12 +481,11 @@ pub struct OutcomeAnswer {
     pub job_id: Uuid,
     /// Of the job: `completed`, `cancelled`, `failed`, `retry_wait` or, given back, `queued`.
     pub state: &'static str,
-    #[schema(value_type = Option<Object>)]
-    pub output: Option<Output>,
+    pub output: Option<OutputAnswer>,
 }
 
-fn outcome(job_id: JobId, state: &'static str, output: Option<Output>) -> HttpResponse {
-    answer::ok(OutcomeAnswer { job_id: job_id.0, state, output })
+fn outcome(job_id: JobId, state: &'static str, output: Option<&Output>) -> HttpResponse {
+    answer::ok(OutcomeAnswer { job_id: job_id.0, state, output: output.map(OutputAnswer::from) })
 }
 
 /// `POST worker/jobs/{id}/complete`
@@ -503,7 +508,7 @@ fn told(job_id: JobId, done: Done<Completed>) -> Result<HttpResponse, Problem> {
     let response = match &done.outcome {
         Completed::Done(output) => {
             done.visible?;
-            outcome(job_id, "completed", Some(output.clone()))
+            outcome(job_id, "completed", Some(output))
         }
         Completed::Cancelled => outcome(job_id, "cancelled", None),
     };
@@ -527,7 +532,7 @@ impl FromFields for FailRequest {
     fn from_fields(fields: &mut Fields) -> Self {
         Self {
             lease_id: lease_id(fields),
-            error: fields.text("error", 1..=1000),
+            error: fields.text("error", 1..=LONGEST_ERROR).chars().take(ERROR_KEPT).collect(),
             retryable: fields.optional_bool("retryable"),
             given_back: fields.optional_bool("given_back"),
         }

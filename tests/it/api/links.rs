@@ -77,8 +77,18 @@ async fn the_link_of_a_deleted_file_leads_nowhere() {
     let path = format!("files/{}", file["file_id"].as_str().unwrap());
     let link = server.post("user_ada", &format!("{path}/signed-url"), &serde_json::json!({})).await;
     let link = link.data(200)["url"].as_str().unwrap().to_owned();
+    assert!(link.contains("?user_id=user_ada&expires="), "{link}");
     let link = link.strip_prefix(&server.address).unwrap();
     assert_eq!(follow(&server, link).await.status, 200);
+    let asks = |position: u64| {
+        server.request(Method::GET, link).header("x-log-position", position.to_string())
+    };
+    let end = server.log_position().await;
+    assert_eq!(ask(asks(end)).await.status, 200);
+    ask(asks(end + 1000)).await.assert_refused(503, "not_caught_up");
+    // What is no read does not wait.
+    let write = server.request_of("user_ada", Method::POST, &format!("{path}/signed-url"));
+    ask(write.header("x-log-position", "999999")).await.data(200);
     server.delete("user_ada", &path).await.data(200);
     follow(&server, link).await.assert_refused(404, "not_found");
     server.get("user_ada", &path).await.assert_refused(404, "not_found");

@@ -367,6 +367,42 @@ async fn an_output_that_is_not_what_it_should_be_is_refused() {
     held.post(&server, "complete", json!({})).await.data(200);
 }
 
+#[tokio::test]
+async fn bytes_that_show_no_type_are_of_the_declared_one_or_the_usual_and_what_was_not_made_is_null()
+ {
+    let server = server();
+    server.post(ADA, "videos/generate", &json!({ "prompt": "A lighthouse" })).await.data(202);
+    let held = Held::new(&server).await;
+    let put = |query: &str| held.put(&server, query).body("an engine's own container");
+    let handed = |request: RequestBuilder| async { ask(request).await.data(200) };
+    assert_eq!(handed(put("")).await["content_type"], "video/mp4");
+    let webm = handed(put("").header("content-type", "video/webm")).await;
+    assert_eq!(webm["content_type"], "video/webm");
+    ask(put("&name=captions")).await.assert_refused(415, "unsupported_media_type");
+    let done = held.post(&server, "complete", json!({})).await.data(200);
+    let seen = server.get(ADA, &format!("jobs/{}", held.job)).await.data(200);
+    assert_eq!(done["output"], seen["output"]);
+    for absent in ["duration", "width", "height", "poster_file_id", "captions_file_id"] {
+        assert_eq!(seen["output"].get(absent), Some(&Value::Null), "{absent}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_wait_is_cut_and_so_is_a_long_error() {
+    let server = server();
+    let wish = json!({ "worker_id": "w", "kinds": ["translation"], "wait_s": 3601 });
+    post(&server, "lease", &wish).await.assert_refused(422, "validation_failed");
+    server.post(ADA, "videos/generate", &json!({ "prompt": "A lighthouse" })).await.data(202);
+    let wish = json!({ "worker_id": "w", "kinds": ["video"], "wait_s": 3600 });
+    let leased = post(&server, "lease", &wish).await.data(200);
+    let text = |name: &str| leased[name].as_str().unwrap().to_owned();
+    let held = Held { job: text("job_id"), lease: text("lease_id") };
+    let failed = json!({ "error": "é".repeat(5000), "retryable": false });
+    held.post(&server, "fail", failed).await.data(200);
+    let job = server.get(ADA, &format!("jobs/{}", held.job)).await.data(200);
+    assert_eq!(job["error"], "é".repeat(1000));
+}
+
 /// So many bytes, without saying how many.
 fn pieces(
     count: usize,
