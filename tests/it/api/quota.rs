@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Method, RequestBuilder};
 use serde_json::json;
+use t2m::log::{EmbeddedLog, EventLog, Expected, NewEvent};
 
 use crate::server::{Answer, Server, Setup, ask, claims, signed};
 
@@ -73,4 +74,33 @@ async fn many_uploads_at_once_do_not_pass_it_together_and_premium_has_its_own() 
     let mut rich = claims("user_rich");
     rich["subscription_tier"] = json!("premium");
     ask(file(&server, &signed(&rich), 1_500_000)).await.data(200);
+}
+
+#[tokio::test]
+async fn what_is_recorded_and_cannot_be_read_yet_counts_too() {
+    let mut server = Server::start(Setup::clerk().with("QUOTA_STANDARD_BYTES", "1000"));
+    server.get(ADA, "me").await.data(200);
+    assert!(server.stop().success());
+    // Of a newer version: the view of files stands still there.
+    let log = EmbeddedLog::open(&server.data_dir().join("log.sqlite")).unwrap();
+    let event = NewEvent {
+        id: uuid::Uuid::from_u128(1),
+        kind: "file.juggled.v1".to_owned(),
+        time: chrono::DateTime::UNIX_EPOCH,
+        data: b"{}".to_vec(),
+        metadata: b"{}".to_vec(),
+    };
+    let stream = format!("file-{}", event.id);
+    log.append(&stream, Expected::NoStream, vec![event]).await.unwrap();
+    drop(log);
+    let server = server.start_again();
+    send(&server, 600).await.assert_refused(503, "not_caught_up");
+    send(&server, 600).await.assert_refused(413, "quota_exceeded");
+    let request =
+        server.request_of(ADA, Method::POST, "files/tus").header("tus-resumable", "1.0.0");
+    let request = request.header("content-type", "application/offset+octet-stream");
+    let whole = request.header("upload-length", 300).body(vec![b'x'; 300]);
+    ask(whole).await.assert_refused(503, "not_caught_up");
+    send(&server, 101).await.assert_refused(413, "quota_exceeded");
+    send(&server, 100).await.assert_refused(503, "not_caught_up");
 }
