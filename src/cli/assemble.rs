@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use actix_web::dev::Server;
@@ -325,6 +326,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     }
     let traffic = Arc::new(Traffic::default());
     let app = App {
+        caught_up: AtomicBool::new(false),
         development_keys,
         system: Arc::clone(&system),
         log_engine: settings.log.split(':').next().unwrap_or_default().to_owned(),

@@ -1,12 +1,18 @@
 //! Whether the process lives, and whether it can do its work.
 
-use actix_web::{HttpResponse, web};
-use serde::Serialize;
+use std::sync::atomic::Ordering;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use utoipa::openapi::Object;
 
 use super::answer;
 use super::app::App;
+use super::lists;
+use super::openapi::one_of;
 use super::problem::{Code, Problem};
+use crate::actors::projector::Reached;
 use crate::views::Parked;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -30,29 +36,46 @@ pub async fn health() -> HttpResponse {
     answer::ok(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
 
+/// The query of `GET system/ready`.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct ReadyQuery {
+    /// `traffic`: whether to send requests here, as a balancer asks. What all nodes have in common, such
+    /// as a log that takes nothing or an event that no view can take in, is then no reason against
+    /// it: reads go on, and each request is told what it cannot have.
+    #[serde(rename = "for")]
+    #[param(schema_with = purposes)]
+    purpose: Option<String>,
+}
+
+const TRAFFIC: &str = "traffic";
+
+fn purposes() -> Object {
+    one_of([TRAFFIC])
+}
+
 /// Readiness: the log takes events and the read model has all of them.
-pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
+pub async fn ready(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let not_ready = |why: String| {
         Problem::new(Code::NotReady).with_detail(json!({ "reason": why })).retry_after(1)
+    };
+    let ReadyQuery { purpose } = lists::query(&request)?;
+    let for_traffic = match purpose.as_deref() {
+        None => false,
+        Some(TRAFFIC) => true,
+        Some(_) => return Err(Problem::field("for", "must be traffic")),
     };
     if *app.stopping.borrow() {
         return Err(not_ready("the server is stopping".to_owned()));
     }
-    if let Err(error) = app.system.log.writable() {
-        tracing::warn!(%error, "not ready");
-        return Err(not_ready("the log cannot accept events".to_owned()));
-    }
     let reached = app.system.progress.now();
-    if let Some(Parked { view, position, .. }) = reached.parked.first() {
-        let view = view.as_str();
-        return Err(not_ready(format!("the view {view} is parked at position {position}")));
-    }
-    if reached.stands_still {
-        return Err(not_ready(format!("the read model stands still at {}", reached.position)));
+    if !for_traffic && let Some(why) = cannot_work(&app, &reached) {
+        return Err(not_ready(why));
     }
     let head = *app.system.log.head().borrow();
     // Under load the read model is always a little behind; a thousand events are one batch.
-    if reached.position + 1000 * app.system.log.stride() < head {
+    let is_behind = reached.position + 1000 * app.system.log.stride() < head;
+    app.caught_up.fetch_or(!is_behind, Ordering::Relaxed);
+    if is_behind && !(for_traffic && app.caught_up.load(Ordering::Relaxed)) {
         return Err(not_ready(format!("the read model is at {} of {head}", reached.position)));
     }
     if !app.dev_mode && !app.authenticator.has_keys() {
@@ -60,6 +83,18 @@ pub async fn ready(app: web::Data<App>) -> Result<HttpResponse, Problem> {
     }
     let (log_position, view_position) = (head, reached.position);
     Ok(answer::ok(Readiness { status: "ready", log_position, view_position }))
+}
+
+/// Why commands are refused here, or not seen to be done.
+fn cannot_work(app: &App, reached: &Reached) -> Option<String> {
+    if let Err(error) = app.system.log.writable() {
+        tracing::warn!(%error, "not ready");
+        return Some("the log cannot accept events".to_owned());
+    }
+    if let Some(Parked { view, position, .. }) = reached.parked.first() {
+        return Some(format!("the view {} is parked at position {position}", view.as_str()));
+    }
+    reached.stands_still.then(|| format!("the read model stands still at {}", reached.position))
 }
 
 /// `GET /.well-known/jwks.json`: the keys of the development issuer, for verifiers that want to

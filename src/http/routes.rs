@@ -180,7 +180,7 @@ pub fn table() -> Vec<Route> {
     vec![
         route(GET, "/auth/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
         route(GET, "/system/health", Public, "Liveness", || web::get().to(health::health)).gives("Health"),
-        route(GET, "/system/ready", Public, "Whether the log is writable and the read model caught up", || web::get().to(health::ready)).gives("Readiness"),
+        route(GET, "/system/ready", Public, "Whether the log is writable and the read model caught up", || web::get().to(health::ready)).asks(query::<health::ReadyQuery>).gives("Readiness"),
         route(GET, "/metrics", Public, "Metrics in Prometheus' text format; also without a prefix", || web::get().to(metrics::metrics)).sends("text/plain"),
         route(POST, "/webhooks/clerk", Public, "A delivery of Clerk's, signed by Svix", || web::post().to(webhooks::receive)).asks(webhooks::signing).takes("Delivery").gives("Acknowledged"),
         route(POST, "/auth/webhook", Public, "The same", || web::post().to(webhooks::receive)).asks(webhooks::signing).takes("Delivery").gives("Acknowledged"),

@@ -139,6 +139,8 @@ async fn an_event_of_a_newer_version_parks_its_view_until_it_is_skipped() {
     let server = server.start_again();
     let not_ready = ask(server.request(Method::GET, "system/ready")).await;
     not_ready.assert_refused(503, "not_ready");
+    // A balancer that led nobody here would lead nobody anywhere: all nodes are parked alike.
+    ask(server.request(Method::GET, "system/ready?for=traffic")).await.data(200);
     let parked = ask(admin(&server, Method::GET, "admin/replay")).await.data(200);
     let parked = &parked["parked"][0];
     assert_eq!((&parked["view"], &parked["position"]), (&json!("jobs"), &json!(position)));

@@ -190,7 +190,7 @@ nodes = [it for it in compose['services'].values() if it.get('image') == 't2m']
 assert len(nodes) == 3
 proxy = compose['services']['proxy']['configs'][0]['source']
 asked = [it.split() for it in compose['configs'][proxy]['content'].splitlines()]
-assert ['health_uri', '/api/v1/system/ready'] in asked, asked
+assert ['health_uri', '/api/v1/system/ready?for=traffic'] in asked, asked
 assert ['@metrics', 'path', '/metrics', '/api/metrics', '/api/v1/metrics'] in asked, asked
 assert ['respond', '@metrics', '404'] in asked, asked
 assert {'lb_try_duration', 'fail_duration'} <= {it[0] for it in asked if it}, asked

@@ -55,7 +55,7 @@ fn the_openapi_document_lists_every_route() {
     let position = "header:X-Log-Position";
     let table: [(&str, &str, &[&str]); 9] = [
         ("/me", "get", &[position]),
-        ("/system/ready", "get", &[]),
+        ("/system/ready", "get", &["query:for"]),
         ("/sessions", "get", &["query:limit", "query:cursor", position]),
         ("/jobs", "get", &["query:state", "query:kind", "query:limit", "query:cursor", position]),
         (

@@ -164,7 +164,7 @@ async fn while_it_stops_a_refusal_too_is_the_last_answer_on_its_connection() {
     server.send(Signal::TERM);
     let stopping = async {
         let why = "the server is stopping";
-        let ready = || ask(server.request(Method::GET, "system/ready"));
+        let ready = || ask(server.request(Method::GET, "system/ready?for=traffic"));
         while ready().await.body["detail"]["reason"] != why {}
     };
     tokio::time::timeout(PATIENCE, stopping).await.expect("it says that it stops");

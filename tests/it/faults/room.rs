@@ -85,6 +85,7 @@ async fn refuse_all(ledger: &mut Ledger, server: &Server, link: &str, upload: &s
     }
     assert!(codes.contains("log_unavailable"), "only {codes:?}");
     ask(server.request(Method::GET, "system/ready")).await.assert_refused(503, "not_ready");
+    ask(server.request(Method::GET, "system/ready?for=traffic")).await.data(200);
     server.get(ADA, "jobs").await.data(200);
     server.post(ADA, link, &serde_json::json!({})).await.data(200);
     upload_too_much(server).await.assert_refused(503, "storage_full");
