@@ -29,12 +29,19 @@ fn value(text: &str, series: &str) -> f64 {
     found.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
 }
 
+/// The metrics that an expression, or a file of them, asks for.
+fn names_in(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("t2m_") || word.starts_with("process_")).collect()
+}
+
 #[tokio::test]
-async fn what_happens_is_counted_and_the_dashboard_asks_for_nothing_else() {
+async fn what_happens_is_counted_and_dashboard_and_alerts_ask_for_nothing_else() {
     let server = Server::start(Setup::clerk());
     // An increase is seen of what was there before it.
     let text = metrics(&server).await;
     assert_eq!(value(&text, "t2m_job_leases_expired_total"), 0.0);
+    assert_eq!(value(&text, "t2m_background_panics_total{task=\"projector\"}"), 0.0);
     for verdict in ["recorded", "unchanged", "ignored", "unusable", "rejected", "failed"] {
         let series = format!("t2m_webhook_deliveries_total{{verdict=\"{verdict}\"}}");
         assert_eq!(value(&text, &series), 0.0);
@@ -65,10 +72,13 @@ async fn what_happens_is_counted_and_the_dashboard_asks_for_nothing_else() {
     for target in board["panels"].as_array().unwrap().iter().flat_map(|panel| {
         panel["targets"].as_array().unwrap().iter().map(|target| target["expr"].as_str().unwrap())
     }) {
-        let names = target.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        asked.extend(names.filter(|name| name.starts_with("t2m_") || name.starts_with("process_")));
+        asked.extend(names_in(target));
     }
     assert!(asked.len() > 15, "{asked:?}");
+    let rules = std::fs::read_to_string(deployed("alerts.yaml")).unwrap();
+    let asked_of_alerts = names_in(&rules);
+    assert!(asked_of_alerts.len() >= 6, "{asked_of_alerts:?}");
+    asked.extend(asked_of_alerts);
     // This tells of what this server does not have: keys from the network.
     for name in asked.into_iter().filter(|name| *name != "t2m_jwks_age_seconds") {
         assert!(text.lines().any(|line| line.starts_with(name)), "no {name} in\n{text}");
@@ -200,11 +210,19 @@ assert kinds == ['ConfigMap', 'StatefulSet', 'Service', 'PodDisruptionBudget'], 
 pod = manifests[1]['spec']['template']['spec']
 sleep = pod['containers'][0]['lifecycle']['preStop']['sleep']['seconds']
 assert pod['terminationGracePeriodSeconds'] > sleep + 10, 'no time to stop'
+probe = pod['containers'][0]['readinessProbe']['httpGet']['path']
+assert probe == '/api/v1/system/ready?for=traffic', probe
+images = [it['image'] for it in compose['services'].values()]
+assert all(image == 't2m' or ':' in image for image in images), images
+assert all(port.startswith('127.0.0.1:') for port in compose['services']['proxy']['ports'])
+rules = [rule for group in yaml.safe_load(open(sys.argv[4]))['groups'] for rule in group['rules']]
+assert all({'alert', 'expr', 'labels', 'annotations'} <= set(rule) for rule in rules), rules
+assert 'ENVIRONMENT=production' in unit['Service']['Environment'], unit
 print(json.dumps(sorted(set(nodes[0]['environment']) | set(manifests[0]['data']))))
 ";
     let output = Command::new(python)
         .args(["-c", script])
-        .args(["t2m.service", "compose.yaml", "kubernetes.yaml"].map(deployed))
+        .args(["t2m.service", "compose.yaml", "kubernetes.yaml", "alerts.yaml"].map(deployed))
         .output()
         .expect("scripts/setup-tests has made the environment");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -219,5 +237,24 @@ print(json.dumps(sorted(set(nodes[0]['environment']) | set(manifests[0]['data'])
         for secret in ["whsec_", "sk_live", "sk_test", "BEGIN PRIVATE"] {
             assert!(!text.contains(secret), "{file} holds a secret");
         }
+    }
+}
+
+#[test]
+fn what_an_image_is_built_from_is_listed_and_holds_no_secrets() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed = std::fs::read_to_string(deployed("Containerfile.dockerignore")).unwrap();
+    let lines: Vec<_> = listed.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(lines[0], "*", "what is not named stays out");
+    for path in lines.iter().filter_map(|line| line.strip_prefix('!')) {
+        assert!(root.join(path).exists(), "{path}");
+    }
+    let last = lines.iter().rposition(|line| line.starts_with('!')).unwrap();
+    for secret in ["**/*.env", "**/.env*", "**/*.key"] {
+        assert!(lines[last + 1..].contains(&secret), "{secret} comes in again");
+    }
+    let kept_out = std::fs::read_to_string(root.join(".gitignore")).unwrap();
+    for secret in [".env", ".env.*", "*.env", "*.key", "/data"] {
+        assert!(kept_out.lines().any(|line| line == secret), "{secret} may be committed");
     }
 }
