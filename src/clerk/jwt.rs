@@ -12,6 +12,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::domain::tier::Tier;
+
 pub use cache::TokenCache;
 
 mod cache;
@@ -34,6 +36,7 @@ pub struct Verified {
     pub role: Option<String>,
     /// The user's own permissions; those within an organization stand at the organization.
     pub permissions: Vec<String>,
+    /// Or the plan, where it is named after a tier.
     pub tier: Option<String>,
     pub user_type: Option<String>,
     pub organizations: Vec<OrganizationClaim>,
@@ -133,7 +136,8 @@ pub fn verify(token: &str, keys: &KeySet, rules: &Rules, now: i64) -> Result<Ver
         email: text(&claims, "email"),
         role: text(&claims, "role"),
         permissions: permissions(&claims),
-        tier: first_text(&claims, &["subscription_tier", "subscriptionTier"]),
+        tier: first_text(&claims, &["subscription_tier", "subscriptionTier"])
+            .or_else(|| plan(&claims).filter(|plan| Tier::is_name(plan))),
         user_type: first_text(&claims, &["user_type", "userType"]),
         organizations: organizations(&claims),
         feature_flags: first_object(&claims, &["feature_flags", "featureFlags"]),
@@ -194,11 +198,19 @@ fn check_header(header: &Map<String, Value>) -> Result<(), Rejected> {
     }
 }
 
+/// `sub`, or `user_id` where a template names the user so.
 fn check_subject(claims: &Map<String, Value>) -> Result<String, Rejected> {
-    let subject = claims.get("sub").and_then(Value::as_str).ok_or(Rejected::Malformed("sub"))?;
-    if !is_identifier(subject) {
-        return Err(Rejected::Malformed("sub"));
-    }
+    let named = |name| claims.get(name).filter(|value| !value.is_null());
+    let (subject, name) = match (named("sub"), named("user_id")) {
+        (Some(subject), Some(user_id)) if subject != user_id => {
+            return Err(Rejected::Malformed("user_id"));
+        }
+        (Some(subject), _) => (subject, "sub"),
+        (None, Some(user_id)) => (user_id, "user_id"),
+        (None, None) => return Err(Rejected::Malformed("sub")),
+    };
+    let subject = subject.as_str().filter(|subject| is_identifier(subject));
+    let subject = subject.ok_or(Rejected::Malformed(name))?;
     // Clerk's machines sign in with tokens of the same keys.
     if subject.starts_with("mch_") { Err(Rejected::TokenType) } else { Ok(subject.to_owned()) }
 }

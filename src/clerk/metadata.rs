@@ -61,15 +61,20 @@ impl Wanted {
     /// The parts that are known here. One that is not must not erase what Clerk has, and no step of
     /// an onboarding must undo its completion there.
     pub fn known_parts(&self, there: &Map<String, Value>) -> BTreeSet<Part> {
-        let completed = there.get(ONBOARDING).is_some_and(|it| it["status"] == "completed");
-        let onboarding = self.onboarding.as_ref();
+        let onboarding = self.onboarding.is_some() && !self.undoes_completion(there);
         let optional = [
             (Part::UserType, self.user_type.is_some()),
             (Part::Organization, self.organization.is_some()),
-            (Part::Onboarding, onboarding.is_some_and(|it| it.is_completed() || !completed)),
+            (Part::Onboarding, onboarding),
         ];
         let known = optional.into_iter().filter(|(_, known)| *known).map(|(part, _)| part);
         known.chain(Right::ALL.map(Part::Access)).chain([Part::Flags]).collect()
+    }
+
+    /// Whether the onboarding, completed at Clerk, is not here.
+    pub fn undoes_completion(&self, there: &Map<String, Value>) -> bool {
+        there.get(ONBOARDING).is_some_and(|it| it["status"] == "completed")
+            && self.onboarding.as_ref().is_some_and(|it| !it.is_completed())
     }
 
     /// What to merge into `there` so that `parts` of it become as they are here; `null` removes.
@@ -176,8 +181,9 @@ mod tests {
             user_type: Some("freelancer".to_owned()),
             feature_flags: BTreeMap::from([("new".to_owned(), true), ("off".to_owned(), false)]),
             organization: None,
+            // Its last steps were left out.
             onboarding: Some(Onboarding {
-                step: 8,
+                step: 5,
                 total_steps: 8,
                 status: OnboardingStatus::Completed,
             }),
@@ -198,7 +204,7 @@ mod tests {
         let all = json!({
             "role": "admin", "permissions": ["a", "b"], "subscription_tier": "premium",
             "userType": "freelancer", "featureFlags": { "new": true, "off": false },
-            "onboarding": { "status": "completed", "currentStep": 8, "totalSteps": 8 },
+            "onboarding": { "status": "completed", "currentStep": 5, "totalSteps": 8 },
         });
         assert_eq!(difference(json!({})), all);
         let mut there = all;
@@ -214,7 +220,7 @@ mod tests {
             "role": "user", "permissions": ["a", "b"], "subscription_tier": "premium",
             "userType": "freelancer",
             "featureFlags": { "old": true, "off": true, "note": "not ours" },
-            "onboarding": { "status": "in_progress", "currentStep": 8, "totalSteps": 8, "x": 1 },
+            "onboarding": { "status": "in_progress", "currentStep": 5, "totalSteps": 8, "x": 1 },
         });
         let patch = json!({
             "role": "admin", "featureFlags": { "old": null, "off": false, "new": true },

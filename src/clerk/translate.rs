@@ -100,11 +100,10 @@ fn progress(said: &Value) -> Option<Onboarding> {
         found.and_then(|number| u32::try_from(number).ok())
     };
     let total_steps = number(["totalSteps", "total_steps"]).unwrap_or(Onboarding::DEFAULT_STEPS);
-    let step = match status {
-        OnboardingStatus::Completed => Some(total_steps),
-        _ => number(["currentStep", "step"]),
-    };
-    Some(Onboarding { step: step.unwrap_or_default().min(total_steps), total_steps, status })
+    // Who has completed it need not have taken every step of it.
+    let unnamed = if status == OnboardingStatus::Completed { total_steps } else { 0 };
+    let step = number(["currentStep", "step"]).unwrap_or(unnamed).min(total_steps);
+    Some(Onboarding { step, total_steps, status })
 }
 
 fn claimed_snapshot(token: &Verified) -> Snapshot {
@@ -164,7 +163,8 @@ fn text(metadata: &Map<String, Value>, names: &[&str]) -> Option<String> {
     found.filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-fn flags(map: &Map<String, Value>) -> BTreeMap<String, bool> {
+/// Those that are on or off; anything else is none.
+pub fn flags(map: &Map<String, Value>) -> BTreeMap<String, bool> {
     map.iter().filter_map(|(name, value)| Some((name.clone(), value.as_bool()?))).collect()
 }
 

@@ -39,6 +39,10 @@ impl Tier {
         }
     }
 
+    pub fn is_name(name: &str) -> bool {
+        Self::ALL.into_iter().any(|tier| tier.as_str() == name)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Standard => "standard",

@@ -9,6 +9,8 @@ use serde_json::json;
 use super::*;
 use crate::clerk::signing::SigningKey;
 
+mod names;
+
 const NOW: i64 = 1_893_456_000;
 const ISSUER: &str = "https://clerk.t2m.test";
 const APP: &str = "https://app.t2m.test";
