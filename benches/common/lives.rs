@@ -109,6 +109,7 @@ fn account(number: u64, now: DateTime<Utc>) -> [user::Event; 2] {
             profile: Box::new(Profile { first_name: None, last_name: None, ..profile.clone() }),
             provisional: true,
             told: Told::default(),
+            claimed_at: None,
         },
         user::Event::ProfileChanged {
             profile: Box::new(profile),

@@ -27,6 +27,7 @@ fn registered(email: Personal<String>) -> user::Event {
         profile: Box::new(profile),
         provisional: false,
         told: Told::default(),
+        claimed_at: None,
     }
 }
 

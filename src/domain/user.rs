@@ -18,9 +18,11 @@ use super::text::{Personal, Visit};
 
 pub use access::{Access, AccessChange, Right};
 pub use memberships::{Assignment, Membership, MembershipState, Placement};
+pub use word::{Claimed, Decided, Told};
 
 mod access;
 mod memberships;
+mod word;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
@@ -33,6 +35,9 @@ pub enum Event {
         /// What those claims said of the user's rights.
         #[serde(default, skip_serializing_if = "Told::is_empty")]
         told: Told,
+        /// When the token that said it was issued; absent in older events.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        claimed_at: Option<DateTime<Utc>>,
     },
     #[serde(rename = "user.profile_changed.v1")]
     ProfileChanged {
@@ -109,31 +114,6 @@ pub struct Profile {
     pub username: Option<Personal<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_url: Option<Personal<String>>,
-}
-
-/// What Clerk last said of a user's rights. Kept beside [`Access`], which an administrator may have
-/// set since: only a change of Clerk's own word overrules that, and a key that Clerk no longer has
-/// is a right taken away.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Told {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub role: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub permissions: Option<BTreeSet<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subscription_tier: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user_type: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub feature_flags: Option<BTreeMap<String, bool>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub onboarding: Option<Onboarding>,
-}
-
-impl Told {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, utoipa::ToSchema)]
@@ -244,30 +224,11 @@ pub struct User {
     /// By membership; a left one stays as a tombstone, so that a late update cannot revive it.
     pub memberships: BTreeMap<String, MembershipState>,
     pub told: Told,
+    /// What a token claimed, until a word of Clerk's is known that is newer.
+    pub claimed: Option<Claimed>,
     /// Up to when Clerk's word about the user is known.
     pub synced_at: Option<DateTime<Utc>>,
-    /// When each was last decided here.
     pub decided: Decided,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Decided {
-    pub role: Option<DateTime<Utc>>,
-    pub permissions: Option<DateTime<Utc>>,
-    pub subscription_tier: Option<DateTime<Utc>>,
-    pub user_type: Option<DateTime<Utc>>,
-    pub flags: Option<DateTime<Utc>>,
-    pub onboarding: Option<DateTime<Utc>>,
-}
-
-impl Decided {
-    fn of(&mut self, right: Right) -> &mut Option<DateTime<Utc>> {
-        match right {
-            Right::Role => &mut self.role,
-            Right::Permissions => &mut self.permissions,
-            Right::SubscriptionTier => &mut self.subscription_tier,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -318,32 +279,33 @@ impl Aggregate for User {
 
     fn evolve(&mut self, event: &Event) {
         match event {
-            Event::Registered { profile, provisional, told } => {
+            Event::Registered { profile, provisional, told, claimed_at } => {
                 self.standing =
                     if *provisional { Standing::Provisional } else { Standing::Registered };
                 self.profile = Profile::clone(profile);
                 self.told = told.clone();
+                self.claimed =
+                    claimed_at.map(|issued_at| Claimed { told: told.clone(), issued_at });
             }
             Event::ProfileChanged { profile, source_updated_at, told } => {
                 self.standing = Standing::Registered;
                 self.profile = Profile::clone(profile);
-                self.told = told.clone();
-                self.synced_at = Some(*source_updated_at);
+                self.hear(told, *source_updated_at);
             }
             Event::AccessChanged { access, decided_at, decided } => {
                 let here = decided_at.is_some();
                 for right in self.access.settled_by(access, here, decided.as_ref()) {
-                    *self.decided.of(right) = *decided_at;
+                    self.decided.settle(right, access, *decided_at);
                 }
                 self.access = access.clone();
             }
             Event::AttributesChanged { user_type, decided_at } => {
                 self.user_type = user_type.clone();
-                self.decided.user_type = decided_at.or(self.decided.user_type);
+                self.decided.user_type.settle(user_type.as_ref(), *decided_at);
             }
             Event::FlagsChanged { feature_flags, decided_at } => {
                 self.feature_flags = feature_flags.clone();
-                self.decided.flags = decided_at.or(self.decided.flags);
+                self.decided.flags.settle(Some(feature_flags), *decided_at);
             }
             Event::OrganizationJoined { membership, source_updated_at } => {
                 let state = MembershipState::Member {
@@ -371,7 +333,7 @@ impl Aggregate for User {
             }
             Event::OnboardingProgressed { onboarding, decided_at } => {
                 self.onboarding = Some(onboarding.clone());
-                self.decided.onboarding = decided_at.or(self.decided.onboarding);
+                self.decided.onboarding.settle(Some(onboarding), *decided_at);
             }
             Event::Banned {} => self.banned = true,
             Event::Unbanned {} => self.banned = false,
@@ -454,6 +416,7 @@ impl User {
             profile: Box::new(snapshot.profile.clone()),
             provisional: true,
             told: snapshot.told.clone(),
+            claimed_at: (!snapshot.told.is_empty()).then_some(claims.issued_at),
         }];
         events.extend(self.differences(&snapshot.told, None));
         // Who was told of any membership by Clerk, be it one that is over, knows better.
@@ -464,73 +427,6 @@ impl User {
             }));
         }
         events.extend(claims.onboarding.iter().flat_map(|told| self.onboard(told, None)));
-        events
-    }
-
-    fn sync(&self, snapshot: &Snapshot, source_updated_at: DateTime<Utc>) -> Vec<Event> {
-        if self.synced_at.is_some_and(|known| source_updated_at <= known) {
-            // Of two words of the same time, the one that bans holds, whichever comes first.
-            let tie = self.synced_at == Some(source_updated_at);
-            let ban = tie && snapshot.banned && !self.banned;
-            return if ban { vec![Event::Banned {}] } else { vec![] };
-        }
-        let profile = Box::new(snapshot.profile.clone());
-        let mut events = vec![];
-        if self.standing == Standing::Unknown {
-            let (profile, told) = (profile.clone(), Told::default());
-            events.push(Event::Registered { profile, provisional: false, told });
-        }
-        // Recorded even when equal: it says up to when Clerk's word is known.
-        let told = snapshot.told.clone();
-        events.push(Event::ProfileChanged { profile, source_updated_at, told });
-        events.extend(self.differences(&snapshot.told, Some(source_updated_at)));
-        match (self.banned, snapshot.banned) {
-            (false, true) => events.push(Event::Banned {}),
-            (true, false) => events.push(Event::Unbanned {}),
-            (false, false) | (true, true) => {}
-        }
-        events
-    }
-
-    /// What the metadata, as it was at `as_of`, says otherwise than when it was last heard.
-    fn differences(&self, now: &Told, as_of: Option<DateTime<Utc>>) -> Vec<Event> {
-        let (before, known, none) = (&self.told, &self.access, Access::default());
-        // Before Clerk's first word only a token has spoken, perhaps with a default of its template:
-        // that Clerk does not name what was decided here takes nothing away then.
-        let heard = |decided_at: Option<DateTime<Utc>>, named: bool| {
-            decided_at.is_none() || decided_at < as_of && (named || self.synced_at.is_some())
-        };
-        let mut access = known.clone();
-        if heard(self.decided.role, now.role.is_some()) {
-            access.role = told(&before.role, &now.role, &known.role, none.role);
-        }
-        if heard(self.decided.permissions, now.permissions.is_some()) {
-            let (before, now) = (&before.permissions, &now.permissions);
-            access.permissions = told(before, now, &known.permissions, none.permissions);
-        }
-        if heard(self.decided.subscription_tier, now.subscription_tier.is_some()) {
-            let (before, now) = (&before.subscription_tier, &now.subscription_tier);
-            access.subscription_tier =
-                told(before, now, &known.subscription_tier, none.subscription_tier);
-        }
-        let mut events = self.access_to(access);
-        let named = now.user_type.is_some();
-        if before.user_type != now.user_type && heard(self.decided.user_type, named) {
-            events.extend(self.user_type_to(now.user_type.as_ref(), None));
-        }
-        if heard(self.decided.flags, now.feature_flags.is_some()) {
-            let (before, now) = (&before.feature_flags, &now.feature_flags);
-            let flags = told(before, now, &self.feature_flags, BTreeMap::new());
-            events.extend(self.flags_to(&flags, None));
-        }
-        if let Some(told) = &now.onboarding
-            && before.onboarding != now.onboarding
-            && heard(self.decided.onboarding, true)
-            // Nobody knows how old a first word is.
-            && (before.onboarding.is_some() || !self.has_completed_onboarding())
-        {
-            events.extend(self.onboard(told, None));
-        }
         events
     }
 
@@ -546,7 +442,9 @@ impl User {
         user_type: Option<&String>,
         decided_at: Option<DateTime<Utc>>,
     ) -> Vec<Event> {
-        if self.user_type.as_ref() == user_type {
+        // Decided where it was so already, it stands against words that are older.
+        let decides = decided_at.is_some() && !self.decided.user_type.stands();
+        if self.user_type.as_ref() == user_type && !decides {
             return vec![];
         }
         vec![Event::AttributesChanged { user_type: user_type.cloned(), decided_at }]
@@ -557,7 +455,8 @@ impl User {
         feature_flags: &BTreeMap<String, bool>,
         decided_at: Option<DateTime<Utc>>,
     ) -> Vec<Event> {
-        if *feature_flags == self.feature_flags {
+        let decides = decided_at.is_some() && !self.decided.flags.stands();
+        if *feature_flags == self.feature_flags && !decides {
             return vec![];
         }
         vec![Event::FlagsChanged { feature_flags: feature_flags.clone(), decided_at }]
@@ -573,19 +472,6 @@ impl User {
         }
         vec![Event::OnboardingProgressed { onboarding: onboarding.clone(), decided_at }]
     }
-}
-
-/// One right after Clerk's word went from `before` to `now`: `known`, which may be an
-/// administrator's decision, stands for as long as Clerk says the same. A list that is empty says no
-/// more than one that is absent.
-fn told<T: Clone + Default + PartialEq>(
-    before: &Option<T>,
-    now: &Option<T>,
-    known: &T,
-    none: T,
-) -> T {
-    let said = |word: &Option<T>| word.clone().unwrap_or_default();
-    if said(before) == said(now) { known.clone() } else { now.clone().unwrap_or(none) }
 }
 
 #[cfg(test)]

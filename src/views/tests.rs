@@ -56,7 +56,8 @@ fn session(name: &str, event: SessionEvent) -> Entity {
 
 fn registered(email: &str) -> UserEvent {
     let profile = Profile { email: Some(Personal::Known(email.to_owned())), ..Profile::default() };
-    UserEvent::Registered { profile: Box::new(profile), provisional: true, told: Told::default() }
+    let (profile, told) = (Box::new(profile), Told::default());
+    UserEvent::Registered { profile, provisional: true, told, claimed_at: None }
 }
 
 fn membership(role: &str) -> Membership {

@@ -304,8 +304,8 @@ fn what_an_administrator_names_is_decided_even_where_it_was_so() {
     let Some(Event::AccessChanged { decided, .. }) = events.first_mut() else { panic!() };
     *decided = None;
     user.evolve(&events[0]);
-    assert_eq!(user.decided.role, None);
-    assert_eq!(user.decided.subscription_tier, Some(at(10)));
+    assert_eq!(user.decided.role.at, None);
+    assert_eq!(user.decided.subscription_tier.at, Some(at(10)));
 }
 
 #[test]
@@ -439,7 +439,8 @@ fn onboarding_is_recorded_when_it_changes() {
 #[test]
 fn what_clerk_does_not_say_of_rights_is_not_stored() {
     let stored = |told| {
-        let event = Event::Registered { profile: Box::default(), provisional: true, told };
+        let profile = Box::default();
+        let event = Event::Registered { profile, provisional: true, told, claimed_at: None };
         serde_json::to_value(event).unwrap()["data"]["told"].take()
     };
     assert_eq!(stored(Told::default()), serde_json::Value::Null);

@@ -44,7 +44,9 @@ fn lives() -> Vec<Entity> {
     let mut lives = vec![];
     for n in everybody(0) {
         let (profile, told) = (profile(n, 9), Told::default());
-        lives.push(user(&name(n), UserEvent::Registered { profile, provisional: false, told }));
+        let claimed_at = None;
+        let event = UserEvent::Registered { profile, provisional: false, told, claimed_at };
+        lives.push(user(&name(n), event));
         let known = |what: &str| Some(Personal::Known(format!("{}{what}", mark(n))));
         let start = SessionEvent::Started {
             user_id: user_id(&name(n)),
