@@ -1,13 +1,12 @@
 //! From a request to the user who makes it: through the bearer token, the session and the read
 //! model.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use actix_web::http::{Method, header};
 use actix_web::{HttpMessage, HttpRequest};
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::json;
 
 use super::app::App;
 use super::caller::Caller;
@@ -17,12 +16,12 @@ use super::routes::without_prefix;
 use crate::actors::codec::{Metadata, Source};
 use crate::actors::entity::Failure;
 use crate::clerk::jwt::{CLOCK_SKEW_S, Rejected, Verified};
-use crate::clerk::translate::claims;
+use crate::clerk::translate::{claims, flags};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, ACTIVITY_GRAIN, EndReason};
 use crate::domain::text::Personal;
 use crate::domain::user::{self, Claims, Profile, Right, Snapshot, Told};
-use crate::views::{SessionStanding, UserAccess};
+use crate::views::{SessionStanding, UserAccess, View};
 
 /// A token this close to its end is worth renewing (seed, `refreshThreshold`).
 const REFRESH_WITHIN: TimeDelta = TimeDelta::minutes(5);
@@ -180,6 +179,8 @@ async fn live_session(
     token: &Verified,
 ) -> Result<(), Problem> {
     let now = app.system.clock.now();
+    // Then an end may not show, and the session itself must be asked.
+    let is_parked = app.system.progress.now().parked.iter().any(|it| it.view == View::Sessions);
     let command = match app.system.views.session_standing(session_id) {
         Some(SessionStanding::Ended(reason)) => return Err(session_ended(reason)),
         Some(SessionStanding::Live { user_id: owner, .. }) if owner != *user_id => {
@@ -198,6 +199,7 @@ async fn live_session(
             match (lapsed, active) {
                 (true, _) => session::Command::Lapse,
                 (false, true) => session::Command::Touch,
+                (false, false) if is_parked => ASK,
                 (false, false) => return Ok(()),
             }
         }
@@ -211,12 +213,19 @@ async fn live_session(
         session::Command::Start { expires_at: Some(ends), .. } => is_read(request) && now < *ends,
         _ => false,
     };
-    if is_needless && app.system.log.writable().is_err() {
-        return Ok(());
-    }
+    // A row that cannot be read counts as an unknown session.
+    let would_show_an_end = || !is_parked && app.system.views.session(session_id).is_ok();
+    let command = match is_needless && app.system.log.writable().is_err() {
+        true if would_show_an_end() => return Ok(()),
+        true => ASK,
+        false => command,
+    };
+    let asks = matches!(command, session::Command::Lapse);
     let origin = origin(request, user_id);
     let done = match app.system.sessions.execute(session_id, command, origin).await {
-        Err(Failure::Unavailable(_)) if is_needless => return Ok(()),
+        Err(Failure::Unavailable(_)) if is_needless && !asks && would_show_an_end() => {
+            return Ok(());
+        }
         done => done?,
     };
     app.system.visible(done.position).await?;
@@ -227,11 +236,16 @@ async fn live_session(
             None => Ok(()),
         },
         session::Session::Ended(reason) => Err(session_ended(reason)),
+        // Asked only; it begins when that can be noted.
+        session::Session::Unknown if asks => Ok(()),
         session::Session::Live(_) | session::Session::Unknown => {
             Err(Problem::new(Code::TokenInvalid).caused_by("the session is another user's"))
         }
     }
 }
+
+/// Records nothing of a session whose time is not over.
+const ASK: session::Command = session::Command::Lapse;
 
 fn start_of(
     app: &App,
@@ -265,17 +279,23 @@ fn is_activity(request: &HttpRequest) -> bool {
 }
 
 fn session_ended(reason: EndReason) -> Problem {
-    Problem::new(Code::SessionEnded).with_detail(json!({ "reason": reason.as_str() }))
+    Problem::session_ended(reason)
 }
 
 /// The read model overrules a token that is older than its last change; a newer token has heard
-/// of a change whose webhook is still on its way. What was decided here no token overrules: Clerk
-/// may not have heard of it.
+/// of a change whose webhook is still on its way.
+fn is_newer(token: &Verified, access: &UserAccess) -> bool {
+    // Its time is whole seconds. The issuer's clock may run ahead of ours, but not of its own.
+    let after = |at: DateTime<Utc>, skew| token.issued_at > at.timestamp() + skew;
+    access.access_changed_at.is_none_or(|at| after(at, CLOCK_SKEW_S))
+        && access.told_at.is_none_or(|at| after(at, 0))
+}
+
+/// The rights, of a token that is newer as it claims them. What was decided here no token overrules:
+/// Clerk may not have heard of it.
 fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>, String) {
-    // The issuer's clock may run ahead of whoever told us of the change.
-    let newer = |at: DateTime<Utc>| token.issued_at > at.timestamp() + CLOCK_SKEW_S;
-    let newer = access.access_changed_at.is_none_or(newer);
-    let open = |right| newer && !access.decided_here.contains(&right);
+    let newer = is_newer(token, access);
+    let open = |right| newer && !access.decided_here.rights.contains(&right);
     let role = token.role.clone().filter(|_| open(Right::Role));
     let role = role.unwrap_or_else(|| access.role.clone());
     let tier = token.tier.clone().filter(|_| open(Right::SubscriptionTier));
@@ -286,6 +306,22 @@ fn effective(access: &UserAccess, token: &Verified) -> (String, BTreeSet<String>
         access.permissions.iter().cloned().collect()
     };
     (role, permissions, tier)
+}
+
+/// User type and feature flags in the same way.
+pub fn attributes(
+    access: &UserAccess,
+    token: Option<&Verified>,
+) -> (Option<String>, BTreeMap<String, bool>) {
+    let newer = token.filter(|token| is_newer(token, access));
+    let user_type = newer.filter(|_| !access.decided_here.user_type);
+    let user_type = user_type.and_then(|token| token.user_type.clone());
+    let claimed = newer.filter(|_| !access.decided_here.flags);
+    let claimed = claimed.map(|token| flags(&token.feature_flags)).filter(|it| !it.is_empty());
+    (
+        user_type.or_else(|| access.user_type.clone()),
+        claimed.unwrap_or_else(|| access.feature_flags.clone()),
+    )
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ use super::analytics::{self, MonthCounts};
 use super::answer;
 use super::app::App;
 use super::caller::Caller;
+use super::identity;
 use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
-use crate::domain::user::{Command, Membership, Onboarding, OnboardingStatus};
 use crate::domain::ids::{SessionId, UserId};
+use crate::domain::user::{Command, Membership, Onboarding, OnboardingStatus};
 use crate::views::{SessionRow, View};
 
 /// `GET me`
@@ -28,6 +29,10 @@ pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Pro
         None => None,
     };
     let onboarding = OnboardingAnswer::of(caller.onboarding(user.onboarding).as_ref());
+    let (user_type, feature_flags) = match views.user_standing(&caller.user_id) {
+        Some(standing) => identity::attributes(&standing, caller.token.as_deref()),
+        None => (user.user_type, user.feature_flags),
+    };
     Ok(answer::ok(MeAnswer {
         user: Myself {
             id: user.user_id.to_string(),
@@ -42,9 +47,9 @@ pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Pro
         role: caller.role,
         permissions: caller.permissions,
         subscription_tier: caller.subscription_tier,
-        user_type: user.user_type,
+        user_type,
         organizations: user.organizations,
-        feature_flags: user.feature_flags,
+        feature_flags,
         onboarding,
         usage: UsageAnswer {
             jobs: usage.jobs,
@@ -175,11 +180,6 @@ pub async fn progress(
     Ok(at_position(answer::ok(shown), done.position))
 }
 
-/// `GET session-token`: the claims as they were understood, for debugging; not in production.
-pub async fn claims(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
-    if app.production {
-        return Err(Problem::new(Code::NotFound));
-    }
 /// The answer of `GET session-token`; without a session or a token in development mode.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ClaimsAnswer<'a> {
@@ -198,6 +198,11 @@ pub struct ClaimsAnswer<'a> {
     claims: Option<&'a Map<String, Value>>,
 }
 
+/// `GET session-token`: the claims as they were understood, for debugging; not in production.
+pub async fn claims(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
+    if app.production {
+        return Err(Problem::new(Code::NotFound));
+    }
     let token = caller.token.as_deref();
     Ok(answer::ok(ClaimsAnswer {
         user_id: &caller.user_id,

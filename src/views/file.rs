@@ -20,7 +20,7 @@ use super::{Error, feed, files, jobs, parked, queue, sessions, tallies, users};
 /// "T2MV" in SQLite's field for the kind of a file.
 const APPLICATION: i32 = 0x5432_4d56;
 /// Raised with each change of a table or of what an event does to it: older files are rebuilt.
-pub(super) const SCHEMA_VERSION: i32 = 11;
+pub(super) const SCHEMA_VERSION: i32 = 12;
 /// Of a file that is still being built.
 const UNFINISHED: i32 = -1;
 /// How long a connection waits for another one's lock.

@@ -55,7 +55,7 @@ pub use peek::{Peek, peek};
 pub use sessions::{SessionCursor, SessionRow, SessionStanding};
 pub use tallies::Period;
 pub use usage::Usage;
-pub use users::{UserAccess, UserRow};
+pub use users::{DecidedHere, UserAccess, UserRow};
 
 /// What views have seen of the log that they were computed from: by that they know it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

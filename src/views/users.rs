@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
@@ -40,6 +40,7 @@ CREATE TABLE users (
     updated_at INTEGER NOT NULL,
     access_position INTEGER NOT NULL,
     access_changed_at INTEGER,
+    told_at INTEGER,
     decided_here INTEGER NOT NULL
 ) WITHOUT ROWID;
 ";
@@ -68,7 +69,7 @@ CREATE INDEX users_deleted ON users (access_position) WHERE deleted;
 const COLUMNS: &str = "user_id, position, email, first_name, last_name, username, image_url, role, \
                        permissions, subscription_tier, user_type, feature_flags, onboarding, \
                        banned, deleted, provisional, organizations, created_at, updated_at, \
-                       access_position, access_changed_at, decided_here";
+                       access_position, access_changed_at, told_at, decided_here";
 
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 #[schema(as = UserAnswer)]
@@ -109,12 +110,20 @@ pub struct UserAccess {
     pub feature_flags: BTreeMap<String, bool>,
     /// The last change of role, permissions, tier, user type or flags; 0 if there was none.
     pub access_position: u64,
-    /// When that was, or up to when Clerk's word is known if that is later: a token issued earlier
-    /// does not know of it.
+    /// When that was, by our own clock: a token issued earlier does not know of it.
     pub access_changed_at: Option<DateTime<Utc>>,
-    /// Which rights were last set by an administrator here, and not told by Clerk since: no token
-    /// knows better.
-    pub decided_here: BTreeSet<Right>,
+    /// Up to when, by Clerk's clock, its word is known: so much for a token issued no later.
+    pub told_at: Option<DateTime<Utc>>,
+    /// What was last set by an administrator here, and not told by Clerk since: no token knows
+    /// better.
+    pub decided_here: DecidedHere,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DecidedHere {
+    pub rights: BTreeSet<Right>,
+    pub user_type: bool,
+    pub flags: bool,
 }
 
 impl Views {
@@ -169,7 +178,8 @@ pub(super) struct User {
     position: Option<u64>,
     access_position: u64,
     access_changed_at: Option<DateTime<Utc>>,
-    decided_here: BTreeSet<Right>,
+    told_at: Option<DateTime<Utc>>,
+    decided_here: DecidedHere,
 }
 
 impl Batch<'_> {
@@ -265,7 +275,8 @@ impl User {
             position: None,
             access_position: 0,
             access_changed_at: None,
-            decided_here: BTreeSet::new(),
+            told_at: None,
+            decided_here: DecidedHere::default(),
         }
     }
 
@@ -293,17 +304,15 @@ impl User {
             Event::ProfileChanged { profile, source_updated_at, .. } => {
                 row.provisional = false;
                 row.set_profile(profile);
-                // Even when no right changed: an older token may name one that was taken away
-                // before, in a delivery that never came or comes late.
-                self.access_changed_at = self.access_changed_at.max(Some(*source_updated_at));
+                self.is_told(*source_updated_at);
             }
             Event::AccessChanged { access, decided_at, decided } => {
                 let here = decided_at.is_some();
                 for right in row.access().settled_by(access, here, decided.as_ref()) {
                     if here {
-                        self.decided_here.insert(right);
+                        self.decided_here.rights.insert(right);
                     } else {
-                        self.decided_here.remove(&right);
+                        self.decided_here.rights.remove(&right);
                     }
                 }
                 row.role.clone_from(&access.role);
@@ -311,12 +320,14 @@ impl User {
                 row.subscription_tier.clone_from(&access.subscription_tier);
                 self.access_is_of(position, time);
             }
-            Event::AttributesChanged { user_type, .. } => {
+            Event::AttributesChanged { user_type, decided_at } => {
                 row.user_type.clone_from(user_type);
+                self.decided_here.user_type = decided_at.is_some();
                 self.access_is_of(position, time);
             }
-            Event::FlagsChanged { feature_flags, .. } => {
+            Event::FlagsChanged { feature_flags, decided_at } => {
                 row.feature_flags.clone_from(feature_flags);
+                self.decided_here.flags = decided_at.is_some();
                 self.access_is_of(position, time);
             }
             Event::OrganizationJoined { membership, .. } => {
@@ -356,6 +367,15 @@ impl User {
         self.access_changed_at = self.access_changed_at.max(Some(time));
     }
 
+    /// Even when no right changed: an older token may name one that was taken away before, in a
+    /// delivery that never came or comes late. The first word is not known to take anything away:
+    /// a token of its very second counts.
+    fn is_told(&mut self, at: DateTime<Utc>) {
+        let first = self.told_at.is_none();
+        let until = if first { at.checked_sub_signed(TimeDelta::seconds(1)) } else { Some(at) };
+        self.told_at = self.told_at.max(until);
+    }
+
     fn erase(&mut self, position: u64, time: DateTime<Utc>) {
         let known = Self::unknown(self.row.user_id.clone(), time);
         let created_at = if self.position.is_some() { self.row.created_at } else { time };
@@ -377,18 +397,31 @@ impl User {
             feature_flags: row.feature_flags.clone(),
             access_position: self.access_position,
             access_changed_at: self.access_changed_at,
+            told_at: self.told_at,
             decided_here: self.decided_here.clone(),
         }
     }
 }
 
-/// Rights as a column holds them: a bit for each, in their order.
-fn bits_of(rights: &BTreeSet<Right>) -> i64 {
-    rights.iter().map(|right| 1 << *right as i64).sum()
-}
+/// As a column holds it: a bit for each right, in their order, and then for the others.
+impl DecidedHere {
+    const USER_TYPE: i64 = 1 << Right::ALL.len();
+    const FLAGS: i64 = Self::USER_TYPE << 1;
 
-fn rights_of(bits: i64) -> BTreeSet<Right> {
-    Right::ALL.into_iter().filter(|right| bits >> *right as i64 & 1 == 1).collect()
+    fn bits(&self) -> i64 {
+        let rights: i64 = self.rights.iter().map(|right| 1 << *right as i64).sum();
+        let others = [(self.user_type, Self::USER_TYPE), (self.flags, Self::FLAGS)];
+        rights + others.into_iter().filter(|(is, _)| *is).map(|(_, bit)| bit).sum::<i64>()
+    }
+
+    fn of(bits: i64) -> Self {
+        let is = |right: &Right| bits >> *right as i64 & 1 == 1;
+        Self {
+            rights: Right::ALL.into_iter().filter(is).collect(),
+            user_type: bits & Self::USER_TYPE != 0,
+            flags: bits & Self::FLAGS != 0,
+        }
+    }
 }
 
 impl UserRow {
@@ -427,7 +460,7 @@ impl Record for User {
         let row = &self.row;
         sql.prepare_cached(&format!(
             "INSERT OR REPLACE INTO users ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
-                 ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"
+                 ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)"
         ))?
         .execute(params![
             user_id.as_str(),
@@ -451,7 +484,8 @@ impl Record for User {
             Time(row.updated_at),
             int(self.access_position),
             self.access_changed_at.map(Time),
-            bits_of(&self.decided_here),
+            self.told_at.map(Time),
+            self.decided_here.bits(),
         ])?;
         Ok(())
     }
@@ -487,6 +521,7 @@ fn user(row: &Row<'_>) -> rusqlite::Result<User> {
         position: row.get::<_, Option<i64>>(1)?.map(unsigned),
         access_position: unsigned(row.get(19)?),
         access_changed_at: row.get::<_, Option<Time>>(20)?.map(|at| at.0),
-        decided_here: rights_of(row.get(21)?),
+        told_at: row.get::<_, Option<Time>>(21)?.map(|at| at.0),
+        decided_here: DecidedHere::of(row.get(22)?),
     })
 }

@@ -41,8 +41,49 @@ fn what_an_administrator_names_is_decided_here_and_of_older_decisions_what_they_
         for event in log(events.into_iter().map(|event| user("ada", event)).collect()) {
             views.apply(&[event]).unwrap();
         }
-        let found = views.user_standing(&user_id("ada")).unwrap().decided_here.clone();
+        let found = views.user_standing(&user_id("ada")).unwrap().decided_here.rights.clone();
         assert_eq!(found.into_iter().collect::<Vec<_>>(), here);
+    }
+}
+
+#[test]
+fn a_first_word_of_clerks_is_not_known_to_take_anything_away_and_later_ones_are() {
+    let word = |second| {
+        let (profile, told) = (Box::default(), Told::default());
+        user("ada", UserEvent::ProfileChanged { profile, source_updated_at: at(second), told })
+    };
+    let told_at = |words: Vec<Entity>| {
+        let access = after([vec![user("ada", registered("a"))], words].concat());
+        let access = access.user_standing(&user_id("ada")).unwrap();
+        assert_eq!(access.access_changed_at, None);
+        access.told_at
+    };
+    assert_eq!(told_at(vec![]), None);
+    assert_eq!(told_at(vec![word(50)]), Some(at(49)));
+    assert_eq!(told_at(vec![word(50), word(51)]), Some(at(51)));
+}
+
+#[test]
+fn who_decides_user_type_and_flags_is_kept() {
+    let (type_of, flags) = (
+        |decided_at| UserEvent::AttributesChanged { user_type: None, decided_at },
+        |decided_at| UserEvent::FlagsChanged { feature_flags: BTreeMap::new(), decided_at },
+    );
+    let here = Some(at(50));
+    for (events, expected) in [
+        (vec![type_of(None), flags(None)], (false, false)),
+        (vec![type_of(here)], (true, false)),
+        (vec![type_of(here), flags(here)], (true, true)),
+        (vec![type_of(here), flags(here), type_of(None)], (false, true)),
+    ] {
+        let views = empty();
+        let events = [&[registered("a")], &events[..]].concat();
+        for event in log(events.into_iter().map(|event| user("ada", event)).collect()) {
+            views.apply(&[event]).unwrap();
+        }
+        let here = views.user_standing(&user_id("ada")).unwrap().decided_here.clone();
+        assert_eq!((here.user_type, here.flags), expected);
+        assert_eq!(here.rights, BTreeSet::new());
     }
 }
 

@@ -6,6 +6,7 @@ mod backups;
 mod batch;
 mod budgets;
 mod callbacks;
+mod claims;
 mod cli;
 mod dead_letters;
 mod identity;
