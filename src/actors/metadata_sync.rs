@@ -26,7 +26,7 @@ use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, EndReason};
 use crate::domain::user::{self, Right};
 use crate::log::{self, EventLog, Recorded};
-use crate::views::{UserRow, Views};
+use crate::views::{UserRow, View, Views};
 
 /// Events read at once.
 const PAGE: usize = 1000;
@@ -64,8 +64,7 @@ async fn follow(mut sync: MetadataSync, system: Arc<System>) {
     let mut progress = system.progress.clone();
     let mut pause = FIRST_PAUSE;
     loop {
-        // What the read model has not taken in yet cannot be sent.
-        let until = progress.now().position;
+        let until = shown(&progress.now());
         match sync.look(until).await {
             Ok(Looked::AllSent) => {
                 pause = FIRST_PAUSE;
@@ -83,6 +82,12 @@ async fn follow(mut sync: MetadataSync, system: Arc<System>) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_PAUSE);
     }
+}
+
+/// Up to where the read model shows what was decided; what it has not taken in cannot be sent.
+fn shown(reached: &Reached) -> u64 {
+    let parked = reached.parked.iter().filter(|parked| parked.view == View::Users);
+    parked.map(|parked| parked.position.saturating_sub(1)).min().unwrap_or(reached.position)
 }
 
 /// What came of a look.
@@ -297,15 +302,23 @@ async fn send_user(
     user_id: &UserId,
     parts: &BTreeSet<Part>,
 ) -> Result<(), Error> {
-    let row = views.user(user_id).map_err(|error| Error::Unreachable(error.to_string()))?;
-    let Some(row) = row.filter(|row| !row.deleted) else { return Ok(()) };
-    let Some(standing) = views.user_standing(user_id) else { return Ok(()) };
-    let parts = still_decided(parts, &standing.decided_here);
-    if parts.is_empty() {
+    let decided = || -> Result<_, Error> {
+        let row = views.user(user_id).map_err(|error| Error::Unreachable(error.to_string()))?;
+        let Some(row) = row.filter(|row| !row.deleted) else { return Ok(None) };
+        let Some(standing) = views.user_standing(user_id) else { return Ok(None) };
+        let parts = still_decided(parts, &standing.decided_here.rights);
+        Ok((!parts.is_empty()).then(|| (wanted(row), parts)))
+    };
+    if decided()?.is_none() {
         return Ok(());
     }
-    let there = api.user(user_id.as_str()).await?;
-    let patch = wanted(row).difference(&parts, &there.public_metadata);
+    let there = api.user(user_id.as_str()).await?.public_metadata;
+    // Anew: Clerk has taken its time, and a decision that was replaced meanwhile is not sent.
+    let Some((wanted, mut parts)) = decided()? else { return Ok(()) };
+    if wanted.undoes_completion(&there) {
+        parts.remove(&Part::Onboarding);
+    }
+    let patch = wanted.difference(&parts, &there);
     if patch.is_empty() { Ok(()) } else { api.merge_metadata(user_id.as_str(), patch).await }
 }
 
@@ -332,6 +345,15 @@ fn wanted(row: UserRow) -> Wanted {
     }
 }
 
+/// Makes whoever follows a log from now on begin behind `position`: what was decided before is sent no
+/// more. Where the log has lost events, what Clerk said in them would be overruled.
+///
+/// # Errors
+/// It cannot be kept.
+pub fn count_as_sent(path: &Path, position: u64) -> std::io::Result<()> {
+    replace(path, &position.to_string())
+}
+
 /// All of the new content or all of the old, whatever happens meanwhile.
 pub(super) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let unfinished = path.with_extension("new");
@@ -356,6 +378,7 @@ mod tests {
         Access, AccessChange, Claims, Command, Membership, Onboarding, OnboardingStatus, Snapshot,
         Told, User,
     };
+    use crate::views::Parked;
 
     fn told() -> Told {
         Told {
@@ -396,6 +419,16 @@ mod tests {
         let (membership_id, organization_id) = ("m1".to_owned(), "o2".to_owned());
         let left = user(&Command::Leave { membership_id, organization_id });
         assert_eq!(parts_after(&left, &claims), BTreeSet::new());
+    }
+
+    #[test]
+    fn nothing_is_read_that_the_parked_view_of_users_does_not_show() {
+        let parked = |view, position| {
+            let reason = String::new();
+            let parked = vec![Parked { view, position, reason }];
+            shown(&Reached { position: 9, parked, stands_still: false })
+        };
+        assert_eq!((parked(View::Jobs, 5), parked(View::Users, 5)), (9, 4));
     }
 
     #[test]
