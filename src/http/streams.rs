@@ -38,7 +38,7 @@ pub async fn of_job(
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let job = jobs::owned(&app, &caller, jobs::parse_id(&id)?)?;
-    let begin = Begin::of(&app, &request, || 0).await?;
+    let begin = Begin::of(&app, &request, true).await?;
     Ok(respond(Stream::new(app.into_inner(), &caller, Some(job.job_id), begin)?))
 }
 
@@ -48,7 +48,7 @@ pub async fn of_user(
     caller: Caller,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let begin = Begin::of(&app, &request, || app.system.progress.now().position).await?;
+    let begin = Begin::of(&app, &request, false).await?;
     Ok(respond(Stream::new(app.into_inner(), &caller, None, begin)?))
 }
 
@@ -70,31 +70,39 @@ fn resume_after(request: &HttpRequest) -> Result<Option<u64>, Problem> {
     })
 }
 
-/// Where a stream begins.
+/// Where a stream begins, and how that came.
 struct Begin {
     after: u64,
-    /// The client goes on from a position that this log does not have.
-    reset: bool,
+    begun: Begun,
+}
+
+#[derive(Clone, Copy)]
+enum Begun {
+    /// With what comes from now on.
+    Present,
+    /// Where the client left off, or at the beginning.
+    Elsewhere,
+    /// As if for the first time: the client goes on from a position that this log does not have.
+    Anew,
 }
 
 impl Begin {
-    /// Where the client left off, else at `fresh`.
-    async fn of(
-        app: &App,
-        request: &HttpRequest,
-        fresh: impl Fn() -> u64,
-    ) -> Result<Self, Problem> {
+    /// Where the client left off, else at the present, or for one job at its beginning.
+    async fn of(app: &App, request: &HttpRequest, is_of_job: bool) -> Result<Self, Problem> {
+        let present = || app.system.progress.now().position;
         let Some(after) = resume_after(request)? else {
-            return Ok(Self { after: fresh(), reset: false });
+            return Ok(match is_of_job {
+                true => Self { after: 0, begun: Begun::Elsewhere },
+                false => Self { after: present(), begun: Begun::Present },
+            });
         };
         // This node may only be behind. If not, nothing would ever follow that position; and a
         // refusal would make a browser's `EventSource` give up for good.
         let is_beyond = app.system.visible(after).await.is_err()
             && app.system.log.end().await.is_ok_and(|end| after > end);
-        Ok(if is_beyond {
-            Self { after: fresh(), reset: true }
-        } else {
-            Self { after, reset: false }
+        Ok(match is_beyond {
+            true => Self { after: if is_of_job { 0 } else { present() }, begun: Begun::Anew },
+            false => Self { after, begun: Begun::Elsewhere },
         })
     }
 }
@@ -118,7 +126,7 @@ struct Stream {
     job_id: Option<JobId>,
     /// Up to here the client has been told everything.
     after: u64,
-    reset: bool,
+    begun: Begun,
     ready: VecDeque<FeedItem>,
     subscription: Subscription,
     /// When the client is to hear something again.
@@ -151,7 +159,7 @@ impl Stream {
             session_id: caller.session_id.clone(),
             job_id,
             after: begin.after,
-            reset: begin.reset,
+            begun: begin.begun,
             ready: VecDeque::new(),
             subscription,
             heartbeat: Instant::now() + HEARTBEAT,
@@ -193,40 +201,26 @@ impl Stream {
                 _ = stopping.changed() => {}
                 () = tokio::time::sleep_until(self.heartbeat) => {
                     self.heartbeat = Instant::now() + HEARTBEAT;
-                    match self.look() {
-                        Ok(true) => {}
-                        Ok(false) => return Some((Ok(comment("heartbeat", self.after)), self)),
-                        Err(error) => {
-                            tracing::error!(%error, "an event stream could not read the feed");
-                            return None;
-                        }
-                    }
+                    return Some((Ok(Bytes::from_static(b": heartbeat\n\n")), self));
                 }
             }
         }
     }
 
-    /// Something at once, so that the client knows that it is connected, and where: one that is cut
-    /// off before its first item goes on from there.
+    /// Something at once, so that the client knows that it is connected. One that begins at the present
+    /// is told where that is: cut off before its first item, it goes on from there. An `id:` without data
+    /// is no event, yet a browser keeps it (HTML, 9.2.6); nobody else is sent one, for simple clients
+    /// take whatever has an id for an event.
     fn greeting(&self) -> Bytes {
-        let greeting = comment("connected", self.after);
-        if !self.reset {
-            return greeting;
+        let after = self.after;
+        match self.begun {
+            Begun::Present => Bytes::from(format!(": connected\nid: {after}\n\n")),
+            Begun::Elsewhere => Bytes::from_static(b": connected\n\n"),
+            Begun::Anew => {
+                let data = json!({ "type": RESET }).to_string();
+                frame(&FeedItem { position: after, event: RESET.to_owned(), data })
+            }
         }
-        let data = json!({ "type": RESET }).to_string();
-        let reset = FeedItem { position: self.after, event: RESET.to_owned(), data };
-        Bytes::from([greeting, frame(&reset)].concat())
-    }
-
-    /// Whether there is something new; if not, the client has been told everything up to now.
-    fn look(&mut self) -> Result<bool, crate::views::Error> {
-        // Asked first: what comes in between is behind it.
-        let upto = self.app.system.views.feed_upto()?;
-        self.fill()?;
-        if self.ready.is_empty() {
-            self.after = self.after.max(upto);
-        }
-        Ok(!self.ready.is_empty())
     }
 
     fn fill(&mut self) -> Result<(), crate::views::Error> {
@@ -247,11 +241,6 @@ impl Stream {
         });
         ended || views.user_standing(&self.user_id).is_some_and(|user| user.deleted || user.banned)
     }
-}
-
-/// An `id:` without data is no event, yet the client keeps it as its last.
-fn comment(words: &str, position: u64) -> Bytes {
-    Bytes::from(format!(": {words}\nid: {position}\n\n"))
 }
 
 fn frame(item: &FeedItem) -> Bytes {

@@ -411,9 +411,12 @@ impl Events {
     /// Reads the greeting.
     pub async fn greeted(mut self) -> Self {
         let greeting = self.response.chunk().await.expect("the stream does not break off");
-        self.unread.push_str(std::str::from_utf8(&greeting.expect("it stays open")).expect("ASCII"));
-        let id = self.unread.strip_prefix(": connected\nid: ").and_then(|rest| rest.lines().next());
-        self.last_id = Some(id.expect("a greeting has an id").parse().expect("it is a position"));
+        self.unread
+            .push_str(std::str::from_utf8(&greeting.expect("it stays open")).expect("ASCII"));
+        let id =
+            self.unread.strip_prefix(": connected\n").expect("a greeting").strip_prefix("id: ");
+        let id = id.and_then(|rest| rest.lines().next());
+        self.last_id = id.map(|id| id.parse().expect("it is a position"));
         self
     }
 

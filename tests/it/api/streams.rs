@@ -74,11 +74,10 @@ async fn a_stream_without_a_position_begins_with_what_comes_next() {
 async fn a_stream_that_is_cut_before_its_first_event_goes_on_without_loss() {
     let server = Server::start(Setup::clerk());
     let before = server.generate("user_ada", "before").await;
-    let of_job = format!("jobs/{before}/events");
-    let [of_user, of_job] = ["events", &of_job]
-        .map(|path| async { server.events("user_ada", path, None).await.greeted().await.last_id });
-    let (of_user, of_job) = (of_user.await, of_job.await);
-    assert_eq!(of_job, Some(0), "nothing of it was told");
+    let of_job = server.events("user_ada", &format!("jobs/{before}/events"), None).await;
+    assert_eq!(of_job.greeted().await.last_id, None, "it begins at the beginning anyway");
+    let of_user = server.events("user_ada", "events", None).await.greeted().await.last_id;
+    assert!(of_user.is_some());
     let meanwhile = server.generate("user_ada", "meanwhile").await;
     let mut events = server.events("user_ada", "events", of_user).await;
     let event = events.next().await.expect("the stream stays open");
@@ -227,9 +226,6 @@ async fn a_reader_that_takes_nothing_is_dropped_and_goes_on_from_what_it_has() {
     // The last frame may be cut short.
     let whole = taken.rsplit_once("\n\n").expect("it took something").0;
     let ids: Vec<u64> = whole
-        .split_once("\n\n")
-        .expect("it was greeted")
-        .1
         .lines()
         .filter_map(|line| line.strip_prefix("id: "))
         .map(|id| id.parse().unwrap())
@@ -284,17 +280,11 @@ async fn a_silent_stream_has_its_heartbeat_whatever_else_happens_to_its_user() {
     let path = format!("jobs/{job}/events");
     let request = server.request_of("user_ada", Method::GET, &path);
     let mut response = request.send().await.unwrap();
-    let told = server.log_position().await;
     let beating = async {
         let mut text = String::new();
-        loop {
+        while !text.contains(": heartbeat\n\n") {
             let chunk = response.chunk().await.unwrap().expect("the stream stays open");
             text.push_str(std::str::from_utf8(&chunk).unwrap());
-            if let Some((_, beat)) = text.split_once(": heartbeat\nid: ")
-                && let Some((id, _)) = beat.split_once("\n\n")
-            {
-                return id.parse::<u64>().expect("an id is a position");
-            }
         }
     };
     let disturbing = async {
@@ -304,7 +294,7 @@ async fn a_silent_stream_has_its_heartbeat_whatever_else_happens_to_its_user() {
         }
     };
     tokio::select! {
-        id = beating => assert!(id > told, "who is quiet stays current: {id}"),
+        () = beating => {}
         () = disturbing => {}
         () = tokio::time::sleep(Duration::from_secs(40)) => panic!("no heartbeat"),
     }
