@@ -7,7 +7,10 @@
 //! copy lies in the blob's own place, where [`Blobs::destroy`] never looks. Or its bytes are the
 //! ones that were put aside: then its event follows within minutes, readers find the bytes aside
 //! in the meantime, and the second look, a whole [grace time](GRACE) later, sees the event and
-//! brings them back. No lock is needed, hence it holds for several servers on one bucket too.
+//! brings them back. No lock is needed, hence it holds for several servers on one bucket too. An
+//! upload in pieces may wait for its event much longer, for as long as the log cannot be written:
+//! its blob counts as needed while it is open, and is brought back from where other servers, which
+//! do not know of it, have put it.
 //!
 //! A bucket moves nothing in one step: it copies and then deletes, and another server may come in
 //! between. So what is brought back from aside there is copied and left: whoever was still putting

@@ -14,7 +14,8 @@ pub fn creating() -> Vec<Parameter> {
     let mut headers = speaking();
     headers.push(needed_header("Upload-Length", "Of the whole file, in bytes."));
     let words = "Pairs of a name and, in base64, a value, comma separated: `filename` and \
-                 `filetype` describe the file, others become its `metadata`.";
+                 `filetype` describe the file, others become its `metadata`. 16 KiB of JSON at \
+                 most, decoded.";
     headers.push(header("Upload-Metadata", words));
     headers
 }
