@@ -8,6 +8,7 @@ use aws_lc_rs::rsa::PublicKey;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -55,7 +56,7 @@ pub struct Verified {
 
 /// An organization the token speaks of; roles and permissions in the long form (`org:admin`,
 /// `org:video:render`) whichever version of token they came in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OrganizationClaim {
     pub id: String,
     pub slug: Option<String>,

@@ -15,6 +15,8 @@ use super::identity;
 use super::jobs::at_position;
 use super::json::{Fields, FromFields, Json};
 use super::problem::{Code, Problem};
+use crate::clerk::jwt::OrganizationClaim;
+use crate::clerk::translate::{flags, onboarding};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::user::{Command, Membership, Onboarding, OnboardingStatus};
 use crate::views::{SessionRow, View};
@@ -190,6 +192,16 @@ pub struct ClaimsAnswer<'a> {
     role: &'a str,
     permissions: &'a BTreeSet<String>,
     subscription_tier: &'a str,
+    /// This and what follows is as the token has it, whatever else is known of the user.
+    email: Option<&'a str>,
+    user_type: Option<&'a str>,
+    #[schema(value_type = Vec<Object>)]
+    organizations: &'a [OrganizationClaim],
+    feature_flags: BTreeMap<String, bool>,
+    onboarding: Option<Onboarding>,
+    /// The plan and the features of Clerk's billing, without their scopes.
+    plan: Option<&'a str>,
+    features: &'a [String],
     /// Unix seconds.
     issued_at: Option<i64>,
     /// Unix seconds.
@@ -210,6 +222,13 @@ pub async fn claims(app: web::Data<App>, caller: Caller) -> Result<HttpResponse,
         role: &caller.role,
         permissions: &caller.permissions,
         subscription_tier: &caller.subscription_tier,
+        email: token.and_then(|token| token.email.as_deref()),
+        user_type: token.and_then(|token| token.user_type.as_deref()),
+        organizations: token.map_or(&[], |token| &token.organizations),
+        feature_flags: token.map(|token| flags(&token.feature_flags)).unwrap_or_default(),
+        onboarding: token.and_then(onboarding),
+        plan: token.and_then(|token| token.plan.as_deref()),
+        features: token.map_or(&[], |token| &token.features),
         issued_at: token.map(|token| token.issued_at),
         expires_at: token.map(|token| token.expires_at),
         claims: token.map(|token| &token.raw),

@@ -89,6 +89,32 @@ async fn what_an_administrator_decides_is_pushed_and_its_echo_changes_nothing() 
 }
 
 #[tokio::test]
+async fn the_echo_of_a_step_undoes_no_completion_and_a_step_none_at_clerk() {
+    let backend = Backend::start();
+    backend.instance().add("user_ada", json!({}));
+    backend.instance().add("user_bob", json!({ "onboarding": { "status": "completed" } }));
+    let server = Server::start(setup(&backend).with("REQUIRE_ONBOARDING", "true"));
+    tell(&server, &backend, "user_ada").await;
+    let status = |clerk: &Instance, id: &str| clerk.metadata(id)["onboarding"]["status"].clone();
+    server.post("user_ada", "onboarding", &json!({ "step": 7 })).await.data(200);
+    backend.until(|clerk| status(clerk, "user_ada") == "in_progress").await;
+    let mut echo = backend.instance().user("user_ada").clone();
+    echo["updated_at"] = json!(crate::server::now() * 1000 + 2000);
+    backend.hold_writes_after(0);
+    server.post("user_ada", "onboarding", &json!({ "step": 8 })).await.data(200);
+    server.deliver("user.updated", &echo).await.data(200);
+    server.get("user_ada", "files").await.data(200);
+    backend.release_writes();
+    backend.until(|clerk| status(clerk, "user_ada") == "completed").await;
+
+    // Of this one Clerk knows what is not heard of here.
+    server.post("user_bob", "onboarding", &json!({ "step": 2 })).await.data(200);
+    set_flag(&server, "user_bob").await;
+    backend.until(|clerk| has_flag(clerk, "user_bob")).await;
+    assert_eq!(status(&backend.instance(), "user_bob"), "completed");
+}
+
+#[tokio::test]
 async fn what_clerk_or_a_token_says_is_not_pushed_back() {
     let backend = Backend::start();
     for id in ["user_ada", "user_bob", "user_carol", "user_dora"] {

@@ -98,3 +98,31 @@ async fn a_session_is_over_at_once_also_while_its_view_stands_still() {
     // One that the view never showed begins.
     server.get("user_bob", "jobs").await.data(200);
 }
+
+#[tokio::test]
+async fn a_token_is_shown_as_it_was_understood() {
+    let server = Server::start(Setup::clerk());
+    let token = token(&json!({
+        "email": "ada@example.com", "userType": "seller", "pla": "u:premium", "fea": "u:hd,o:team",
+        "o": { "id": "org_1", "slg": "acme", "rol": "admin" },
+        "feature_flags": { "new": true, "text": "x" },
+        "onboarding": { "status": "in_progress", "currentStep": 3 },
+    }));
+    let shown = ask(asked(&server, "session-token", &token)).await.data(200);
+    let organization = json!({
+        "id": "org_1", "slug": "acme", "role": "org:admin", "permissions": [],
+    });
+    for (name, value) in [
+        ("email", json!("ada@example.com")),
+        ("user_type", json!("seller")),
+        ("subscription_tier", json!("premium")),
+        ("plan", json!("premium")),
+        ("features", json!(["hd", "team"])),
+        ("organizations", json!([organization])),
+        ("feature_flags", json!({ "new": true })),
+        ("onboarding", json!({ "step": 3, "total_steps": 8, "status": "in_progress" })),
+    ] {
+        assert_eq!(shown[name], value, "{name}");
+    }
+    assert_eq!(shown["claims"]["pla"], "u:premium");
+}
