@@ -140,6 +140,7 @@ pub struct Projector {
 
 impl Projector {
     pub fn new(log: Arc<dyn EventLog>, views: Views, keyring: Keyring) -> Self {
+        views.set_stride(log.stride());
         let (position, parked) = (views.checkpoint(), views.parked());
         let (reached, _) = watch::channel(Reached { position, parked, stands_still: false });
         let (bell, news) = (Arc::default(), News::default());

@@ -142,6 +142,7 @@ pub async fn rebuild(
     until: u64,
     mut seen: impl FnMut(u64) + Send + 'static,
 ) -> Result<Building, Error> {
+    let building = building.with_stride(log.stride());
     let from = building.checkpoint();
     let started = (0..DECODERS).map(|_| decoder(&keyring, until)).collect::<io::Result<Vec<_>>>();
     let (pages, decoders) = started.map_err(views::Error::Io)?.into_iter().unzip();

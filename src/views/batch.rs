@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 use rusqlite::{Connection, params};
 
 use super::column::int;
-use super::feed::{self, Feed, TICKS_KEPT};
+use super::feed::{self, Feed};
 use super::files::FileEntry;
 use super::jobs::Job;
 use super::parked::{self, Parked, View};
@@ -148,6 +148,8 @@ impl<R: Record> Slot<R> {
 pub(super) struct Rules {
     /// Where the log ended when this began: what will be let go by then is not even written.
     pub towards: u64,
+    /// About how far apart the positions of neighbouring events are.
+    pub stride: u64,
     pub parked: Vec<Parked>,
     /// Positions that an operator has given up.
     pub skipped: Arc<BTreeSet<u64>>,
@@ -210,8 +212,8 @@ pub(super) fn take_in(
         return Ok(None);
     };
     let position = *position;
-    let Rules { towards, mut parked, skipped, only, building } = rules;
-    held.feed.let_go_until(towards.max(position).saturating_sub(TICKS_KEPT));
+    let Rules { towards, stride, mut parked, skipped, only, building } = rules;
+    held.feed.let_go_until(towards.max(position).saturating_sub(feed::ticks_kept(stride)));
     let mut batch = Batch { sql, held, changes: Vec::new(), touched: HashSet::new(), building };
     for happened in fresh {
         if let Entity::Unreadable { view, reason } = &happened.entity {
@@ -228,7 +230,7 @@ pub(super) fn take_in(
     }
     if !building {
         batch.save()?;
-        feed::trim(sql, position)?;
+        feed::trim(sql, position, stride)?;
     }
     let Batch { changes, touched, .. } = batch;
     sql.prepare_cached(

@@ -25,6 +25,7 @@ pub struct Building {
     sql: Connection,
     file: Unfinished,
     checkpoint: u64,
+    stride: u64,
     /// What is not in the file yet: nearly every row is written once, as it is in the end.
     held: Held,
     parked: Vec<Parked>,
@@ -113,6 +114,12 @@ impl Building {
         self
     }
 
+    /// As [`Views::set_stride`].
+    pub fn with_stride(mut self, stride: u64) -> Self {
+        self.stride = stride;
+        self
+    }
+
     fn create(base: PathBuf, file: PathBuf, lock: Option<File>) -> Result<Self, Error> {
         let skipped = parked::skipped(&base)?;
         let file = Unfinished { path: file, kept: false };
@@ -122,6 +129,7 @@ impl Building {
             sql,
             file,
             checkpoint: 0,
+            stride: 1,
             held: Held::default(),
             parked: Vec::new(),
             skipped,
@@ -142,6 +150,7 @@ impl Building {
     pub fn apply(&mut self, events: &[Happened], towards: u64) -> Result<(), Error> {
         let rules = Rules {
             towards,
+            stride: self.stride,
             parked: std::mem::take(&mut self.parked),
             skipped: Arc::clone(&self.skipped),
             only: self.only,
@@ -168,8 +177,8 @@ impl Building {
     /// What the file itself does.
     pub fn finish(mut self) -> Result<Views, Error> {
         self.write_held()?;
-        let Self { base, sql, file, lock: _lock, .. } = self;
-        let views = finished(base, sql, &file.path)?;
+        let Self { base, sql, stride, file, lock: _lock, .. } = self;
+        let views = finished(base, sql, stride, &file.path)?;
         file.keep();
         Ok(views)
     }
@@ -180,8 +189,8 @@ impl Building {
     /// One of the two cannot be read.
     pub fn compare_and_remove(mut self, others: &Snapshot) -> Result<Vec<Difference>, Error> {
         self.write_held()?;
-        let Self { sql, file, lock: _lock, .. } = self;
-        file::finish(sql, &file.path)?;
+        let Self { sql, stride, file, lock: _lock, .. } = self;
+        file::finish(sql, &file.path, stride)?;
         let found = Snapshot::of_file(&file.path).and_then(|fresh| others.compare(&fresh))?;
         file::remove(&file.path)?;
         Ok(found)
@@ -207,8 +216,8 @@ impl Building {
     ) -> Result<Views, E> {
         self.write_held()?;
         // Held to the end: without it a server that starts takes the file for a leftover.
-        let Self { base, sql, file, lock: _lock, .. } = self;
-        let views = finished(base.clone(), sql, &file.path)?;
+        let Self { base, sql, stride, file, lock: _lock, .. } = self;
+        let views = finished(base.clone(), sql, stride, &file.path)?;
         settled()?;
         file.make_current(&base)?;
         Ok(views)
@@ -221,13 +230,13 @@ impl Building {
     pub fn hand_over(mut self) -> Result<(), Error> {
         self.write_held()?;
         // The lock is held to the end here too.
-        let Self { base, sql, file, lock: _lock, .. } = self;
-        file::finish(sql, &file.path)?;
+        let Self { base, sql, stride, file, lock: _lock, .. } = self;
+        file::finish(sql, &file.path, stride)?;
         file.make_current(&base)
     }
 }
 
-fn finished(base: PathBuf, sql: Connection, path: &Path) -> Result<Views, Error> {
-    file::finish(sql, path)?;
-    Ok(Views::of(Content::open(base, path.to_owned())?))
+fn finished(base: PathBuf, sql: Connection, stride: u64, path: &Path) -> Result<Views, Error> {
+    file::finish(sql, path, stride)?;
+    Ok(Views::of(Content::open(base, path.to_owned(), stride)?))
 }

@@ -27,9 +27,14 @@ CREATE INDEX feed_of_user ON feed (user_id);
 CREATE INDEX feed_of_job ON feed (job_id) WHERE job_id IS NOT NULL;
 ";
 
-/// How many positions back ticks of progress are kept; all else is kept for ever. Whoever comes
+/// For about how many events ticks of progress are kept; all else is kept for ever. Whoever comes
 /// back after more than that is told where each job stands by its later items.
 pub const TICKS_KEPT: u64 = 100_000;
+
+/// The same in positions of a log where so many lie between neighbouring events.
+pub(super) fn ticks_kept(stride: u64) -> u64 {
+    TICKS_KEPT.saturating_mul(stride)
+}
 
 /// Before it ends what a stream may tell: a view that stands still may yet tell of what comes after,
 /// and whoever follows asks for nothing before what he was told last.
@@ -57,21 +62,6 @@ impl Views {
         &self,
         user_id: &UserId,
         after: u64,
-    /// Up to where the feed says everything there is to say.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn feed_upto(&self) -> Result<u64, Error> {
-        self.read(|sql| {
-            sql.prepare_cached(
-                "SELECT min(position, ifnull((SELECT min(position) - 1 FROM parked
-                                              WHERE view IN ('files', 'jobs')), position))
-                 FROM checkpoint",
-            )?
-            .query_row([], |row| Ok(unsigned(row.get(0)?)))
-        })
-    }
-
         limit: usize,
     ) -> Result<Vec<FeedItem>, Error> {
         self.read(|sql| {
@@ -190,18 +180,19 @@ const TICK: &str = "job.progressed";
 
 /// Lets go of the ticks that are too old at a checkpoint: exactly these, so that every replay keeps
 /// the same.
-pub(super) fn trim(sql: &Connection, checkpoint: u64) -> rusqlite::Result<()> {
-    let stale = checkpoint.saturating_sub(TICKS_KEPT);
+pub(super) fn trim(sql: &Connection, checkpoint: u64, stride: u64) -> rusqlite::Result<()> {
+    let stale = checkpoint.saturating_sub(ticks_kept(stride));
     sql.prepare_cached("DELETE FROM feed WHERE type = 'job.progressed' AND position <= ?1")?
         .execute([int(stale)])?;
     Ok(())
 }
 
 /// The same as a statement, for views that were built: their checkpoint and indexes stand by then.
-pub(super) fn settle() -> String {
+pub(super) fn settle(stride: u64) -> String {
+    let kept = int(ticks_kept(stride));
     format!(
         "DELETE FROM feed WHERE type = 'job.progressed'
-             AND position <= (SELECT position FROM checkpoint) - {TICKS_KEPT};"
+             AND position <= (SELECT position FROM checkpoint) - {kept};"
     )
 }
 

@@ -101,14 +101,15 @@ pub(super) fn copy(sql: &Connection, from: &Path) -> Result<(), Error> {
 }
 
 /// Closes a file that was built, durable and whole.
-pub(super) fn finish(built: Connection, path: &Path) -> Result<(), Error> {
+pub(super) fn finish(built: Connection, path: &Path, stride: u64) -> Result<(), Error> {
     let file = File::open(path)?;
     // What is there already is on its way to the disk while the indexes are made. The same handle
     // throughout: a failed write is told to each handle once. It outlives the connection, whose locks
     // would go with it.
     let syncing =
         thread::Builder::new().name("views-sync".into()).spawn(move || (file.sync_data(), file))?;
-    let indexing = [&indexing(path), &INDEXES.concat(), &feed::settle(), users::SETTLE].concat();
+    let indexing =
+        [&indexing(path), &INDEXES.concat(), &feed::settle(stride), users::SETTLE].concat();
     let indexed = built.execute_batch(&indexing);
     let closed = built.close();
     let (synced, file) = syncing.join().map_err(|_| io::Error::other("the sync panicked"))?;

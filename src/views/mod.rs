@@ -145,6 +145,7 @@ struct Content {
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
     checkpoint: AtomicU64,
+    stride: AtomicU64,
     users: Shards<UserId, Arc<UserAccess>>,
     /// The live ones.
     sessions: Shards<SessionId, SessionStanding>,
@@ -178,7 +179,7 @@ impl Views {
     /// [`Error::Foreign`] when the file is something else; it is left alone.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let real = file::current(path)?;
-        let content = Content::open(path.to_owned(), real)?;
+        let content = Content::open(path.to_owned(), real, 1)?;
         file::remove_leftovers(path, &content.file);
         Ok(Self::of(content))
     }
@@ -194,6 +195,16 @@ impl Views {
     /// The file cannot be read.
     pub fn seen(&self) -> Result<Seen, Error> {
         self.read(seen)
+    }
+
+    /// About how far apart the positions of neighbouring events of the log are; 1 unless this is
+    /// called. What is kept for so many events is kept for as many more positions.
+    pub fn set_stride(&self, stride: u64) {
+        self.current().stride.store(stride, Ordering::Release);
+    }
+
+    fn stride(&self) -> u64 {
+        self.current().stride.load(Ordering::Acquire)
     }
 
     /// Takes in a batch, all of it or nothing. Events at or below the checkpoint are skipped.
@@ -248,7 +259,7 @@ impl Views {
     pub fn successor(&self) -> Result<Option<Self>, Error> {
         let present = self.current();
         let Some(real) = file::successor(&present.base, &present.file)? else { return Ok(None) };
-        Ok(Some(Self::of(Content::open(present.base.clone(), real)?)))
+        Ok(Some(Self::of(Content::open(present.base.clone(), real, self.stride())?)))
     }
 
     /// The views that stand still, each with where and why.
@@ -310,7 +321,8 @@ impl Views {
     /// [`Error::Rebuilding`] while somebody else builds there, or what the files do; nothing of it is
     /// left then.
     pub fn renew(&self) -> Result<(), Error> {
-        Building::beside(&self.path()).and_then(Building::copied).and_then(Building::hand_over)
+        let copied = Building::beside(&self.path())?.copied()?;
+        copied.with_stride(self.stride()).hand_over()
     }
 
     /// Deletes what replays that broke off have left, and what was replaced.
@@ -349,12 +361,13 @@ impl Views {
 }
 
 impl Content {
-    fn open(base: PathBuf, real: PathBuf) -> Result<Self, Error> {
+    fn open(base: PathBuf, real: PathBuf, stride: u64) -> Result<Self, Error> {
         let writer = file::writer(&real)?;
         let content = Self {
             base,
             file: real,
             checkpoint: AtomicU64::new(checkpoint(&writer)?),
+            stride: AtomicU64::new(stride),
             readers: Mutex::default(),
             users: Shards::new(),
             sessions: Shards::new(),
@@ -379,7 +392,8 @@ impl Content {
         let before = parked.len();
         let poisoned = batch.iter().any(|happened| happened.entity.is_unreadable());
         let skipped = if poisoned { parked::skipped(&self.base)? } else { Arc::default() };
-        let rules = Rules { towards, parked, skipped, only: None, building: false };
+        let stride = self.stride.load(Ordering::Acquire);
+        let rules = Rules { towards, stride, parked, skipped, only: None, building: false };
         let Some(taken) = batch::take_in(&transaction, batch, rules, &mut Held::default())? else {
             return Ok(HashSet::new());
         };

@@ -30,10 +30,17 @@ fn ticks_are_kept_for_so_many_positions_and_all_else_for_ever() {
         job(1, progressed(20, 60)),
         job(2, requested("bob")),
     ]);
-    // The first of the two ticks is just too old by then.
-    history[4].position = history[2].position + TICKS_KEPT;
+    for stride in [1, 512] {
+        // The first of the two ticks is just too old by then.
+        history[4].position = history[2].position + TICKS_KEPT * stride;
+        keep_ticks(&history, stride);
+    }
+}
+
+fn keep_ticks(history: &[Happened], stride: u64) {
     let followed = empty();
-    for happened in &history {
+    followed.set_stride(stride);
+    for happened in history {
         followed.apply(std::slice::from_ref(happened)).unwrap();
     }
     let kept = |views: &Views| -> Vec<String> {
@@ -43,14 +50,18 @@ fn ticks_are_kept_for_so_many_positions_and_all_else_for_ever() {
     let expected = ["10 job.requested", "20 job.leased", "40 job.progressed"];
     assert_eq!(kept(&followed), expected);
     for towards in [0, history[4].position] {
-        let mut building = Building::beside(&followed.path()).unwrap();
-        for happened in &history {
+        let building = Building::beside(&followed.path()).unwrap();
+        let mut building = building.with_stride(stride);
+        for happened in history {
             building.apply(std::slice::from_ref(happened), towards).unwrap();
         }
         let built = building.finish().unwrap();
         assert_eq!(kept(&built), expected, "towards {towards}");
         assert_eq!(built.content_hash().unwrap(), followed.content_hash().unwrap());
     }
+    followed.renew().unwrap();
+    let renewed = followed.successor().unwrap().expect("it was made beside");
+    assert_eq!((kept(&renewed), renewed.stride()), (kept(&followed), stride));
 }
 
 #[test]
