@@ -9,9 +9,23 @@ pub(super) struct Condition {
     /// Where the log is, without what is secret in its address.
     place: String,
     /// Why nothing can be written at present.
-    away: Mutex<Option<String>>,
+    away: Mutex<Away>,
     /// Why nothing is written or read any more.
     stopped: OnceLock<String>,
+}
+
+#[derive(Default)]
+struct Away {
+    /// The server does not answer.
+    unreached: Option<String>,
+    /// It may answer, and yet took no append. That it can be reached says nothing against it.
+    refused: Option<String>,
+}
+
+impl Away {
+    fn reason(&self) -> Option<&String> {
+        self.unreached.as_ref().or(self.refused.as_ref())
+    }
 }
 
 impl Condition {
@@ -43,26 +57,52 @@ impl Condition {
     }
 
     pub(super) fn is_unwritable(&self) -> bool {
-        self.stopped.get().is_some() || guard(&self.away).is_some()
+        self.stopped.get().is_some() || guard(&self.away).reason().is_some()
+    }
+
+    /// Whether only an append that succeeds, or what comes near to one, shows that it can be written.
+    pub(super) fn is_refused(&self) -> bool {
+        guard(&self.away).refused.is_some()
     }
 
     pub(super) fn unwritable(&self) -> Error {
         if let Some(reason) = self.stopped.get() {
             return Error::Unwritable(reason.clone());
         }
-        let away = guard(&self.away).clone();
+        let away = guard(&self.away).reason().cloned();
         Error::Unwritable(away.unwrap_or_else(|| "it is closed".into()))
     }
 
+    /// The server cannot be reached.
     pub(super) fn set_away(&self, why: &str) {
-        if guard(&self.away).replace(why.to_owned()).is_none() {
-            tracing::error!(%why, "the log cannot be written at present, {}", self.place);
-        }
+        self.change(|away| away.unreached = Some(why.to_owned()));
     }
 
+    /// The server can be reached.
     pub(super) fn set_back(&self) {
-        if guard(&self.away).take().is_some() {
-            tracing::info!("the log can be written again");
+        self.change(|away| away.unreached = None);
+    }
+
+    /// The server took no append in time.
+    pub(super) fn set_refused(&self, why: &str) {
+        self.change(|away| away.refused = Some(why.to_owned()));
+    }
+
+    /// The server has taken an append.
+    pub(super) fn set_taken(&self) {
+        self.change(|away| *away = Away::default());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Away)) {
+        let mut away = guard(&self.away);
+        let before = away.reason().is_some();
+        change(&mut away);
+        match (before, away.reason()) {
+            (false, Some(why)) => {
+                tracing::error!(%why, "the log cannot be written at present, {}", self.place);
+            }
+            (true, None) => tracing::info!("the log can be written again"),
+            _ => {}
         }
     }
 }
@@ -70,6 +110,19 @@ impl Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_took_no_append_is_not_back_because_it_answers() {
+        let condition = Condition::new("the database".into());
+        condition.set_refused("it is read-only");
+        condition.set_away("nobody answers");
+        assert_eq!(condition.unwritable(), Error::Unwritable("nobody answers".into()));
+        condition.set_back();
+        assert!(condition.is_unwritable() && condition.is_refused());
+        assert_eq!(condition.unwritable(), Error::Unwritable("it is read-only".into()));
+        condition.set_taken();
+        assert!(!condition.is_unwritable() && !condition.is_refused());
+    }
 
     #[test]
     fn what_is_away_may_come_back_and_what_has_stopped_does_not() {

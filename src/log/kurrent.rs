@@ -125,6 +125,9 @@ impl KurrentLog {
         let shared = Arc::clone(&log.shared);
         log.on_runtime(async move { shared.find(writes).await }).await?;
         log.spawn(follower::run(Arc::clone(&log.shared)));
+        if writes {
+            log.spawn(follower::probe(Arc::clone(&log.shared)));
+        }
         Ok(log)
     }
 

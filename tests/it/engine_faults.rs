@@ -1,7 +1,7 @@
 //! The log over PostgreSQL when the server crashes, the connection is cut or the answers are slow:
 //! what was acknowledged is there, nothing is there twice, and all goes on by itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -118,6 +118,41 @@ async fn wherever_the_connection_is_cut_an_append_happens_once() {
     let there = all(&log).await;
     assert_eq!(there.len() as u64, 2 * number);
     assert_eq!(log.verify().await.unwrap().events, 2 * number);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_can_be_reached_and_takes_no_append_is_not_writable_until_it_does() {
+    let server = Postgres::shared();
+    let database = server.database().await;
+    let log = PostgresLog::open_with(&server.address(&database), SHORT).await.unwrap();
+    settle(&log, "thing", Expected::NoStream, 1).await;
+    let outside = server.client("postgres").await;
+    let set_read_only = async |read_only: bool| {
+        let set =
+            format!("ALTER DATABASE {database} SET default_transaction_read_only = {read_only}");
+        outside.batch_execute(&set).await.unwrap();
+        // It is of new connections.
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+        outside.query(end, &[&database]).await.unwrap();
+    };
+    set_read_only(true).await;
+    let answer = log.append("thing", Expected::Revision(0), vec![event(2)]).await;
+    let is_told = |why: &str| why.contains("read-only");
+    assert!(matches!(&answer, Err(Error::Unwritable(why)) if is_told(why)), "{answer:?}");
+    // Each try costs a connection.
+    let mut connections = HashSet::new();
+    until("it was tried again and again", async || {
+        assert!(log.writable().is_err());
+        let of_log = "SELECT pid FROM pg_stat_activity WHERE datname = $1";
+        let rows = outside.query(of_log, &[&database]).await.unwrap();
+        connections.extend(rows.iter().map(|row| row.get::<_, i32>(0)));
+        connections.len() > 5
+    })
+    .await;
+    set_read_only(false).await;
+    until("it is writable again", async || log.writable().is_ok()).await;
+    assert_eq!(settle(&log, "thing", Expected::Revision(0), 2).await.revision, 1);
+    assert_eq!(log.verify().await.unwrap().events, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

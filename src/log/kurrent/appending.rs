@@ -87,7 +87,7 @@ impl Append {
                 return Err(failure.into_error());
             }
             if Instant::now() >= give_up || shared.condition.check_stopped().is_err() {
-                shared.condition.set_away(&failure.told());
+                shared.condition.set_refused(&failure.told());
                 return Err(shared.condition.unwritable());
             }
             tracing::warn!(why = failure.told(), "an append is tried again");
@@ -136,6 +136,7 @@ impl Append {
         };
         match link.append(to_server(&self.stream), state, parcel.events()).await {
             Ok((last, position)) => {
+                shared.condition.set_taken();
                 let due = revision + self.events.len() as u64 - 1;
                 if last != due {
                     let what = format!("{} ends at {last} after {due} was appended", self.stream);

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::envelope::{Found, decode};
 use super::link::{Failure, Link};
-use super::{Shared, reading};
+use super::{Shared, marker, reading};
 use crate::log::patience::Backoff;
 use crate::log::{Error, Recorded, guard};
 
@@ -19,6 +19,8 @@ use crate::log::{Error, Recorded, guard};
 const PAGE: usize = 500;
 /// A look may find by chance what the subscription is about to tell. So often it is not chance.
 const LOOKS: u32 = 3;
+/// How often it is tried whether a server that took no append takes one again.
+const PROBE: Duration = Duration::from_secs(1);
 /// What held so long was no failed try.
 const LASTING: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,26 @@ pub(super) async fn run(shared: Arc<Shared>) {
             backoff = Backoff::default();
         }
         backoff.wait().await;
+    }
+}
+
+/// Finds out whether a server that took no append takes one again: nobody is sent to a node that is
+/// not ready. Runs until the log is closed or stopped.
+pub(super) async fn probe(shared: Arc<Shared>) {
+    while shared.condition.check_stopped().is_ok() {
+        tokio::time::sleep(PROBE).await;
+        if !shared.condition.is_refused() {
+            continue;
+        }
+        // That there is no connection is for those to tell who need one.
+        let Ok(link) = shared.link().await else { continue };
+        match marker::probe(&link).await {
+            Ok(()) => shared.condition.set_taken(),
+            Err(failure) => {
+                tracing::warn!(why = failure.told(), "the log takes no append yet");
+                shared.lost(&link, &failure).await;
+            }
+        }
     }
 }
 

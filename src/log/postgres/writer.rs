@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytestring::ByteString;
+use chrono::DateTime;
 use futures_util::future::{OptionFuture, join_all, try_join4};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -28,6 +29,10 @@ const LONGEST_COMMIT: Duration = Duration::from_millis(8);
 const KNOWN_NAMES: usize = 65_536;
 /// How often an idle connection is tried.
 const IDLE: Duration = Duration::from_secs(5);
+/// How often it is tried whether a server that took no append takes one again.
+const PROBE: Duration = Duration::from_secs(1);
+/// A name that no stream can have.
+const PROBED: &str = "\u{1}probe";
 /// Who holds it gives positions; "T2M log".
 const WRITE_LOCK: i64 = 0x0054_324d_206c_6f67;
 
@@ -75,6 +80,8 @@ pub(super) struct Writer {
     types: HashMap<ByteString, i64>,
     /// What was sent to be committed, and not answered.
     in_doubt: Option<Placed>,
+    /// When the next probe is due, if one is needed.
+    probe_at: Instant,
 }
 
 impl Writer {
@@ -88,6 +95,7 @@ impl Writer {
             ends: HashMap::new(),
             types: HashMap::new(),
             in_doubt: None,
+            probe_at: Instant::now(),
         }
     }
 
@@ -114,11 +122,19 @@ impl Writer {
                     return None;
                 }
             }
+            // Nobody is sent to a node that is not ready: it has to find out by itself.
+            let is_refused = self.shared.condition.is_refused();
+            if is_refused && self.link.is_some() && self.probe_at <= Instant::now() {
+                self.probe().await;
+                self.probe_at = Instant::now() + PROBE;
+                continue;
+            }
+            let idle = if is_refused { PROBE } else { IDLE };
             let Some(link) = self.link.as_mut() else { return self.queue.recv().await };
             let broken = tokio::select! {
                 append = self.queue.recv() => return append,
                 () = link.session.ended() => true,
-                () = tokio::time::sleep(IDLE) => false,
+                () = tokio::time::sleep(idle) => false,
             };
             if broken || link.session.within(link.session.client.batch_execute("")).await.is_err() {
                 self.link = None;
@@ -153,6 +169,17 @@ impl Writer {
                 return;
             }
             backoff.wait().await;
+        }
+    }
+
+    async fn probe(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        match link.probe().await {
+            Ok(()) => {
+                self.link = Some(link);
+                self.shared.condition.set_taken();
+            }
+            Err(error) => self.shared.condition.set_refused(&error.to_string()),
         }
     }
 
@@ -208,7 +235,7 @@ impl Writer {
             self.types.clear();
             if Instant::now() >= give_up || self.shared.condition.check_stopped().is_err() {
                 self.in_doubt = None;
-                self.shared.condition.set_away(&error.to_string());
+                self.shared.condition.set_refused(&error.to_string());
                 for append in group {
                     append.refuse(self.shared.condition.unwritable());
                 }
@@ -292,6 +319,7 @@ impl Writer {
 
     /// Takes note of what is durable now.
     fn done(&mut self, placed: Placed) -> Vec<Result<Appended, Error>> {
+        self.shared.condition.set_taken();
         if let Some(last) = placed.fresh.last() {
             self.head = Seen { position: last.position, hash: last.hash };
         }
@@ -373,6 +401,31 @@ impl Link {
             session,
             broken: AtomicBool::new(false),
         })
+    }
+
+    /// All of an append but that it stays: the commit is one to the server's disk and its standbys.
+    async fn probe(&self) -> Result<(), Error> {
+        let append = Append {
+            stream: PROBED.into(),
+            expected: Expected::NoStream,
+            events: vec![NewEvent {
+                id: Uuid::nil(),
+                kind: PROBED.to_owned(),
+                time: DateTime::UNIX_EPOCH,
+                data: Vec::new(),
+                metadata: Vec::new(),
+            }],
+            reply: oneshot::channel().0,
+            broken: None,
+        };
+        let (head, ..) = self.begin(&[], &[]).await?;
+        let before = Before { head, ends: &HashMap::new(), types: &HashMap::new() };
+        let placed = place(&[append], &before, &[Vec::new()]);
+        let client = &self.session.client;
+        self.session.within(client.batch_execute("SAVEPOINT probe")).await?;
+        self.session.within(self.insert(&placed, 0..1)).await?;
+        let undo = client.batch_execute("ROLLBACK TO SAVEPOINT probe; COMMIT");
+        self.session.within(undo).await
     }
 
     /// Gives the lock back, if need be with the connection.
