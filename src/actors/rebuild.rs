@@ -380,11 +380,17 @@ impl Rebuilds {
     }
 
     async fn compare(&self) -> Result<(), Error> {
+        let until = self.views.checkpoint();
+        self.note(|status| status.until = until);
+        let building = beside(&self.views.path()).await?;
+        let replay = |building, until| {
+            rebuild(Arc::clone(&self.log), self.keyring.clone(), building, until, self.seen())
+        };
+        let built = replay(building, until).await?;
+        // Held no longer than need be: the WAL of what is read grows all the while.
         let live = Snapshot::of(&self.views.path())?;
         self.note(|status| status.until = live.checkpoint());
-        let building = beside(&self.views.path()).await?;
-        let (log, keyring) = (Arc::clone(&self.log), self.keyring.clone());
-        let built = rebuild(log, keyring, building, live.checkpoint(), self.seen()).await?;
+        let built = replay(built, live.checkpoint()).await?;
         let found = blocking(move || built.compare_and_remove(&live)).await?;
         self.note(|status| status.differences = Some(found));
         Ok(())

@@ -21,12 +21,15 @@ struct Scripted {
     /// The read of what follows this position fails.
     broken_after: Option<u64>,
     reads: AtomicUsize,
+    /// Done before each read.
+    meanwhile: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Scripted {
     fn of(stride: u64, events: u64) -> Self {
         let reads = AtomicUsize::new(0);
-        Self { stride, events, at_first: (0, 0), broken_after: None, reads }
+        let meanwhile = Box::new(|| ());
+        Self { stride, events, at_first: (0, 0), broken_after: None, reads, meanwhile }
     }
 
     fn recorded(&self, number: u64) -> Recorded {
@@ -55,6 +58,7 @@ impl EventLog for Scripted {
     }
 
     async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, log::Error> {
+        (self.meanwhile)();
         let (reads, events) = self.at_first;
         let has_grown = self.reads.fetch_add(1, Ordering::Relaxed) >= reads;
         if self.broken_after == Some(after) {
@@ -181,14 +185,46 @@ async fn what_does_not_begin_passes_over_nothing() {
     rebuilds.start(true, &[]).await.unwrap();
     assert!(matches!(rebuilds.start(false, &[1]).await, Err(Refused::UnderWay)));
     assert_eq!(skipped(), [0; 0]);
+    ended(&rebuilds).await;
+    rebuilds.start(false, &[1]).await.unwrap();
+    assert_eq!(skipped(), [1], "before it is built");
+}
+
+async fn ended(rebuilds: &Rebuilds) -> State {
     for _ in 0..600 {
-        if rebuilds.status().unwrap().state != State::Running {
-            break;
+        let state = rebuilds.status().unwrap().state;
+        if state != State::Running {
+            return state;
         }
         tokio::time::sleep(LOOK).await;
     }
-    rebuilds.start(false, &[1]).await.unwrap();
-    assert_eq!(skipped(), [1], "before it is built");
+    State::Running
+}
+
+#[tokio::test]
+async fn while_a_comparison_replays_the_wal_of_what_is_read_can_be_shortened() {
+    let dir = tempfile::tempdir().unwrap();
+    let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+    let mut log = Scripted::of(1, 40);
+    let keyring = keyring(dir.path());
+    let page = (1..=40).map(|number| log.recorded(number)).collect();
+    views.apply(&projector::understand(&keyring, page, 40).await.unwrap()).unwrap();
+    let (reads, outside) = (Arc::new(AtomicUsize::new(0)), views.present_file());
+    let counted = Arc::clone(&reads);
+    log.meanwhile = Box::new(move || {
+        let sql = rusqlite::Connection::open(&outside).unwrap();
+        sql.busy_timeout(Duration::ZERO).unwrap();
+        let busy = sql.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        assert!(!busy.unwrap(), "somebody reads what was before");
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let rebuilds = Rebuilds::new(Clock::system(), Arc::new(log), keyring, views);
+    rebuilds.start(true, &[]).await.unwrap();
+    assert_eq!(ended(&rebuilds).await, State::Completed);
+    let status = rebuilds.status().unwrap();
+    assert_eq!((status.position, status.until), (40, 40));
+    assert!(status.differences.unwrap().iter().all(Difference::is_none));
+    assert!(reads.load(Ordering::Relaxed) > 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -175,12 +175,19 @@ impl Replay {
     }
 
     async fn compare(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
-        let live = Snapshot::of(&self.base()).context("reading the read model in use")?;
+        let live = || Snapshot::of(&self.base()).context("reading the read model in use");
+        let until = live()?.checkpoint();
         // Where the next rebuild or start removes what is left if this is broken off: it shows
         // everything in clear.
         let building = beside(&self.base()).await.context("making the read model")?;
         let building = building.only(self.view);
-        let built = with_bar(log, self.keyring()?, building, live.checkpoint()).await?;
+        let keyring = self.keyring()?;
+        let built = with_bar(Arc::clone(&log), keyring.clone(), building, until).await?;
+        // Held no longer than need be: the WAL of what is in use grows all the while.
+        let live = live()?;
+        log.end().await.context("reading the log")?;
+        let rest = rebuild(log, keyring, built, live.checkpoint(), |_| ()).await;
+        let built = rest.context("replaying the log")?;
         let found = built.compare_and_remove(&live).context("comparing the two")?;
         say(format_args!("position    {}", live.checkpoint()));
         let mut equal = true;

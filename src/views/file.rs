@@ -25,6 +25,8 @@ pub(super) const SCHEMA_VERSION: i32 = 12;
 const UNFINISHED: i32 = -1;
 /// How long a connection waits for another one's lock.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
+/// The most bytes of a WAL that is of no use any more: twice what is written between checkpoints.
+const WAL_KEPT: i64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 /// More statements than the views have, so that each is prepared once a connection.
 const STATEMENTS: usize = 80;
 
@@ -58,6 +60,8 @@ pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
          PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -65536;
          PRAGMA secure_delete = ON;",
     )?;
+    // What it grew to while somebody read for long is given back.
+    connection.pragma_update(None, "journal_size_limit", WAL_KEPT)?;
     Ok(connection)
 }
 

@@ -124,6 +124,28 @@ fn views_that_are_taken_over_while_others_are_built_give_way_to_those() {
 }
 
 #[test]
+fn a_wal_that_grew_under_a_reader_gives_its_room_back() {
+    let views = after(history());
+    let wal = views.directory.path().join("views.sqlite-wal");
+    let length = || fs::metadata(&wal).unwrap().len();
+    let mut position = views.checkpoint();
+    let mut apply = || {
+        position += 1;
+        let entity = user(&format!("user-{position}"), registered("e"));
+        views.apply(&[Happened { position, hash: [0; 32], time: at(9), entity }]).unwrap();
+    };
+    let reader = Snapshot::of(&views.path()).unwrap();
+    while length() < 2 << 20 {
+        apply();
+    }
+    drop(reader);
+    let sql = Connection::open(views.present_file()).unwrap();
+    sql.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())).unwrap();
+    apply();
+    assert!(length() <= 1 << 20, "{}", length());
+}
+
+#[test]
 fn views_from_elsewhere_do_not_replace() {
     let (here, there) = (after(history()), after(history()));
     assert!(matches!(here.replace_with(there.views.clone()), Err(Error::Elsewhere)));
