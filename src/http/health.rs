@@ -39,9 +39,6 @@ pub async fn health() -> HttpResponse {
 /// The query of `GET system/ready`.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct ReadyQuery {
-    /// `traffic`: whether to send requests here, as a balancer asks. What all nodes have in common, such
-    /// as a log that takes nothing or an event that no view can take in, is then no reason against
-    /// it: reads go on, and each request is told what it cannot have.
     #[serde(rename = "for")]
     #[param(schema_with = purposes)]
     purpose: Option<String>,
@@ -50,7 +47,10 @@ pub struct ReadyQuery {
 const TRAFFIC: &str = "traffic";
 
 fn purposes() -> Object {
-    one_of([TRAFFIC])
+    let words = "`traffic`: whether to send requests here, as a balancer asks. What all nodes have in \
+                 common, such as a log that takes nothing or an event that no view can take in, is \
+                 then no reason against it: reads go on, and each request is told what it cannot have.";
+    one_of(words, [TRAFFIC])
 }
 
 /// Readiness: the log takes events and the read model has all of them.

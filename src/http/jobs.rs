@@ -71,7 +71,7 @@ pub struct VideoRequest {
 }
 
 fn kinds() -> Object {
-    one_of(Kind::ALL.map(Kind::as_str))
+    one_of("What is made", Kind::ALL.map(Kind::as_str))
 }
 
 pub fn some_kinds() -> Array {
@@ -79,11 +79,11 @@ pub fn some_kinds() -> Array {
 }
 
 fn states() -> Object {
-    one_of(STATES)
+    one_of("The whole truth", STATES)
 }
 
 fn statuses() -> Object {
-    one_of(["processing", "completed", "error"])
+    one_of("What the seed's front end understands", ["processing", "completed", "error"])
 }
 
 impl FromFields for VideoRequest {
@@ -114,10 +114,8 @@ pub struct JobAnswer {
     pub job_id: Uuid,
     #[schema(schema_with = kinds)]
     pub kind: String,
-    /// What the seed's front end understands.
     #[schema(schema_with = statuses)]
     pub status: String,
-    /// The whole truth.
     #[schema(schema_with = states)]
     pub state: String,
     /// Percent.
@@ -367,10 +365,8 @@ fn seed_of(job_id: JobId) -> u64 {
 /// The query of `GET jobs`.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct FilterQuery {
-    /// Only jobs in this state.
     #[param(schema_with = states)]
     state: Option<String>,
-    /// Only jobs of this kind.
     #[param(schema_with = kinds)]
     kind: Option<String>,
 }

@@ -253,14 +253,25 @@ pub fn position() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::Integer).format(Some(format)).minimum(Some(0))
 }
 
-/// One of a few words.
-pub fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> Object {
-    text().enum_values(Some(names)).build()
+/// One of a few words; what it says of itself stands here, since nothing beside it is told.
+pub fn one_of<'a>(description: &str, names: impl IntoIterator<Item = &'a str>) -> Object {
+    text().description(Some(description)).enum_values(Some(names)).build()
 }
 
 /// What the query may hold: the very fields that are read of it.
 pub fn query<T: IntoParams>() -> Vec<Parameter> {
-    T::into_params(|| Some(ParameterIn::Query))
+    T::into_params(|| Some(ParameterIn::Query)).into_iter().map(definite).collect()
+}
+
+/// What may be absent is not null in a query: that would be a text.
+fn definite(mut parameter: Parameter) -> Parameter {
+    if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
+        && let SchemaType::Array(types) = &schema.schema_type
+        && let Some(only) = types.iter().find(|it| **it != Type::Null)
+    {
+        schema.schema_type = SchemaType::Type(only.clone());
+    }
+    parameter
 }
 
 /// A header that may be sent.

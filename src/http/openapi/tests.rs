@@ -167,7 +167,9 @@ fn what_an_answer_or_a_query_may_name_is_listed() {
     assert_eq!(state["schema"]["enum"], job["state"]["enum"]);
     assert_eq!(kind["schema"]["enum"], json!(["video", "translation"]));
     assert_eq!((&state["required"], &kind["required"]), (&json!(false), &json!(false)));
+    assert!(state["schema"]["description"].is_string());
     let limit = &of("/jobs", "limit")["schema"];
+    assert_eq!(limit["type"], "integer", "there is no null in a query");
     assert_eq!((&limit["minimum"], &limit["maximum"]), (&json!(1), &json!(200)));
     assert_eq!(of("/jobs/{id}", "id")["schema"]["format"], "uuid");
     assert_eq!(of("/admin/users/{id}", "id")["schema"].get("format"), None);
