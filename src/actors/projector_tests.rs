@@ -1,12 +1,14 @@
 //! What is told of a read model that cannot go on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use chrono::DateTime;
 use uuid::Uuid;
 
 use super::*;
 use crate::actors::rebuild::rebuild;
 use crate::domain::ids::UserId;
-use crate::log::{EmbeddedLog, Expected, NewEvent};
+use crate::log::{Appended, EmbeddedLog, Expected, NewEvent, Stats, Verified};
 use crate::media::blobs::Blobs;
 use crate::media::vault::MasterKey;
 use crate::views::Building;
@@ -77,6 +79,53 @@ async fn views_that_cannot_be_written_any_more_are_replaced_by_those_built_besid
     assert!(!progress.now().stands_still && !views.is_outdated().unwrap());
     // The old ones never told of it, and the new ones knew it already.
     tokio::time::timeout(Duration::from_secs(30), follower.news()).await.unwrap();
+}
+
+/// A log whose first read is a defect of ours.
+struct Defective {
+    log: Arc<dyn EventLog>,
+    was_read: AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl EventLog for Defective {
+    async fn append(&self, _: &str, _: Expected, _: Vec<NewEvent>) -> Result<Appended, log::Error> {
+        unreachable!("it is only read")
+    }
+
+    async fn read_stream(&self, _: &str, _: u64, _: usize) -> Result<Vec<Recorded>, log::Error> {
+        unreachable!("it is read as a whole")
+    }
+
+    async fn read_all(&self, after: u64, limit: usize) -> Result<Vec<Recorded>, log::Error> {
+        assert!(self.was_read.swap(true, Ordering::Relaxed), "it is read for the first time");
+        self.log.read_all(after, limit).await
+    }
+
+    fn head(&self) -> watch::Receiver<u64> {
+        self.log.head()
+    }
+
+    fn writable(&self) -> Result<(), log::Error> {
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<Stats, log::Error> {
+        unreachable!("nobody counts")
+    }
+
+    async fn verify(&self) -> Result<Verified, log::Error> {
+        unreachable!("nobody verifies")
+    }
+}
+
+#[actix::test]
+async fn a_projector_that_has_panicked_is_begun_anew() {
+    let (full, views) = Full::begin().await;
+    full.beside.execute_batch("DROP TRIGGER full").unwrap();
+    let log = Arc::new(Defective { log: Arc::clone(&full.log), was_read: AtomicBool::new(false) });
+    let progress = Projector::new(log, views, full.keyring.clone()).start();
+    progress.reached(1, None, Duration::from_secs(30)).await.unwrap();
 }
 
 #[tokio::test]
