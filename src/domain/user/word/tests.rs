@@ -122,7 +122,7 @@ fn the_echo_of_an_earlier_decision_undoes_no_later_one() {
         after(&[&life[..], later].concat()).access.role
     };
     let (echo, own) = (says(103, role("editor")), says(110, role("creator")));
-    assert_eq!(then(&[echo.clone()]), "creator");
+    assert_eq!(then(std::slice::from_ref(&echo)), "creator");
     assert_eq!(then(&[echo.clone(), own.clone()]), "creator");
     // What is no echo of ours is a word as ever.
     assert_eq!(then(&[says(103, role("admin"))]), "admin");
@@ -174,7 +174,7 @@ fn flags_and_user_type_that_were_so_already_are_decided_once() {
     });
     let known = says(10, told("seller", true));
     for decided in [Command::SetFlags(flags.clone()), place.clone()] {
-        let user = after(&[known.clone()]);
+        let user = after(std::slice::from_ref(&known));
         assert_eq!(user.decide(&decided, at(100)).unwrap().len(), 1);
         let user = after(&[known.clone(), (100, decided.clone())]);
         assert_eq!(user.decide(&decided, at(101)).unwrap(), []);
