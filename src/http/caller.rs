@@ -121,9 +121,7 @@ async fn admit(access: Access, request: &HttpRequest) -> Result<Caller, Problem>
     count(app, request, &caller)?;
     require_onboarding(app, request, &caller)?;
     caller.require(access)?;
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
-        wait_for_position(app, request).await?;
-    }
+    wait_for_position(app, request).await?;
     Ok(caller)
 }
 

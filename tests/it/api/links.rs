@@ -86,9 +86,6 @@ async fn the_link_of_a_deleted_file_leads_nowhere() {
     let end = server.log_position().await;
     assert_eq!(ask(asks(end)).await.status, 200);
     ask(asks(end + 1000)).await.assert_refused(503, "not_caught_up");
-    // What is no read does not wait.
-    let write = server.request_of("user_ada", Method::POST, &format!("{path}/signed-url"));
-    ask(write.header("x-log-position", "999999")).await.data(200);
     server.delete("user_ada", &path).await.data(200);
     follow(&server, link).await.assert_refused(404, "not_found");
     server.get("user_ada", &path).await.assert_refused(404, "not_found");
