@@ -1,10 +1,12 @@
 use std::pin::pin;
 
+use clap::Parser;
 use futures_util::poll;
 use rustix::process::{Signal as Number, getpid, kill_process};
 use tokio::sync::watch;
 
 use super::super::super::interrupt::tests::told;
+use super::super::Log;
 use super::*;
 use crate::log::{Appended, Error, Expected, NewEvent, Stats};
 
@@ -57,9 +59,25 @@ async fn an_export_that_is_told_to_end_leaves_nothing() {
     let (log, to) = (Silent(watch::Sender::new(7)), dir.path().join("log.jsonl"));
     let mut export = pin!(export_to(&log, &to));
     assert!(poll!(&mut export).is_pending());
-    assert_eq!(left(), 1, "it has begun");
+    assert_eq!(left(), 2, "it has begun, and holds a lock");
     // As systemd does.
     kill_process(getpid(), Number::TERM).unwrap();
     let told = export.await.err().unwrap();
     assert_eq!((told.to_string(), left()), ("interrupted".to_owned(), 0));
+}
+
+#[derive(Parser)]
+struct Line {
+    #[command(subcommand)]
+    log: Log,
+}
+
+#[test]
+fn without_a_file_an_export_and_an_import_are_ends_of_a_pipe() {
+    let parsed = |command: &str| Line::try_parse_from(["t2m", command]).unwrap().log;
+    let paths = match (parsed("export"), parsed("import")) {
+        (Log::Export(export), Log::Import(import)) => [export.to, import.from],
+        _ => unreachable!("they are these two"),
+    };
+    assert!(paths.iter().all(|path| is_standard(path)), "{paths:?}");
 }
