@@ -194,6 +194,11 @@ impl Doctoring {
             }
             Err(error @ views::Error::Outdated(_)) => {
                 self.warning("views", format!("{error}; the server makes them anew at its start"));
+                // Unless the log lacks what they have seen.
+                let seen = Seen::of(&self.data_dir.join(layout::VIEWS));
+                if let (Log::Read(log), Ok(Some(seen))) = (log, seen) {
+                    self.standing(&**log, &seen).await;
+                }
                 return None;
             }
             // The server's start ends with the same.

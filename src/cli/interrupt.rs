@@ -57,6 +57,11 @@ pub mod tests {
         interrupt
     }
 
+    /// One by signals that nobody sends; other tests send the usual ones to this process.
+    pub fn untold() -> Interrupt {
+        Interrupt::on([SignalKind::window_change(), SignalKind::io()]).unwrap()
+    }
+
     #[tokio::test]
     async fn work_that_would_not_end_ends_at_a_signal() {
         let told = told().or(std::future::pending::<anyhow::Result<()>>()).await.unwrap_err();

@@ -22,6 +22,7 @@ mod log;
 mod openapi;
 mod output;
 mod owner;
+mod point;
 mod read_model;
 mod replay;
 mod restore;
@@ -56,10 +57,10 @@ enum Command {
     Demo(demo::Demo),
     /// Lease jobs from a server and let an engine of this machine do them
     Worker(Box<worker::Worker>),
-    /// Read the log
+    /// Read and verify the log, and carry it to another place or engine
     #[command(subcommand)]
     Log(log::Log),
-    /// Rebuild the read model from the log into a fresh file
+    /// Rebuild the read model from the log, in the place of the one in use or into a file of its own
     Replay(replay::Replay),
     /// Show one entity, now or as it was, and the events that made it so
     State(state::State),

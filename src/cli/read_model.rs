@@ -6,7 +6,7 @@ use super::layout;
 use super::log::Which;
 use crate::actors::standing::{self, Standing};
 use crate::log::EventLog;
-use crate::views::{Seen, Views, discard};
+use crate::views::{self, Seen, Views, discard};
 
 /// Opens the read model beside `log`. If it is of another log, it is thrown away, so that it is
 /// computed anew; if it has seen what the log no longer has, that is an error.
@@ -15,16 +15,19 @@ use crate::views::{Seen, Views, discard};
 /// In one sentence that names the setting.
 pub async fn open_views(log: &dyn EventLog, which: &Which) -> anyhow::Result<Views> {
     let path = which.data_dir.join(layout::VIEWS);
-    let views = Views::open(&path).context("opening the read model")?;
-    let seen = views.seen().context("reading the read model")?;
-    let standing = standing::of(log, &seen).await.context("reading the log")?;
-    ensure_no_loss(standing, &seen, which)?;
-    if standing == Standing::Same {
-        return Ok(views);
+    // Before they are opened, which throws away those of an older version.
+    let seen = match Seen::of(&path) {
+        Err(views::Error::Outdated(_)) => None,
+        seen => seen.context("opening the read model")?,
+    };
+    if let Some(seen) = seen {
+        let standing = standing::of(log, &seen).await.context("reading the log")?;
+        ensure_no_loss(standing, &seen, which)?;
+        if standing != Standing::Same {
+            set_aside(standing, &seen, which)?;
+            discard(&path).context("removing the read model of another log")?;
+        }
     }
-    drop(views);
-    set_aside(standing, &seen, which)?;
-    discard(&path).context("removing the read model of another log")?;
     Views::open(&path).context("opening the read model")
 }
 
@@ -57,8 +60,8 @@ pub fn ensure_no_loss(standing: Standing, seen: &Seen, which: &Which) -> anyhow:
 }
 
 /// Says that the read model is not of this log, and sees to it that nothing else counts positions of
-/// the other one, which say nothing of this. What follows the log begins at its start then, which
-/// tells nobody anything twice.
+/// the other one, which say nothing of this. What follows the log begins at its start then: of
+/// callbacks the store knows which were sent, and Clerk is told nothing that it has.
 ///
 /// # Errors
 /// One of the files stays where it is.

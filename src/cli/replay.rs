@@ -1,5 +1,6 @@
 //! `t2m replay`: the read model built anew from the log, beside the one in use.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,20 +13,22 @@ use super::draft::Draft;
 use super::interrupt::Interrupt;
 use super::keys::Place;
 use super::log::{bar, unit};
+use super::point::{self, Point};
 use super::{layout, owner, read_model, say, server_lock};
 use crate::actors::keyring::Keyring;
+use crate::actors::metadata_sync;
 use crate::actors::rebuild::{beside, ensure_unreadable, rebuild};
 use crate::actors::standing::{self, Standing};
 use crate::log::EventLog;
-use crate::views::{self, Building, Difference, Parked, Snapshot, View, Views};
+use crate::views::{self, Building, Difference, Parked, Seen, Snapshot, View, Views};
 
 #[derive(Args)]
 pub struct Replay {
     #[command(flatten)]
     place: Place,
     /// Stop at a position, or at a time (RFC 3339); while a server runs only with --to
-    #[arg(long, value_name = "POSITION|TIME", value_parser = until, conflicts_with = "diff")]
-    until: Option<Until>,
+    #[arg(long, value_name = "POSITION|TIME", value_parser = point::parse, conflicts_with = "diff")]
+    until: Option<Point>,
     /// Build this file, which must not exist, instead of what the server reads
     #[arg(long, value_name = "PATH", conflicts_with = "diff")]
     to: Option<PathBuf>,
@@ -45,20 +48,6 @@ pub struct Replay {
     from_what_is_left: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Until {
-    Position(u64),
-    Time(DateTime<Utc>),
-}
-
-fn until(text: &str) -> Result<Until, String> {
-    if let Ok(position) = text.parse() {
-        return Ok(Until::Position(position));
-    }
-    let time = DateTime::parse_from_rfc3339(text).map_err(|_| "neither a position nor a time")?;
-    Ok(Until::Time(time.to_utc()))
-}
-
 fn view(name: &str) -> Result<View, String> {
     View::parse(name).ok_or_else(|| "none of users, sessions, files, jobs".to_owned())
 }
@@ -76,43 +65,47 @@ impl Replay {
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        runtime.block_on(async {
+        let done = runtime.block_on(async {
             let log = self.place.log.open_for_reading().await?;
             if self.diff {
                 return self.compare(log).await;
             }
             match &self.to {
-                Some(to) => self.build(log, to).await,
+                Some(to) => self.build(log, to, Interrupt::listen()?).await,
                 None => self.take_over(log).await,
             }
-        })
+        });
+        // Whoever interrupts it does not wait for a thread that is at work on what is gone.
+        runtime.shutdown_background();
+        done
     }
 
-    /// Beside the views in use, and then in their place.
+    /// Beside the views in use, and then in their place. Until those are replaced nothing is changed.
     async fn take_over(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
         let base = self.base();
         // If it is of another log: until the end, so that no server starts on what is replaced.
-        let mut held = self.hold_if_of_another(&*log).await?;
-        if self.until.is_some() && held.is_none() {
-            held = Some(server_lock::take(self.place.data_dir())?.context(
+        let mut before = self.judge(&*log).await?;
+        if self.until.is_some() && before.held.is_none() {
+            before.held = Some(server_lock::take(self.place.data_dir())?.context(
                 "a server runs: it would answer from an earlier time until it has caught up; \
                  --to builds a file of its own",
             )?);
         }
         let keyring = self.keyring()?;
         ensure_unreadable(&*log, &keyring, &self.skip).await?;
-        if !self.skip.is_empty() {
-            views::skip(&base, &self.skip).context("noting what is to be passed over")?;
-        }
+        let (head, until) = self.end(&*log).await?;
+        let skipped = self.skipped(&before)?;
+        let building = beside(&base).await.context("making the read model")?;
+        let building = building.passing_over(Arc::new(skipped.clone()));
+        let built = with_bar(log, keyring, building, until).await?;
+        let views = built
+            .finish_as_current_after(|| self.settle(&before, skipped, head))
+            .context("making the read model durable")?;
         for position in &self.skip {
             say(format_args!("event {position} is passed over from now on"));
         }
-        let (head, until) = self.end(&*log).await?;
-        let building = beside(&base).await.context("making the read model")?;
-        let built = with_bar(log, keyring, building, until).await?;
-        let views = built.finish_as_current().context("making the read model durable")?;
-        summary(&views, head, &base)?;
-        let then = match held {
+        Summary::of(&views)?.print(head, &base)?;
+        let then = match before.held {
             None => "A server that runs takes it over within a second or two.",
             Some(_) => "The next server goes on from there.",
         };
@@ -122,25 +115,70 @@ impl Replay {
 
     /// What a running server reads is never replaced by what another log says; and where the log lacks
     /// what was seen, the read model is the last that knows.
-    async fn hold_if_of_another(&self, log: &dyn EventLog) -> anyhow::Result<Option<File>> {
-        // What cannot be looked into is to be replaced anyhow.
-        let Ok(Some(found)) = views::peek(&self.base()) else { return Ok(None) };
-        let standing = standing::of(log, &found.seen).await.context("reading the log")?;
+    async fn judge(&self, log: &dyn EventLog) -> anyhow::Result<Before> {
+        let data_dir = self.place.data_dir();
+        let hold = || server_lock::take(data_dir);
+        let seen = match Seen::of(&self.base()) {
+            Ok(None) => return Ok(Before { seen: None, held: None }),
+            Ok(Some(seen)) => seen,
+            // It is to be replaced anyhow.
+            Err(error) => {
+                let held = hold()?.with_context(|| {
+                    format!(
+                        "{error}: nobody can tell whether the server that runs in {} is of this log; \
+                         stop it first",
+                        data_dir.display()
+                    )
+                })?;
+                return Ok(Before { seen: None, held: Some(held) });
+            }
+        };
+        let standing = standing::of(log, &seen).await.context("reading the log")?;
         if standing == Standing::Same {
-            return Ok(None);
+            return Ok(Before { seen: None, held: None });
         }
-        let held = server_lock::take(self.place.data_dir())?.with_context(|| {
+        let held = hold()?.with_context(|| {
             format!(
                 "a server runs in {} over another log than {}: T2M_LOG or --log must name its own",
-                self.place.data_dir().display(),
+                data_dir.display(),
                 self.place.log.shown()
             )
         })?;
         if !self.from_what_is_left {
-            read_model::ensure_no_loss(standing, &found.seen, &self.place.log)?;
+            read_model::ensure_no_loss(standing, &seen, &self.place.log)?;
         }
-        read_model::set_aside(standing, &found.seen, &self.place.log)?;
-        Ok(Some(held))
+        Ok(Before { seen: Some((standing, seen)), held: Some(held) })
+    }
+
+    /// What is passed over from now on: what was, as far as that is of this log, and what was asked for.
+    fn skipped(&self, before: &Before) -> anyhow::Result<BTreeSet<u64>> {
+        let same_up_to = match before.seen {
+            None | Some((Standing::Same, _)) => u64::MAX,
+            Some((Standing::Cut { head }, _)) => head,
+            Some((Standing::Another | Standing::Empty | Standing::Parted, _)) => 0,
+        };
+        let known = views::skipped(&self.base()).context("reading what is passed over")?;
+        let known = known.iter().copied().filter(|position| *position <= same_up_to);
+        Ok(known.chain(self.skip.iter().copied()).collect())
+    }
+
+    /// What lies beside the read model is made to agree with the log that it is of now.
+    fn settle(&self, before: &Before, skipped: BTreeSet<u64>, head: u64) -> anyhow::Result<()> {
+        if let Some((standing, seen)) = &before.seen {
+            read_model::set_aside(*standing, seen, &self.place.log)?;
+            if *standing != Standing::Another {
+                // What Clerk said since the decisions that are left may be lost.
+                let path = self.place.data_dir().join(layout::CLERK_SYNC_POSITION);
+                metadata_sync::count_as_sent(&path, head)
+                    .context("keeping the position at Clerk")?;
+            }
+        }
+        // Beside a server that notes such things itself only what was asked for.
+        if !skipped.is_empty() && (before.seen.is_some() || !self.skip.is_empty()) {
+            let skipped = Vec::from_iter(skipped);
+            views::skip(&self.base(), &skipped).context("noting what is to be passed over")?;
+        }
+        Ok(())
     }
 
     /// Where the log ends, and where the replay.
@@ -148,30 +186,38 @@ impl Replay {
         let head = *log.head().borrow();
         let until = match self.until {
             None => head,
-            Some(Until::Position(position)) => position.min(head),
-            Some(Until::Time(time)) => position_at(log, time).await?,
+            Some(Point::Position(position)) => position.min(head),
+            Some(Point::Time(time)) => position_at(log, time).await?,
         };
         Ok((head, until))
     }
 
     /// Under its name only when it is whole: it shows everything in clear.
-    async fn build(&self, log: Arc<dyn EventLog>, to: &Path) -> anyhow::Result<()> {
+    async fn build(
+        &self,
+        log: Arc<dyn EventLog>,
+        to: &Path,
+        mut interrupt: Interrupt,
+    ) -> anyhow::Result<()> {
         anyhow::ensure!(!to.exists(), "{} exists; name another file", to.display());
-        let mut interrupt = Interrupt::listen()?;
         let draft = Draft::of(to);
         let built = interrupt.or(async {
             let (head, until) = self.end(&*log).await?;
             let building = Building::at(draft.path()).context("making the read model")?;
-            let building = building.only(self.view);
+            let skipped = views::skipped(&self.base()).context("reading what is passed over")?;
+            let building = building.only(self.view).passing_over(skipped);
             let built = with_bar(log, self.keyring()?, building, until).await?;
-            Ok((built.finish().context("making the read model durable")?, head))
+            // On another thread, so that an interruption is heard.
+            let finishing = tokio::task::spawn_blocking(move || {
+                let views = built.finish().context("making the read model durable")?;
+                // Closed then, so that all of it is in the one file.
+                Summary::of(&views)
+            });
+            Ok((finishing.await??, head))
         });
-        let (views, head) = built.await?;
-        let summary = summary(&views, head, to);
-        // Closed, so that all of it is in the one file.
-        drop(views);
+        let (summary, head) = built.await?;
         draft.keep().with_context(|| format!("writing {}", to.display()))?;
-        summary
+        summary.print(head, to)
     }
 
     async fn compare(&self, log: Arc<dyn EventLog>) -> anyhow::Result<()> {
@@ -217,21 +263,44 @@ impl Replay {
     }
 }
 
-fn summary(views: &Views, head: u64, path: &Path) -> anyhow::Result<()> {
-    say(format_args!("read model  {}", path.display()));
-    say(format_args!("position    {} of {head}", views.checkpoint()));
-    for (table, rows, digest) in views.dump().context("reading the read model")? {
-        say(format_args!("{table:<12}{rows:>9} rows  sha256 {digest}"));
+/// What was in use, where that may not simply be replaced.
+struct Before {
+    /// What it has seen of another log, or of what this one has lost.
+    seen: Option<(Standing, Seen)>,
+    /// So that no server is at work there.
+    held: Option<File>,
+}
+
+/// What was built.
+struct Summary {
+    position: u64,
+    tables: Vec<(String, u64, String)>,
+    parked: Vec<Parked>,
+}
+
+impl Summary {
+    fn of(views: &Views) -> anyhow::Result<Self> {
+        let tables = views.dump().context("reading the read model")?;
+        Ok(Self { position: views.checkpoint(), tables, parked: views.parked() })
     }
-    let parked = views.parked();
-    for Parked { view, position, .. } in &parked {
-        say(format_args!("parked      {} at {position}", view.as_str()));
-    }
-    match parked.first() {
-        Some(Parked { position, reason, .. }) => {
-            anyhow::bail!("event at position {position}: {reason}")
+
+    /// # Errors
+    /// A view stands still.
+    fn print(&self, head: u64, path: &Path) -> anyhow::Result<()> {
+        say(format_args!("read model  {}", path.display()));
+        say(format_args!("position    {} of {head}", self.position));
+        for (table, rows, digest) in &self.tables {
+            say(format_args!("{table:<12}{rows:>9} rows  sha256 {digest}"));
         }
-        None => Ok(()),
+        for Parked { view, position, .. } in &self.parked {
+            say(format_args!("parked      {} at {position}", view.as_str()));
+        }
+        match self.parked.first() {
+            Some(Parked { position, reason, .. }) => {
+                anyhow::bail!("event at position {position}: {reason}")
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! `t2m state`: one entity as the log has it, now or as it was, and what each event changed of it.
 
 use anyhow::{Context, bail};
-use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::keys::Place;
+use super::point::{self, Point};
 use super::say;
 use crate::actors::codec;
 use crate::actors::keyring::Keyring;
@@ -26,8 +26,8 @@ pub struct State {
     #[arg(value_name = "STREAM")]
     stream: String,
     /// As it was after a position of the log, or at a time (RFC 3339)
-    #[arg(long, value_name = "POSITION|TIME", value_parser = at)]
-    at: Option<At>,
+    #[arg(long, value_name = "POSITION|TIME", value_parser = point::parse)]
+    at: Option<Point>,
     #[command(flatten)]
     place: Place,
     /// JSON instead of text
@@ -35,26 +35,10 @@ pub struct State {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum At {
-    Position(u64),
-    Time(DateTime<Utc>),
-}
-
-fn at(text: &str) -> Result<At, String> {
-    if let Ok(position) = text.parse() {
-        return Ok(At::Position(position));
-    }
-    let time = DateTime::parse_from_rfc3339(text).map_err(|_| "neither a position nor a time")?;
-    Ok(At::Time(time.to_utc()))
-}
-
-impl At {
-    fn is_after(self, event: &Recorded) -> bool {
-        match self {
-            Self::Position(position) => event.position <= position,
-            Self::Time(time) => event.time <= time,
-        }
+fn has_happened(event: &Recorded, at: Point) -> bool {
+    match at {
+        Point::Position(position) => event.position <= position,
+        Point::Time(time) => event.time <= time,
     }
 }
 
@@ -114,7 +98,7 @@ impl State {
             bail!("the log {} has no stream {}", self.place.log.shown(), self.stream);
         }
         if let Some(at) = self.at {
-            let upto = events.iter().take_while(|event| at.is_after(event)).count();
+            let upto = events.iter().take_while(|event| has_happened(event, at)).count();
             if upto == 0 {
                 let Recorded { position, time, .. } = &events[0];
                 let time = time.to_rfc3339();

@@ -121,7 +121,9 @@ pub(super) fn finish(built: Connection, path: &Path, stride: u64) -> Result<(), 
     indexed?;
     closed.map_err(|(_, error)| error)?;
     file.sync_all()?;
-    let connection = Connection::open(path)?;
+    // Whoever has interrupted a replay has removed it: it is not made anew.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
     connection.execute_batch(&format!(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
          PRAGMA user_version = {SCHEMA_VERSION};"

@@ -51,6 +51,25 @@ pub fn peek(path: &Path) -> Result<Option<Peek>, Error> {
     Ok(Some(Peek { seen, parked, skipped, blobs, users }))
 }
 
+impl Seen {
+    /// What the views at `path` have seen, also those of another version that keeps it in the same way;
+    /// none where there are no views.
+    ///
+    /// # Errors
+    /// [`Error::Outdated`] when the other version keeps it otherwise; any other as [`peek`].
+    pub fn of(path: &Path) -> Result<Option<Self>, Error> {
+        let real = file::current(path)?;
+        match file::recognise(&real)? {
+            Found::Ours => Ok(Some(seen(&file::reader(&real)?)?)),
+            Found::Outdated => {
+                let sql = file::reader(&real)?;
+                seen(&sql).map(Some).map_err(|_| Error::Outdated(real))
+            }
+            Found::Nothing => Ok(None),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,10 +84,12 @@ mod tests {
         assert_eq!(peek(&path).unwrap(), None, "an empty file is one that was never begun");
         drop(Views::open(&path).unwrap());
         assert_eq!(peek(&path).unwrap().unwrap().seen.position, 0);
-        let sql = rusqlite::Connection::open(&path).unwrap();
-        sql.execute_batch("PRAGMA user_version = 999").unwrap();
-        drop(sql);
+        let change = |sql| rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        change("PRAGMA user_version = 999; UPDATE checkpoint SET position = 7");
         assert!(matches!(peek(&path), Err(Error::Outdated(_))));
+        assert_eq!(Seen::of(&path).unwrap().unwrap().position, 7);
+        change("ALTER TABLE checkpoint RENAME TO kept_otherwise");
+        assert!(matches!(Seen::of(&path), Err(Error::Outdated(_))));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[..16].fill(b'x');
         std::fs::write(&path, bytes).unwrap();

@@ -2,6 +2,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::*;
+use crate::cli::interrupt::tests::{told, untold};
 use crate::cli::log::Which;
 use crate::log::{Appended, EmbeddedLog, Error, Expected, NewEvent, Recorded, Stats, Verified};
 
@@ -12,12 +13,16 @@ fn replay(data_dir: &Path, from_what_is_left: bool) -> Replay {
     Replay { place, until, to, view, diff, skip, from_what_is_left }
 }
 
+/// Ids of events that no version understands.
+const UNREADABLE: std::ops::Range<u128> = 100..200;
+
 async fn log_of(path: &Path, ids: &[u128]) -> Arc<dyn EventLog> {
     let log = EmbeddedLog::open(path).unwrap();
     for id in ids {
+        let kind = if UNREADABLE.contains(id) { "user.unheard_of.v1" } else { "user.banned.v1" };
         let event = NewEvent {
             id: Uuid::from_u128(*id),
-            kind: "user.banned.v1".to_owned(),
+            kind: kind.to_owned(),
             time: DateTime::UNIX_EPOCH,
             data: b"{}".to_vec(),
             metadata: b"{}".to_vec(),
@@ -31,7 +36,7 @@ async fn log_of(path: &Path, ids: &[u128]) -> Arc<dyn EventLog> {
 async fn the_last_that_knows_of_lost_events_is_replaced_only_where_that_is_meant() {
     let dir = tempfile::tempdir().unwrap();
     let seen = log_of(&dir.path().join("seen"), &[1, 2, 3]).await;
-    let at = || views::peek(&dir.path().join("views.sqlite")).unwrap().unwrap().seen.position;
+    let at = || Seen::of(&dir.path().join("views.sqlite")).unwrap().unwrap().position;
     let [position, aside] = ["callbacks-position", "callbacks-position.of-another-log"]
         .map(|name| dir.path().join(name));
     for (name, ids, words) in [
@@ -56,6 +61,87 @@ async fn the_last_that_knows_of_lost_events_is_replaced_only_where_that_is_meant
     let another = log_of(&dir.path().join("another"), &[9]).await;
     replay(dir.path(), false).take_over(another).await.unwrap();
     assert!(at() == 1 && !position.exists() && aside.exists());
+}
+
+#[tokio::test]
+async fn what_lies_beside_the_read_model_goes_with_it_and_not_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = async |name: &str, ids: &[u128]| log_of(&dir.path().join(name), ids).await;
+    let over = |skip: &[u64], from_what_is_left| {
+        let replay = replay(dir.path(), from_what_is_left);
+        Replay { skip: skip.to_vec(), ..replay }
+    };
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    let whole = log("whole", &[1, 101, 2, 102, 3]).await;
+    over(&[2, 4], false).take_over(whole).await.unwrap();
+    for name in layout::POSITIONS.iter().take(2) {
+        std::fs::write(dir.path().join(name), "5").unwrap();
+    }
+    let all = || layout::POSITIONS.map(read);
+    let before = all();
+    assert_eq!(before, ["5", "5", "2\n4\n"]);
+
+    // It fails when it is known already that the log is another one, or cut.
+    let (another, cut) = (log("another", &[9]).await, log("cut", &[1, 101, 2]).await);
+    for (log, of_left) in [(&another, false), (&cut, true)] {
+        let refused = over(&[1], of_left).take_over(Arc::clone(log)).await.unwrap_err();
+        assert!(refused.to_string().contains("can be read"), "{refused}");
+        assert_eq!(all(), before);
+    }
+
+    // What is there of the same log is passed over still, and nothing is sent to Clerk anew.
+    over(&[], true).take_over(cut).await.unwrap();
+    assert_eq!(all(), ["3", "", "2\n"]);
+    assert_eq!(read("views.skipped.of-another-log"), "2\n4\n");
+    over(&[], false).take_over(another).await.unwrap();
+    assert_eq!(all(), ["", "", ""]);
+}
+
+#[tokio::test]
+async fn what_an_older_version_has_seen_is_asked_for_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("views.sqlite");
+    let outdate = |and: &str| {
+        let real = Views::open(&path).unwrap().present_file();
+        let sql = rusqlite::Connection::open(real).unwrap();
+        sql.execute_batch(&format!("PRAGMA user_version = 1; {and}")).unwrap();
+    };
+    let seen = log_of(&dir.path().join("seen"), &[1, 2, 3]).await;
+    let cut = log_of(&dir.path().join("cut"), &[1, 2]).await;
+    let which = Which { data_dir: dir.path().to_owned(), setting: "embedded".to_owned() };
+    let take_over = async |log| replay(dir.path(), false).take_over(Arc::clone(log)).await;
+    take_over(&seen).await.unwrap();
+    outdate("");
+    let refused = read_model::open_views(&*cut, &which).await.map(drop).unwrap_err().to_string();
+    assert!(refused.contains("the log was cut or exchanged"), "{refused}");
+    let told = take_over(&cut).await.unwrap_err().to_string();
+    assert_eq!(told, refused);
+    // Of the same log they begin anew.
+    drop(read_model::open_views(&*seen, &which).await.unwrap());
+    assert_eq!(Seen::of(&path).unwrap().unwrap().position, 0);
+
+    // Where nobody can tell, no server may be at work.
+    outdate("DROP TABLE checkpoint");
+    let held = server_lock::take(dir.path()).unwrap();
+    let told = take_over(&cut).await.unwrap_err().to_string();
+    assert!(told.contains("nobody can tell whether the server that runs"), "{told}");
+    drop(held);
+    take_over(&cut).await.unwrap();
+    assert_eq!(Seen::of(&path).unwrap().unwrap().position, 2);
+}
+
+#[tokio::test]
+async fn an_event_that_was_given_up_is_passed_over_in_a_file_elsewhere_too() {
+    let [data, place] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let to = place.path().join("views.sqlite");
+    let log = log_of(&data.path().join("log"), &[1, 101, 2]).await;
+    let stands =
+        replay(data.path(), false).build(Arc::clone(&log), &to, untold()).await.unwrap_err();
+    assert!(stands.to_string().contains("event at position 2"), "{stands}");
+    std::fs::remove_file(&to).unwrap();
+    let skipping = Replay { skip: vec![2], ..replay(data.path(), false) };
+    skipping.take_over(Arc::clone(&log)).await.unwrap();
+    replay(data.path(), false).build(log, &to, untold()).await.unwrap();
 }
 
 /// A log that cannot be read to its end.
@@ -98,11 +184,16 @@ async fn a_file_that_was_not_built_to_its_end_is_none() {
     let to = place.path().join("views.sqlite");
     let left = || place.path().read_dir().unwrap().count();
     let broken: Arc<dyn EventLog> = Arc::new(Broken(watch::Sender::new(7)));
-    let told = replay(data.path(), false).build(broken, &to).await.unwrap_err();
-    assert_eq!((format!("{told:#}").contains("cut off"), left()), (true, 0), "{told:#}");
+    let error = replay(data.path(), false).build(broken, &to, untold()).await.unwrap_err();
+    assert_eq!((format!("{error:#}").contains("cut off"), left()), (true, 0), "{error:#}");
     let log = log_of(&data.path().join("log"), &[1, 2]).await;
-    replay(data.path(), false).build(Arc::clone(&log), &to).await.unwrap();
+    replay(data.path(), false).build(Arc::clone(&log), &to, untold()).await.unwrap();
     assert_eq!((left(), views::peek(&to).unwrap().unwrap().seen.position), (1, 2));
-    let again = replay(data.path(), false).build(log, &to).await.unwrap_err().to_string();
+    let other = place.path().join("other.sqlite");
+    let ended = replay(data.path(), false).build(Arc::clone(&log), &other, told()).await;
+    assert_eq!(ended.unwrap_err().to_string(), "interrupted");
+    let mut names = place.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.all(|name| !name.to_string_lossy().contains("other")));
+    let again = replay(data.path(), false).build(log, &to, untold()).await.unwrap_err().to_string();
     assert!(again.contains("exists; name another"), "{again}");
 }
