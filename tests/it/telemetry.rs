@@ -120,6 +120,24 @@ async fn a_log_line_is_json_and_names_the_request_that_it_is_of() {
     assert!(found, "{text}");
 }
 
+#[test]
+fn the_log_lines_of_a_worker_are_json_too() {
+    let server = Server::start(Setup::clerk());
+    let scratch = tempfile::tempdir().unwrap();
+    let worker = Setup::development()
+        .with("T2M_ENGINE", "storyboard")
+        .with("T2M_LOG_FORMAT", "json")
+        .with("RUST_LOG", "t2m=info")
+        .with("T2M_SERVER", &server.address)
+        .with("T2M_WORKER_TOKEN", "of-another-server")
+        .command(scratch.path(), &["worker"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(worker.stderr).unwrap();
+    let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!(first["message"], "waiting for jobs", "{text}");
+}
+
 #[tokio::test]
 async fn a_trace_goes_to_the_collector_within_the_callers_own() {
     let collector = TcpListener::bind("127.0.0.1:0").unwrap();
