@@ -91,7 +91,7 @@ pub const GENESIS: [u8; 32] = *b"t2m event log, hash chain no. 01";
 /// been; they are written once. While its server cannot be reached for longer than a moment,
 /// appends and `writable` answer [`Error::Unwritable`] and reads [`Error::Storage`], within its
 /// deadlines; when the server is back, all of this ends by itself. So it is with the writing alone
-/// when a server can be reached and takes no append, as one that is read-only: the engine tries by
+/// when a server can be reached and takes no append, as one without room: the engine tries by
 /// itself whether it does. Only a server that comes back with another log, or with less of it than was
 /// seen here, stops the handle for good, reads too.
 ///

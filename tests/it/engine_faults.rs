@@ -126,30 +126,25 @@ async fn a_server_that_can_be_reached_and_takes_no_append_is_not_writable_until_
     let database = server.database().await;
     let log = PostgresLog::open_with(&server.address(&database), SHORT).await.unwrap();
     settle(&log, "thing", Expected::NoStream, 1).await;
-    let outside = server.client("postgres").await;
-    let set_read_only = async |read_only: bool| {
-        let set =
-            format!("ALTER DATABASE {database} SET default_transaction_read_only = {read_only}");
-        outside.batch_execute(&set).await.unwrap();
-        // It is of new connections.
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
-        outside.query(end, &[&database]).await.unwrap();
-    };
-    set_read_only(true).await;
+    let inside = server.client(&database).await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+                  AS $$ BEGIN RAISE EXCEPTION 'no room for it'; END $$;
+                  CREATE TRIGGER refuse BEFORE INSERT ON t2m.events EXECUTE FUNCTION refuse()";
+    inside.batch_execute(refuse).await.unwrap();
     let answer = log.append("thing", Expected::Revision(0), vec![event(2)]).await;
-    let is_told = |why: &str| why.contains("read-only");
+    let is_told = |why: &str| why.contains("no room for it");
     assert!(matches!(&answer, Err(Error::Unwritable(why)) if is_told(why)), "{answer:?}");
     // Each try costs a connection.
     let mut connections = HashSet::new();
     until("it was tried again and again", async || {
         assert!(log.writable().is_err());
         let of_log = "SELECT pid FROM pg_stat_activity WHERE datname = $1";
-        let rows = outside.query(of_log, &[&database]).await.unwrap();
+        let rows = inside.query(of_log, &[&database]).await.unwrap();
         connections.extend(rows.iter().map(|row| row.get::<_, i32>(0)));
-        connections.len() > 5
+        connections.len() > 6
     })
     .await;
-    set_read_only(false).await;
+    inside.batch_execute("DROP TRIGGER refuse ON t2m.events").await.unwrap();
     until("it is writable again", async || log.writable().is_ok()).await;
     assert_eq!(settle(&log, "thing", Expected::Revision(0), 2).await.revision, 1);
     assert_eq!(log.verify().await.unwrap().events, 2);
