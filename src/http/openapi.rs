@@ -120,8 +120,11 @@ struct Problem {
     detail: serde_json::Value,
 }
 
+/// Adds the schema of a body.
+type Tell = fn(&mut BTreeMap<String, RefOr<Schema>>);
+
 /// The JSON bodies, whose fields are described by the code that reads them.
-const BODIES: [fn(&mut BTreeMap<String, RefOr<Schema>>); 13] = [
+const BODIES: [Tell; 13] = [
     bounds::tell::<AccessRequest>,
     bounds::tell::<BatchRequest>,
     bounds::tell::<CompleteRequest>,
