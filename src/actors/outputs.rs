@@ -67,7 +67,9 @@ impl Slot {
     /// the one that is usual here. A text is judged by what it says.
     pub fn unshown<'a>(&self, declared: Option<&'a str>) -> Option<&'a str> {
         let usual = self.types.first().map(|(name, _)| *name);
-        declared.or(usual).filter(|name| !name.starts_with("text/") && self.filename(name).is_some())
+        declared
+            .or(usual)
+            .filter(|name| !name.starts_with("text/") && self.filename(name).is_some())
     }
 
     /// For people: which types it takes.

@@ -214,7 +214,8 @@ async fn while_a_comparison_replays_the_wal_of_what_is_read_can_be_shortened() {
     log.meanwhile = Box::new(move || {
         let sql = rusqlite::Connection::open(&outside).unwrap();
         sql.busy_timeout(Duration::ZERO).unwrap();
-        let busy = sql.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        let busy =
+            sql.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
         assert!(!busy.unwrap(), "somebody reads what was before");
         counted.fetch_add(1, Ordering::Relaxed);
     });
