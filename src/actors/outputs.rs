@@ -64,7 +64,7 @@ impl Slot {
     }
 
     /// The type of bytes that show none, as those of an engine's own container do: the declared one, or
-    /// the one that is usual here. A text is judged by what it says.
+    /// the one that is usual here. Captions are judged by what they say.
     pub fn unshown<'a>(&self, declared: Option<&'a str>) -> Option<&'a str> {
         let usual = self.types.first().map(|(name, _)| *name);
         declared

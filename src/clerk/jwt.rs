@@ -199,13 +199,10 @@ fn check_header(header: &Map<String, Value>) -> Result<(), Rejected> {
     }
 }
 
-/// `sub`, or `user_id` where a template names the user so.
+/// `sub`; `user_id` where a template names the user so and there is no other name.
 fn check_subject(claims: &Map<String, Value>) -> Result<String, Rejected> {
     let named = |name| claims.get(name).filter(|value| !value.is_null());
     let (subject, name) = match (named("sub"), named("user_id")) {
-        (Some(subject), Some(user_id)) if subject != user_id => {
-            return Err(Rejected::Malformed("user_id"));
-        }
         (Some(subject), _) => (subject, "sub"),
         (None, Some(user_id)) => (user_id, "user_id"),
         (None, None) => return Err(Rejected::Malformed("sub")),

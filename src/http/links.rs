@@ -107,7 +107,7 @@ pub struct LinkQuery {
     #[param(required = true, value_type = Option<i64>)]
     expires: Option<String>,
     /// Hex of HMAC-SHA256 over `{id}:{user_id}:{expires}`.
-    #[param(required = true, value_type = Option<String>, pattern = "^[0-9a-f]{64}$")]
+    #[param(required = true, value_type = Option<String>, pattern = "^[0-9a-fA-F]{64}$")]
     signature: Option<String>,
 }
 

@@ -321,7 +321,11 @@ pub async fn output(
             .with_sentence("The bytes do not have the digest that Content-Digest tells"));
     }
     let shown = real_type(&app, &stored, &held.options).await?;
-    let content_type = shown.or_else(|| slot.unshown(declared.as_deref()).map(str::to_owned));
+    let content_type = match (&held.options, shown) {
+        (Options::Video(_), None) => slot.unshown(declared.as_deref()).map(str::to_owned),
+        // What a text does not show it is not.
+        (_, shown) => shown,
+    };
     let fits = content_type.as_deref().filter(|name| slot.filename(name).is_some());
     let fits = fits.filter(|name| declared.as_deref().is_none_or(|declared| declared == *name));
     let content_type = fits.ok_or_else(|| wrong_type(slot))?.to_owned();

@@ -177,7 +177,7 @@ impl Building {
     /// What the file itself does.
     pub fn finish(mut self) -> Result<Views, Error> {
         self.write_held()?;
-        let Self { base, sql, stride, file, lock: _lock, .. } = self;
+        let Self { lock: _lock, base, sql, stride, file, .. } = self;
         let views = finished(base, sql, stride, &file.path)?;
         file.keep();
         Ok(views)
@@ -189,7 +189,7 @@ impl Building {
     /// One of the two cannot be read.
     pub fn compare_and_remove(mut self, others: &Snapshot) -> Result<Vec<Difference>, Error> {
         self.write_held()?;
-        let Self { sql, stride, file, lock: _lock, .. } = self;
+        let Self { lock: _lock, sql, stride, file, .. } = self;
         file::finish(sql, &file.path, stride)?;
         let found = Snapshot::of_file(&file.path).and_then(|fresh| others.compare(&fresh))?;
         file::remove(&file.path)?;
@@ -216,7 +216,7 @@ impl Building {
     ) -> Result<Views, E> {
         self.write_held()?;
         // Held to the end: without it a server that starts takes the file for a leftover.
-        let Self { base, sql, stride, file, lock: _lock, .. } = self;
+        let Self { lock: _lock, base, sql, stride, file, .. } = self;
         let views = finished(base.clone(), sql, stride, &file.path)?;
         settled()?;
         file.make_current(&base)?;
@@ -230,7 +230,7 @@ impl Building {
     pub fn hand_over(mut self) -> Result<(), Error> {
         self.write_held()?;
         // The lock is held to the end here too.
-        let Self { base, sql, stride, file, lock: _lock, .. } = self;
+        let Self { lock: _lock, base, sql, stride, file, .. } = self;
         file::finish(sql, &file.path, stride)?;
         file.make_current(&base)
     }

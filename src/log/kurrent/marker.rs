@@ -13,7 +13,9 @@ use crate::log::Error;
 
 const FORMAT: &str = "t2m-log";
 const KIND: &str = "t2m.log";
-/// What follows the marker is of no meaning; nobody reads it.
+/// A name that no stream of the log has, and not the marker's: what begins the log lies there. Its events
+/// have no meaning, and whoever reads the log passes over them.
+const PROBES: &str = "~t2m.probe";
 const PROBE: &str = "t2m.probe";
 
 #[derive(Serialize, Deserialize)]
@@ -43,19 +45,19 @@ pub(super) async fn inspect(link: &Link, place: &str) -> Result<Option<Uuid>, Fa
     }
 }
 
-/// Appends to the marker's stream, which shows that the server takes appends.
+/// Appends to a stream of its own, which shows that the server takes appends.
 ///
 /// # Errors
 /// It does not, or somebody else did the same at the same time.
 pub(super) async fn probe(link: &Link) -> Result<(), Failure> {
-    let newest = link.stream(MARKER.into(), StreamPosition::End, true, 1).await?;
+    let newest = link.stream(PROBES.into(), StreamPosition::End, true, 1).await?;
     let state = newest
         .first()
         .map_or(StreamState::NoStream, |newest| StreamState::StreamRevision(newest.revision));
     let event = EventData::json(PROBE, &serde_json::json!({}))
         .map_err(|error| Failure::Bad(Error::Storage(error.to_string())))?;
     let event = event.id(Uuid::from_u128(rand::random()));
-    link.append(MARKER.into(), state, vec![event]).await.map(drop)
+    link.append(PROBES.into(), state, vec![event]).await.map(drop)
 }
 
 /// The identity of the log, which is begun if the server holds nothing but its own events.

@@ -201,7 +201,7 @@ pub(super) async fn newest(link: &Arc<Link>) -> Result<(Vec<Recorded>, bool), Fa
     let newest: Newest = (Vec::new(), true);
     let from = StreamPosition::End;
     let found = link.all(from, true, usize::MAX, newest, |(events, is_all), event| {
-        if event.stream_id() == MARKER {
+        if event.stream_id() == MARKER && event.revision == 0 {
             return Ok(ControlFlow::Break(()));
         }
         let found = decode(&event, event.position.commit).map_err(Failure::Bad)?;

@@ -177,6 +177,8 @@ async fn a_translation_comes_with_its_key_and_keeps_the_layout_of_its_source() {
     let text = |name: &str| leased[name].as_str().unwrap().to_owned();
     let held = Held { job: text("job_id"), lease: text("lease_id") };
     ask(held.put(&server, "").body("Hola")).await.assert_refused(415, "unsupported_media_type");
+    let named = held.put(&server, "").header("content-type", "application/x-subrip").body("Hola");
+    ask(named).await.assert_refused(415, "unsupported_media_type");
     ask(held.put(&server, "").body(srt.replace("Hello", "Hola"))).await.data(200);
     let output = held.post(&server, "complete", json!({})).await.data(200)["output"].clone();
     assert_eq!(output["content_type"], "application/x-subrip");

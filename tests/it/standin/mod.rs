@@ -156,12 +156,12 @@ impl Node {
         self.faults.lock().unwrap().push_back(fault);
     }
 
-    /// Each answer takes so long.
     /// How many faults of appends are still to come.
     pub fn faults_left(&self) -> usize {
         self.faults.lock().unwrap().len()
     }
 
+    /// Each answer takes so long.
     pub fn slow(&self, by: Duration) {
         let millis = u64::try_from(by.as_millis()).expect("a short time");
         self.slow_ms.store(millis, Ordering::SeqCst);

@@ -3,14 +3,14 @@
 use super::*;
 
 #[test]
-fn the_user_is_named_by_either_claim_and_by_both_only_if_they_agree() {
+fn the_user_is_named_by_sub_else_by_user_id() {
     let table = [
         (json!("user_1"), Value::Null, Ok("user_1")),
         (Value::Null, json!("user_2"), Ok("user_2")),
         (json!("user_1"), json!("user_1"), Ok("user_1")),
-        (json!("user_1"), json!("user_2"), Err(Rejected::Malformed("user_id"))),
-        (json!("user_1"), json!(1), Err(Rejected::Malformed("user_id"))),
-        (json!(""), json!("user_2"), Err(Rejected::Malformed("user_id"))),
+        (json!("user_1"), json!("an id of the app's own"), Ok("user_1")),
+        (json!("user_1"), json!(1), Ok("user_1")),
+        (json!(""), json!("user_2"), Err(Rejected::Malformed("sub"))),
         (Value::Null, json!("../ada"), Err(Rejected::Malformed("user_id"))),
         (Value::Null, json!("mch_1"), Err(Rejected::TokenType)),
         (Value::Null, Value::Null, Err(Rejected::Malformed("sub"))),
