@@ -170,6 +170,8 @@ mod tests {
             assert!(UserId::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
         assert!(UserId::try_from("user_2mT2m".to_owned()).is_ok());
+        let error = serde_json::from_str::<UserId>("7").unwrap_err().to_string();
+        assert!(error.contains("expected an id"), "{error}");
     }
 
     #[test]

@@ -58,5 +58,7 @@ mod tests {
         for bad in [json!("soon"), json!(7), json!("2026-13-01T00:00:00Z"), json!(null)] {
             assert!(serde_json::from_value::<Event>(bad.clone()).is_err(), "{bad}");
         }
+        let error = serde_json::from_value::<Event>(json!(7)).unwrap_err().to_string();
+        assert!(error.ends_with("expected a moment (RFC 3339)"), "{error}");
     }
 }

@@ -202,7 +202,9 @@ mod tests {
             assert_eq!(serde_json::to_value(tier).unwrap(), tier.as_str());
             assert_eq!(Tier::of(tier.as_str()), tier);
             assert_eq!(tier.is_standard(), tier == Tier::Standard);
+            assert!(Tier::is_name(tier.as_str()));
         }
+        assert!(!Tier::is_name("gold"));
         for class in Class::ALL {
             assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
         }

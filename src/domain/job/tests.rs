@@ -69,6 +69,9 @@ fn finish(n: u128) -> Command {
 fn fail(n: u128) -> Command {
     Command::Fail { lease_id: lease(n), error: "boom".to_owned(), retryable: true }
 }
+fn give_back(n: u128) -> Command {
+    Command::GiveBack { lease_id: lease(n) }
+}
 fn cancel() -> Command {
     Command::Cancel { by: user("ada") }
 }
@@ -157,7 +160,6 @@ fn progress_renews_the_lease_and_never_falls() {
 
 #[test]
 fn what_a_worker_gives_back_goes_on_at_once_and_was_no_attempt() {
-    let give_back = |n| Command::GiveBack { lease_id: lease(n) };
     let mut steps = vec![(0, ask())];
     // More often than there are attempts.
     for n in 1..=u128::from(MAX_ATTEMPTS) + 2 {
@@ -265,7 +267,10 @@ fn the_worker_of_an_overdue_job_is_heard_and_changes_nothing() {
     let after = |command| [(0, due()), (1, take(1)), (10, Command::Lapse), (11, command)];
     check(&after(progress(1)), Ok(0), "failed");
     check(&after(fail(1)), Ok(0), "failed");
-    for lost in [progress(2), fail(2), finish(1), Command::Hold { lease_id: lease(1) }] {
+    check(&after(give_back(1)), Ok(0), "failed");
+    for lost in
+        [progress(2), fail(2), give_back(2), finish(1), Command::Hold { lease_id: lease(1) }]
+    {
         check(&after(lost), Err(Refusal::LeaseLost), "failed");
     }
 }
@@ -320,13 +325,20 @@ fn a_lease_is_held_until_it_is_lost() {
 fn who_does_not_hold_the_lease_is_refused_whatever_it_says() {
     let progress = || Command::Progress { lease_id: lease(2), progress: 5, message: None };
     let hold = || Command::Hold { lease_id: lease(2) };
-    for said in [progress(), finish(2), fail(2), hold()] {
+    for said in [progress(), finish(2), fail(2), give_back(2), hold()] {
         check(&[(0, ask()), (1, said.clone())], Err(Refusal::LeaseLost), "queued");
         let running = [(0, ask()), (0, take(1)), (1, said.clone())];
         check(&running, Err(Refusal::LeaseLost), "running");
         let cancelling = [(0, ask()), (0, take(1)), (1, cancel()), (2, said)];
         check(&cancelling, Err(Refusal::LeaseLost), "cancelling");
     }
+}
+
+#[test]
+fn an_end_that_a_clock_ahead_has_set_holds_nothing() {
+    assert_eq!([-1, 0, 1].map(|second| has_come(at(second), at(0))), [true, true, false]);
+    let ahead = |second| has_come(at(second) + CLOCK_AHEAD, at(0));
+    assert_eq!([-1, 0, 1].map(ahead), [false, false, true]);
 }
 
 #[test]

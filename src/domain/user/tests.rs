@@ -304,7 +304,7 @@ fn what_an_administrator_names_is_decided_even_where_it_was_so() {
     let Some(Event::AccessChanged { decided, .. }) = events.first_mut() else { panic!() };
     *decided = None;
     user.evolve(&events[0]);
-    assert_eq!(user.decided.role.at, None);
+    assert_eq!((user.decided.role.at, user.decided.permissions.at), (None, None));
     assert_eq!(user.decided.subscription_tier.at, Some(at(10)));
 }
 

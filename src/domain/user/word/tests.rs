@@ -131,6 +131,13 @@ fn the_echo_of_an_earlier_decision_undoes_no_later_one() {
     // Each comes back once; what says it again, or much later, is Clerk's own word.
     assert_eq!(then(&[echo, own.clone(), says(120, role("editor"))]), "editor");
     assert_eq!(then(&[own, says(120, role("editor"))]), "editor");
+    // Each of several may come back.
+    let third = (103, set_role("moderator"));
+    assert_eq!(then(&[third, says(104, role("editor"))]), "moderator");
+    // It is no echo of what was decided before Clerk said something else in between.
+    let between =
+        [says(105, role("admin")), (106, set_role("moderator")), says(108, role("creator"))];
+    assert_eq!(then(&between), "creator");
     let much_later = 102 + ECHO.num_seconds() * 10 + 1;
     assert_eq!(then(&[says(much_later, role("editor"))]), "editor");
 }
@@ -148,6 +155,8 @@ fn the_echo_of_a_step_undoes_no_completion() {
     assert_eq!(after(&life).onboarding, Some(completed.clone()));
     let life = [&life[..], &[word(105, &completed), word(200, &begun)]].concat();
     assert_eq!(after(&life).onboarding, Some(begun.clone()));
+    let between = [&life[..4], &[word(104, &begun), word(105, &seventh)]].concat();
+    assert_eq!(after(&between).onboarding, Some(seventh.clone()));
     // The same of flags and of the user type.
     let flags = |name: &str| BTreeMap::from([(name.to_owned(), true)]);
     let told = |name: &str| Told { feature_flags: Some(flags(name)), ..Told::default() };
