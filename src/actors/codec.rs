@@ -6,6 +6,7 @@ use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, StrDeseri
 use serde::de::{DeserializeSeed, MapAccess};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::domain::Aggregate;
 use crate::domain::file::{self, File};
@@ -14,6 +15,7 @@ use crate::domain::job::{self, Job};
 use crate::domain::session::{self, Session};
 use crate::domain::text::Visit;
 use crate::domain::user::{self, User};
+use crate::log::Recorded;
 
 /// What is known about how an event came about (CONTRACT §5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +36,45 @@ impl Metadata {
         Self { correlation_id: String::new(), causation_id: None, actor: actor.to_owned(), source }
     }
 
+    /// This origin of what follows `last` in its stream: what nobody asked for answers to that
+    /// event, and began with the same request.
+    pub fn after(&self, last: &Last) -> Self {
+        let mut origin = self.clone();
+        if matches!(self.source, Source::Worker | Source::System) {
+            origin.causation_id.get_or_insert_with(|| last.event_id.to_string());
+            if origin.correlation_id.is_empty() {
+                origin.correlation_id.clone_from(&last.correlation_id);
+            }
+        }
+        origin
+    }
+
     /// As it is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings under fixed names are always JSON")
+    }
+}
+
+/// The last event of a stream, and the request that it began with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Last {
+    pub event_id: Uuid,
+    /// Of the last event that has one; empty where there is none.
+    pub correlation_id: String,
+}
+
+impl Last {
+    /// Goes on to the last of `events`.
+    pub fn advance(&mut self, events: &[Recorded]) {
+        let Some(last) = events.last() else { return };
+        self.event_id = last.id;
+        let known = |event: &Recorded| {
+            let metadata: Metadata = serde_json::from_slice(&event.metadata).ok()?;
+            (!metadata.correlation_id.is_empty()).then_some(metadata.correlation_id)
+        };
+        if let Some(correlation_id) = events.iter().rev().find_map(known) {
+            self.correlation_id = correlation_id;
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use metrics::{counter, histogram};
 use tracing::{Instrument, Span};
 
-use super::codec::{self, Metadata};
+use super::codec::{self, Last, Metadata};
 use super::keyring::{self, Keyring};
 use crate::clock::Clock;
 use crate::domain::Aggregate;
@@ -34,6 +34,8 @@ pub struct Entity<A> {
     next_revision: u64,
     /// Of the last event taken in; 0 when there is none.
     position: u64,
+    /// The last event taken in, if there is one.
+    last: Option<Last>,
     loaded: bool,
 }
 
@@ -45,6 +47,8 @@ pub struct Executed<A: Aggregate> {
     pub state: A,
     /// Where the stream's last event lies: what a reader must have reached to see the effect.
     pub position: u64,
+    /// The stream's last event: what it brings about in other streams answers to it.
+    pub last: Option<Last>,
 }
 
 /// Why a command had no effect.
@@ -98,7 +102,8 @@ impl<R: std::error::Error> From<keyring::Error> for Failure<R> {
 impl<A: Aggregate> Entity<A> {
     pub fn new(log: Arc<dyn EventLog>, clock: Clock, keyring: Keyring, stream: String) -> Self {
         let state = A::default();
-        Self { log, clock, keyring, stream, state, next_revision: 0, position: 0, loaded: false }
+        let (next_revision, position, last, loaded) = (0, 0, None, false);
+        Self { log, clock, keyring, stream, state, next_revision, position, last, loaded }
     }
 
     /// Takes the stream as empty without looking: right for a fresh id, and if it is not, the
@@ -147,7 +152,8 @@ impl<A: Aggregate> Entity<A> {
             if has_effect {
                 self.append(&events, now, origin).await?;
             }
-            return Ok(Executed { events, state: self.state.clone(), position: self.position });
+            let (state, position, last) = (self.state.clone(), self.position, self.last.clone());
+            return Ok(Executed { events, state, position, last });
         }
     }
 
@@ -164,6 +170,9 @@ impl<A: Aggregate> Entity<A> {
                 self.next_revision = recorded.revision + 1;
                 self.position = recorded.position;
             }
+            if !page.is_empty() {
+                self.last.get_or_insert_default().advance(&page);
+            }
             // Not before: what could not be read is no empty stream, and is read the next time.
             self.loaded = page.len() < PAGE;
         }
@@ -176,6 +185,7 @@ impl<A: Aggregate> Entity<A> {
         now: chrono::DateTime<chrono::Utc>,
         origin: &Metadata,
     ) -> Result<(), Failure<A::Refusal>> {
+        let origin = self.last.as_ref().map_or_else(|| origin.clone(), |last| origin.after(last));
         let metadata = origin.to_bytes();
         let mut records = Vec::with_capacity(events.len());
         let mut kinds = Vec::with_capacity(events.len());
@@ -189,6 +199,7 @@ impl<A: Aggregate> Entity<A> {
             0 => Expected::NoStream,
             next => Expected::Revision(next - 1),
         };
+        let event_id = records.last().map_or_else(Default::default, |it| it.id);
         // Until the log has answered, the state is not known: a failure may still have written.
         self.loaded = false;
         let began = Instant::now();
@@ -202,6 +213,11 @@ impl<A: Aggregate> Entity<A> {
         }
         self.next_revision = appended.revision + 1;
         self.position = appended.position;
+        let last = self.last.get_or_insert_default();
+        last.event_id = event_id;
+        if !origin.correlation_id.is_empty() {
+            last.correlation_id = origin.correlation_id;
+        }
         self.loaded = true;
         Ok(())
     }

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::System;
-use super::codec::{Metadata, Source};
+use super::codec::{Last, Metadata, Source};
 use super::entity::{Executed, Failure};
 use super::keyring;
 use super::outputs::{Handed, Outputs, Slot, slots};
@@ -58,6 +58,15 @@ pub struct Leased {
     pub request: Request,
     /// Where in the log the lease lies.
     pub position: u64,
+    /// The event that gave the lease.
+    pub last: Last,
+}
+
+impl Leased {
+    /// The origin of what this program does under the lease: it answers to that.
+    pub fn origin(&self, worker_id: &str) -> Metadata {
+        by(worker_id).after(&self.last)
+    }
 }
 
 /// What a worker's call came to, and where in the log that lies.
@@ -171,7 +180,7 @@ impl Leasing {
                     // the lease runs out, and the attempt would be lost.
                     let _ = self.system.visible(done.position).await;
                     self.discard_leftovers(job_id, &[]).await?;
-                    return Ok(leased(job_id, done.state, done.position));
+                    return Ok(leased(job_id, done));
                 }
                 Err(Failure::Refused(_)) => drop(taken.insert(job_id)),
                 Err(error) if is_of_one_job(&error) => {
@@ -269,14 +278,14 @@ impl Leasing {
         }
     }
 
-    /// The request of a job whose lease is held.
+    /// The request of a job whose lease is held, and the last that happened to it.
     ///
     /// # Errors
     /// A lost lease is refused.
-    pub async fn hold(&self, job_id: JobId, lease_id: LeaseId) -> Result<Request, Error> {
+    pub async fn hold(&self, job_id: JobId, lease_id: LeaseId) -> Result<(Request, Last), Error> {
         let done = self.execute(job_id, Command::Hold { lease_id }, &by("")).await?;
         match done.state {
-            Job::Requested(job) => Ok(job.request),
+            Job::Requested(job) => Ok((job.request, done.last.unwrap_or_default())),
             Job::Absent => Err(Error::lost()),
         }
     }
@@ -308,13 +317,13 @@ impl Leasing {
         origin: &Metadata,
         shape: impl FnOnce(&Request) -> Shape,
     ) -> Result<Done<Completed>, Error> {
-        let request = match self.hold(job_id, lease_id).await {
-            Ok(request) => request,
+        let (request, last) = match self.hold(job_id, lease_id).await {
+            Ok(held) => held,
             Err(error) => return self.completed_before(job_id, lease_id).await?.ok_or(error),
         };
         let handed = self.outputs.of(request.kind, job_id, lease_id).await?;
-        let shape = shape(&request);
-        let done = self.finish(job_id, lease_id, origin, &request, &handed, shape).await?;
+        let (shape, origin) = (shape(&request), origin.after(&last));
+        let done = self.finish(job_id, lease_id, &origin, &request, &handed, shape).await?;
         self.outputs.forget(request.kind, job_id, lease_id).await;
         Ok(done)
     }
@@ -526,8 +535,8 @@ fn is_of_one_job(failure: &Failure<job::Refusal>) -> bool {
     }
 }
 
-fn leased(job_id: JobId, state: Job, position: u64) -> Option<Leased> {
-    let Job::Requested(job) = state else { return None };
+fn leased(job_id: JobId, done: Executed<Job>) -> Option<Leased> {
+    let Job::Requested(job) = done.state else { return None };
     let Phase::Running(lease) = job.phase else { return None };
     Some(Leased {
         job_id,
@@ -535,7 +544,8 @@ fn leased(job_id: JobId, state: Job, position: u64) -> Option<Leased> {
         attempt: job.attempts,
         expires_at: lease.expires_at,
         request: job.request,
-        position,
+        position: done.position,
+        last: done.last.unwrap_or_default(),
     })
 }
 

@@ -244,6 +244,46 @@ async fn what_an_attempt_left_that_broke_off_while_it_was_stored_is_cleared_by_t
 }
 
 #[actix::test]
+async fn what_comes_of_a_request_goes_back_to_it() {
+    let world = World::new().await;
+    let id = JobId(world.clock.fresh_id());
+    let request = Command::Request(video_of(world.user("ada"), "a pier"));
+    let mut origin = Metadata::by("ada", Source::Api);
+    origin.correlation_id = "req_1".to_owned();
+    let asked = world.system.jobs.execute(id, request, origin).await.unwrap();
+    world.system.visible(asked.position).await.unwrap();
+    let leased = world.lease("w").await;
+    world.hand_in(&leased, b"made").await.unwrap();
+    let origin = leased.origin("w");
+    world.leasing.progress(id, leased.lease_id, &origin, 50, None).await.unwrap();
+    world.leasing.complete(id, leased.lease_id, &origin, |_| SHAPE).await.unwrap();
+    let events = world.system.log.read_all(asked.position, 100).await.unwrap();
+    let kinds: Vec<&str> = events.iter().map(|event| &*event.kind).collect();
+    let expected = ["job.leased.v1", "job.progressed.v1", "file.stored.v1", "job.completed.v1"];
+    assert_eq!(kinds, expected);
+    let requested = world.system.log.read_all(asked.position - 1, 1).await.unwrap().remove(0);
+    for (event, cause) in events.iter().zip([&requested, &events[0], &events[0], &events[0]]) {
+        let metadata: Metadata = serde_json::from_slice(&event.metadata).unwrap();
+        assert_eq!(metadata.correlation_id, "req_1", "{}", event.kind);
+        assert_eq!(metadata.causation_id, Some(cause.id.to_string()), "{}", event.kind);
+    }
+    // The next worker's also, after the user's next word.
+    let id = world.ask("ada").await;
+    let leased = world.lease("w").await;
+    assert_eq!((leased.job_id, &*leased.last.correlation_id), (id, ""));
+    let mut origin = Metadata::by("ada", Source::Api);
+    origin.correlation_id = "req_2".to_owned();
+    world.system.jobs.execute(id, Command::Cancel { by: world.user("ada") }, origin).await.unwrap();
+    let again = world.again();
+    again.pass(LEASE).await;
+    let head = *again.system.log.head().borrow();
+    let ended = again.system.log.read_all(head - 1, 1).await.unwrap().remove(0);
+    assert_eq!(ended.kind, "job.cancelled.v1");
+    let metadata: Metadata = serde_json::from_slice(&ended.metadata).unwrap();
+    assert_eq!(metadata.correlation_id, "req_2");
+}
+
+#[actix::test]
 async fn a_worker_learns_of_a_cancellation_and_its_result_is_thrown_away() {
     let world = World::new().await;
     let id = world.ask("ada").await;

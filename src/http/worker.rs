@@ -311,7 +311,7 @@ pub async fn output(
     let job_id = jobs::parse_id(&id)?;
     let lease_id = query.lease_id.as_deref().and_then(|text| Uuid::try_parse(text).ok());
     let lease_id = LeaseId(lease_id.ok_or_else(|| Problem::field("lease_id", "must be a UUID"))?);
-    let held = app.leasing.hold(job_id, lease_id).await?;
+    let (held, _) = app.leasing.hold(job_id, lease_id).await?;
     let slot = slot(held.kind, query.name.as_deref())?;
     let digest = declared_digest(&request)?;
     let declared = declared_type(&request, slot)?;

@@ -129,16 +129,23 @@ async fn what_a_worker_does_is_told_as_its_own_and_where_it_lies() {
         }
     }
     assert_eq!(steps.last().unwrap().2, server.log_position().await);
+    let request = server.request(Method::GET, "admin/events?limit=200");
+    let all = ask(request.bearer_auth(crate::server::signed(&admin))).await.data(200);
+    let all = all["items"].as_array().unwrap();
     for (worker, step, position) in steps {
         let path = format!("admin/events?from={}&limit=1", position - 1);
         let request = server.request(Method::GET, &path);
         let found = ask(request.bearer_auth(crate::server::signed(&admin))).await.data(200);
-        let metadata = &found["items"][0]["metadata"];
+        let event = &found["items"][0];
+        let before = event["revision"].as_u64().unwrap() - 1;
+        let is_before = |it: &&Value| it["stream"] == event["stream"] && it["revision"] == before;
         let expected = json!({
-            "correlation_id": format!("{worker}-{step}"), "causation_id": null, "actor": worker,
+            "correlation_id": format!("{worker}-{step}"),
+            "causation_id": all.iter().find(is_before).unwrap()["id"],
+            "actor": worker,
             "source": "worker",
         });
-        assert_eq!(metadata, &expected, "{found}");
+        assert_eq!(event["metadata"], expected, "{found}");
     }
 }
 
