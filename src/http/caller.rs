@@ -19,10 +19,11 @@ use super::rates::Class;
 use super::routes::{self, Access};
 use super::tus;
 use crate::actors::codec::{Metadata, Source};
-use crate::clerk::jwt::Verified;
+use crate::clerk::jwt::{CLOCK_SKEW_S, Verified};
 use crate::clerk::translate;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::user::{Onboarding, OnboardingStatus};
+use crate::views::UserRow;
 
 /// The tiers that class [`Access::Premium`] takes (CONTRACT §4).
 const PREMIUM_TIERS: [&str; 2] = ["premium", "enterprise"];
@@ -50,9 +51,17 @@ impl Caller {
         origin
     }
 
-    /// How far the caller's onboarding is: as it is known here, else as its token says.
-    pub fn onboarding(&self, known: Option<Onboarding>) -> Option<Onboarding> {
-        known.or_else(|| translate::onboarding(self.token.as_deref()?))
+    /// How far the caller's onboarding is: as it is known here, else as its token says. That it is
+    /// completed a newer token knows better: Clerk's webhook may be on its way.
+    pub fn onboarding(&self, user: Option<&UserRow>) -> Option<Onboarding> {
+        let token = self.token.as_deref();
+        let known_at = user.map(|user| user.updated_at.timestamp() + CLOCK_SKEW_S);
+        let newer = token.is_some_and(|token| known_at.is_none_or(|at| token.issued_at > at));
+        standing(
+            user.and_then(|user| user.onboarding.clone()),
+            token.and_then(translate::onboarding),
+            newer,
+        )
     }
 
     /// Holds the caller to a class; whoever is a caller is authenticated.
@@ -97,6 +106,16 @@ impl FromRequest for Caller {
     }
 }
 
+/// Of the onboarding as it is known here and as a token claims it, the one that counts.
+fn standing(
+    known: Option<Onboarding>,
+    claimed: Option<Onboarding>,
+    newer: bool,
+) -> Option<Onboarding> {
+    let completed = claimed.as_ref().is_some_and(|it| it.status == OnboardingStatus::Completed);
+    if newer && completed { claimed } else { known.or(claimed) }
+}
+
 /// Stands before a handler, before its body is read: 401 and 403 come from here.
 pub async fn guard(
     access: Access,
@@ -117,11 +136,15 @@ async fn admit(access: Access, request: &HttpRequest) -> Result<Caller, Problem>
     let app = request.app_data::<web::Data<App>>();
     let app = app
         .ok_or_else(|| Problem::new(Code::InternalError).caused_by("the app's data is missing"))?;
-    let caller = identity::identify(app, request).await?;
+    let known = app.system.progress.now().position;
+    let mut caller = identity::identify(app, request).await?;
     count(app, request, &caller)?;
+    // Only now: no stranger makes the server wait. What came meanwhile may be about the caller.
+    if wait_for_position(app, request).await?.is_some_and(|named| named > known) {
+        caller = identity::identify(app, request).await?;
+    }
     require_onboarding(app, request, &caller)?;
     caller.require(access)?;
-    wait_for_position(app, request).await?;
     Ok(caller)
 }
 
@@ -152,8 +175,7 @@ fn require_onboarding(app: &App, request: &HttpRequest, caller: &Caller) -> Resu
     if !app.require_onboarding || routes::without_prefix(request.path()).is_some_and(open) {
         return Ok(());
     }
-    let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
-    let progress = caller.onboarding(known);
+    let progress = caller.onboarding(app.system.views.user(&caller.user_id)?.as_ref());
     if progress.is_some_and(|progress| progress.status == OnboardingStatus::Completed) {
         return Ok(());
     }
@@ -161,16 +183,18 @@ fn require_onboarding(app: &App, request: &HttpRequest, caller: &Caller) -> Resu
     Err(Problem::new(Code::OnboardingRequired).with_detail(detail))
 }
 
-/// Read-your-writes: a request that names a position is answered from a read model that has it.
+/// Read-your-writes: a request that names a position, which is given, is answered from a read model
+/// that has it.
 ///
 /// # Errors
 /// 400 for no position, 503 when it does not come.
-pub async fn wait_for_position(app: &App, request: &HttpRequest) -> Result<(), Problem> {
-    let Some(value) = request.headers().get("x-log-position") else { return Ok(()) };
+pub async fn wait_for_position(app: &App, request: &HttpRequest) -> Result<Option<u64>, Problem> {
+    let Some(value) = request.headers().get("x-log-position") else { return Ok(None) };
     let position = value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
         Problem::new(Code::MalformedRequest).with_sentence("X-Log-Position is not a position")
     })?;
-    Ok(app.system.visible(position).await?)
+    app.system.visible(position).await?;
+    Ok(Some(position))
 }
 
 #[cfg(test)]
@@ -211,6 +235,23 @@ mod tests {
         for (caller, access, refused) in table {
             let code = caller.require(access).err().map(|problem| problem.code().name());
             assert_eq!(code, refused, "{caller:?} {access:?}");
+        }
+    }
+
+    #[test]
+    fn a_newer_token_knows_that_the_onboarding_is_completed_and_no_step_of_it() {
+        use OnboardingStatus::{Completed, InProgress};
+        let at = |step, status| Some(Onboarding { step, total_steps: 8, status });
+        let (third, done) = (at(3, InProgress), at(8, Completed));
+        for (known, claimed, newer, counts) in [
+            (&third, &done, true, &done),
+            (&third, &done, false, &third),
+            (&third, &at(5, InProgress), true, &third),
+            (&done, &third, true, &done),
+            (&third, &None, true, &third),
+            (&None, &third, false, &third),
+        ] {
+            assert_eq!(standing(known.clone(), claimed.clone(), newer), *counts, "{claimed:?}");
         }
     }
 

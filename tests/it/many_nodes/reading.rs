@@ -25,6 +25,16 @@ async fn a_read_that_names_a_position_waits_at_another_node_until_it_is_there() 
         let listed = ask(with(cluster.node(number + 2), "jobs?limit=1", position)).await;
         assert_eq!(listed.data(200)["items"][0]["job_id"], job);
     }
+    // What is said of the caller itself is of that position, too.
+    for number in 0..20 {
+        let (path, role) = (format!("admin/users/{ADA}/access"), ["editor", "creator"][number % 2]);
+        let body = json!({ "role": role });
+        let changed = as_admin(cluster.node(number), Method::PUT, &path, Some(&body)).await;
+        let position = changed.position();
+        changed.data(200);
+        let me = ask(with(cluster.node(number + 1), "me", position)).await.data(200);
+        assert_eq!(me["role"], role);
+    }
     // Asked before it is written, it is answered when it is.
     let end = cluster.caught_up().await;
     let early = tokio::spawn(ask(with(cluster.node(1), "me", end + 1)));
