@@ -121,6 +121,9 @@ pub async fn nothing_is_read_where_nothing_is(log: Log) {
         assert_eq!(log.read_stream(&stream, from, 10).await, Ok(vec![]));
     }
     assert_eq!(log.read_stream(&stream, 0, 0).await, Ok(vec![]));
+    for nobody in ["", "no\0body"] {
+        assert_eq!(log.read_stream(nobody, 0, 10).await, Ok(vec![]), "{nobody:?}");
+    }
     assert_eq!(log.read_all(0, 0).await, Ok(vec![]));
     assert_eq!(log.read_all(u64::MAX, 10).await, Ok(vec![]));
 }

@@ -196,6 +196,9 @@ impl EventLog for KurrentLog {
         from_revision: u64,
         limit: usize,
     ) -> Result<Vec<Recorded>, Error> {
+        if super::check_name("a stream", stream).is_err() {
+            return Ok(vec![]);
+        }
         let (shared, stream) = (Arc::clone(&self.shared), stream.to_owned());
         self.on_runtime(async move {
             let read = |link: Arc<Link>| -> BoxFuture<'_, _> {

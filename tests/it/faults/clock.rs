@@ -11,7 +11,10 @@ use super::{rounds, skip};
 use crate::server::{LOG_FILE, Server, Setup, ask, claims, session_of, signed};
 
 const ADA: &str = "user_ada";
+/// Ends its session itself.
 const EVE: &str = "user_eve";
+/// Lets it run out, at the first jump.
+const BOB: &str = "user_bob";
 const DAY_S: i64 = 86_400;
 /// In days from the true time.
 const JUMPS: [i64; 6] = [400, 0, -400, 400, -400, 0];
@@ -36,6 +39,7 @@ async fn the_clock_may_jump_and_nothing_comes_back_to_life() {
     ask(at(&server, 0, EVE, Method::DELETE, &format!("sessions/{}", session_of(EVE))))
         .await
         .data(200);
+    ask(at(&server, 0, BOB, Method::GET, "me")).await.data(200);
 
     let (mut position, mut jobs) = (0, 0);
     for days in (0..rounds(1)).flat_map(|_| JUMPS) {
@@ -44,8 +48,10 @@ async fn the_clock_may_jump_and_nothing_comes_back_to_life() {
             if restarted {
                 server = server.start_again();
             }
-            let eve = ask(at(&server, days, EVE, Method::GET, "me")).await;
-            eve.assert_refused(401, "session_ended");
+            for gone in [EVE, BOB] {
+                let answer = ask(at(&server, days, gone, Method::GET, "me")).await;
+                answer.assert_refused(401, "session_ended");
+            }
             let request = at(&server, days, ADA, Method::POST, "videos/generate");
             let job = ask(request.json(&json!({ "prompt": "a lighthouse" }))).await;
             assert!(job.position() > position, "{} after {position}", job.position());
