@@ -182,11 +182,12 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     let address = format!("http://{}", listener.local_addr().context("reading the address")?);
     let door = Door::of(&listener).context("holding the listening socket")?;
 
+    let which = Which { data_dir: data_dir.clone(), setting: settings.log.clone() };
+    which.ensure_no_loss_before_opening().await?;
     let log = log::open(&settings.log, data_dir).await.context("opening the log")?;
     let held = server_lock::take_for_server(data_dir)?.with_context(|| {
         format!("another server, or a command, is at work in {}", data_dir.display())
     })?;
-    let which = Which { data_dir: data_dir.clone(), setting: settings.log.clone() };
     let views = open_views(&*log, &which).await?;
     let head = *log.head().borrow();
     let blobs = Blobs::open(&settings.blobs, data_dir).context("opening the blob store")?;

@@ -2,9 +2,10 @@
 //! their own. What is computed from the log (the read model) is not in it.
 //!
 //! The log comes first, and it is copied event by event, so that it is a whole prefix of the
-//! server's and checked on the way. Bytes are stored before the event that names them, so that the
-//! files of that prefix are there, save those that were deleted meanwhile: then the log is copied on
-//! to where their deletion is. Keys come last: each was there before the first event it sealed.
+//! server's and checked on the way; one that ends before what the read model has seen is refused.
+//! Bytes are stored before the event that names them, so that the files of that prefix are there,
+//! save those that were deleted meanwhile: then the log is copied on to where their deletion is.
+//! Keys come last: each was there before the first event it sealed.
 
 pub mod files;
 mod keys;
@@ -100,7 +101,10 @@ impl Backup {
         let data_dir = &self.log.data_dir;
         // A log over the network does not tell that it is the wrong one.
         ensure!(data_dir.is_dir(), "there is no data directory {}", data_dir.display());
+        let seen = self.log.seen();
         let log = self.log.open_for_reading().await?;
+        let whole = self.log.ensure_no_loss(&*log, seen).await;
+        whole.context("holding the log against the read model")?;
         let blobs =
             Blobs::open_for_reading(&store, data_dir).context("opening the store of files")?;
         let keys = Keys { blobs: &blobs, data_dir, given: given.as_ref() };

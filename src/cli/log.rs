@@ -15,8 +15,10 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{BadConfiguration, restore, say, server_lock};
+use super::{BadConfiguration, layout, read_model, restore, say, server_lock};
+use crate::actors::standing::{self, Standing};
 use crate::log::{self, EventLog};
+use crate::views::{self, Seen};
 
 /// How long a server that is not there is waited for in silence.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -143,6 +145,66 @@ impl Which {
         }
     }
 
+    /// What the read model has seen of a log that lies beside it; none where there is none. To be
+    /// asked before the log is opened: a server may be at work on both.
+    ///
+    /// # Errors
+    /// The read model cannot be asked.
+    pub fn seen(&self) -> Result<Option<Seen>, views::Error> {
+        match self.file() {
+            Some(_) => Seen::of(&self.data_dir.join(layout::VIEWS)),
+            None => Ok(None),
+        }
+    }
+
+    /// A log that has lost its end agrees with itself, and not with what was seen of it.
+    ///
+    /// # Errors
+    /// [`log::Error::Corrupt`] with the first position that is missing; the log cannot be read.
+    pub async fn ensure_no_loss(
+        &self,
+        log: &dyn EventLog,
+        seen: Result<Option<Seen>, views::Error>,
+    ) -> Result<(), log::Error> {
+        let seen = match seen {
+            Ok(Some(seen)) => seen,
+            Ok(None) => return Ok(()),
+            // That is no fault of the log's.
+            Err(error) => {
+                eprintln!("the log's end was not held against the read model: {error}");
+                return Ok(());
+            }
+        };
+        let standing = standing::of(log, &seen).await?;
+        let Err(lacking) = read_model::ensure_no_loss(standing, &seen, self) else {
+            return Ok(());
+        };
+        let position = match standing {
+            Standing::Empty => 1,
+            Standing::Cut { head } => head + 1,
+            // The last that was seen is not there; since where, nobody knows.
+            Standing::Parted | Standing::Same | Standing::Another => seen.position,
+        };
+        Err(log::Error::Corrupt { position, what: lacking.to_string() })
+    }
+
+    /// The same of a log that is to be written, before it is opened for that: whoever closes it then
+    /// deletes its WAL, and with it the events that lie there behind a damage.
+    ///
+    /// # Errors
+    /// As [`read_model::ensure_no_loss`]; the log cannot be read.
+    pub async fn ensure_no_loss_before_opening(&self) -> anyhow::Result<()> {
+        // Whatever else is wrong with the read model is said when it is opened.
+        let Ok(Some(seen)) = self.seen() else { return Ok(()) };
+        if !self.file().is_some_and(|file| file.exists()) {
+            return Ok(());
+        }
+        let opened = log::open_for_reading(&self.setting, &self.data_dir).await;
+        let log = opened.context("opening the log")?;
+        let standing = standing::of(&*log, &seen).await.context("reading the log")?;
+        read_model::ensure_no_loss(standing, &seen, self)
+    }
+
     /// Its file, where the engine has one on this machine.
     pub fn file(&self) -> Option<PathBuf> {
         log::file(&self.setting, &self.data_dir)
@@ -183,10 +245,12 @@ pub fn unit(log: &dyn EventLog) -> &'static str {
     if log.stride() == 1 { "events" } else { "positions" }
 }
 
-/// The chain shows that the log agrees with itself; keep the head hash elsewhere to show more.
+/// The chain shows that the log agrees with itself, and a read model beside it that its end is
+/// there; keep the head hash elsewhere to show more.
 async fn verify(place: &Where) -> anyhow::Result<()> {
+    let seen = place.log.seen();
     let log = place.log.open_for_reading().await?;
-    let verified = verify_all(&*log).await;
+    let verified = verify_as_seen(&place.log, &*log, seen).await;
     if let (true, Err(error)) = (place.json, &verified) {
         let position = match error.downcast_ref() {
             Some(log::Error::Corrupt { position, .. }) => Some(position),
@@ -207,6 +271,16 @@ async fn verify(place: &Where) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn verify_as_seen(
+    which: &Which,
+    log: &dyn EventLog,
+    seen: Result<Option<Seen>, views::Error>,
+) -> anyhow::Result<log::Verified> {
+    let verified = verify_all(log).await?;
+    which.ensure_no_loss(log, seen).await?;
+    Ok(verified)
+}
+
 /// With a bar.
 pub async fn verify_all(log: &dyn EventLog) -> anyhow::Result<log::Verified> {
     let bar = bar("verify", *log.head().borrow(), unit(log))?;
@@ -217,15 +291,130 @@ pub async fn verify_all(log: &dyn EventLog) -> anyhow::Result<log::Verified> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use std::path::Path;
+
+    use chrono::DateTime;
+    use uuid::Uuid;
+
     use super::*;
-    use crate::log::EmbeddedLog;
+    use crate::log::{EmbeddedLog, Expected, NewEvent, Recorded};
+    use crate::views::Views;
+
+    pub fn embedded_in(data_dir: &Path) -> Which {
+        Which { data_dir: data_dir.to_owned(), setting: "embedded".to_owned() }
+    }
+
+    /// The log of a data directory, with one more event of each of these numbers.
+    pub async fn filled(data_dir: &Path, numbers: std::ops::RangeInclusive<u128>) -> EmbeddedLog {
+        let log = EmbeddedLog::open(&data_dir.join(layout::LOG)).unwrap();
+        for number in numbers {
+            let event = NewEvent {
+                id: Uuid::from_u128(number),
+                kind: "thing.happened.v1".to_owned(),
+                time: DateTime::UNIX_EPOCH,
+                data: b"{}".to_vec(),
+                metadata: b"{}".to_vec(),
+            };
+            log.append("thing", Expected::Any, vec![event]).await.unwrap();
+        }
+        log
+    }
+
+    /// The read model of a data directory is made, where there is none, and has seen these events.
+    pub fn see(data_dir: &Path, events: &[Recorded]) {
+        let path = data_dir.join(layout::VIEWS);
+        if !path.exists() {
+            drop(Views::open(&path).unwrap());
+        }
+        let (first, last) = (&events[0], &events[events.len() - 1]);
+        let seen = (i64::try_from(last.position).unwrap(), first.hash, last.hash);
+        let sql = "UPDATE checkpoint SET position = ?1, first = ?2, last = ?3";
+        rusqlite::Connection::open(&path).unwrap().execute(sql, seen).unwrap();
+    }
+
+    /// A stranger's hand at the log of a data directory.
+    pub fn alter(data_dir: &Path, sql: &str) {
+        let log = rusqlite::Connection::open(data_dir.join(layout::LOG)).unwrap();
+        log.execute_batch(sql).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_log_lacks_at_its_end_is_known_from_what_was_seen_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, which) = (dir.path(), embedded_in(dir.path()));
+        let log = filled(place, 1..=20).await;
+        let events = log.read_all(0, 20).await.unwrap();
+        drop(log);
+        // How many events are there, or which is the first that is missing.
+        let found = async || {
+            let seen = which.seen();
+            let log = which.open_for_reading().await.unwrap();
+            match verify_as_seen(&which, &*log, seen).await {
+                Ok(verified) => Ok(verified.events),
+                Err(error) => match error.downcast_ref() {
+                    Some(log::Error::Corrupt { position, .. }) => Err(*position),
+                    _ => panic!("{error:#}"),
+                },
+            }
+        };
+        assert_eq!(found().await, Ok(20), "nothing was seen");
+        see(place, &events);
+        assert_eq!(found().await, Ok(20));
+        alter(place, "DELETE FROM events WHERE position > 18");
+        assert_eq!(found().await, Err(19));
+        see(place, &events[..19]);
+        assert_eq!(found().await, Err(19));
+        see(place, &events[..18]);
+        assert_eq!(found().await, Ok(18), "no more was seen");
+        drop(filled(place, 21..=23).await);
+        assert_eq!(found().await, Ok(21), "it went on from there");
+        see(place, &events);
+        assert_eq!(found().await, Err(20), "it went on without what was seen");
+        let other = tempfile::tempdir().unwrap();
+        let log = filled(other.path(), 31..=33).await;
+        see(place, &log.read_all(0, 3).await.unwrap());
+        assert_eq!(found().await, Ok(21), "what was seen is of another log");
+        see(place, &events);
+        alter(place, "DELETE FROM events");
+        assert_eq!(found().await, Err(1), "nothing is left");
+        std::fs::write(place.join(layout::VIEWS), "no read model of ours").unwrap();
+        assert_eq!(found().await, Ok(0), "nobody can tell");
+    }
+
+    #[tokio::test]
+    async fn before_a_log_that_lost_its_end_is_opened_to_write_its_wal_is_left_alone() {
+        let [live, dir] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let which = embedded_in(dir.path());
+        which.ensure_no_loss_before_opening().await.unwrap();
+        // What a killed process leaves behind, with one bit of the last commit flipped.
+        let log = filled(live.path(), 1..=20).await;
+        let events = log.read_all(0, 20).await.unwrap();
+        let [file, wal] = [layout::LOG.to_owned(), format!("{}-wal", layout::LOG)];
+        std::fs::copy(live.path().join(&file), dir.path().join(&file)).unwrap();
+        let mut damaged = std::fs::read(live.path().join(&wal)).unwrap();
+        let wal = dir.path().join(wal);
+        *damaged.last_mut().unwrap() ^= 1;
+        std::fs::write(&wal, &damaged).unwrap();
+        which.ensure_no_loss_before_opening().await.unwrap();
+        see(dir.path(), &events);
+        for _ in 0..2 {
+            let refused = which.ensure_no_loss_before_opening().await.unwrap_err().to_string();
+            assert!(refused.contains("ends at 19, but its read model"), "{refused}");
+            assert!(std::fs::read(&wal).unwrap() == damaged, "a look altered it");
+        }
+        // Who can mend it has it all.
+        *damaged.last_mut().unwrap() ^= 1;
+        std::fs::write(&wal, &damaged).unwrap();
+        which.ensure_no_loss_before_opening().await.unwrap();
+        drop(log);
+    }
 
     #[tokio::test]
     async fn who_is_in_the_way_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path();
-        let which = Which { data_dir: place.to_owned(), setting: "embedded".to_owned() };
+        let which = embedded_in(place);
         let found = async || match which.open_alone().await.unwrap() {
             Alone::Yes(..) => "nobody",
             Alone::BesideServer => "a server",

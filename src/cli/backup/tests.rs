@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::files::place;
 use super::*;
+use crate::cli::log::tests::{alter, see};
 use crate::log::{Appended, EmbeddedLog, Error, Expected, NewEvent, Recorded, Stats};
 
 /// A log to which somebody stores one more file whenever it was read to its end.
@@ -125,4 +126,24 @@ async fn beside_a_file_that_was_lost_all_others_of_a_log_that_grows_are_in_the_b
     std::fs::remove_file(place(to.path(), one)).unwrap();
     let refused = copying.ensure_whole(&needed, to.path()).unwrap_err().to_string();
     assert_eq!(refused, format!("the file {one} is not in the backup"));
+}
+
+#[tokio::test]
+async fn a_log_that_has_lost_its_end_is_not_backed_up() {
+    let (growing, to) = (Growing::new(), tempfile::tempdir().unwrap());
+    for _ in 0..3 {
+        growing.store_next().await;
+    }
+    let events = growing.log.read_all(0, 3).await.unwrap();
+    let data_dir = growing.data_dir.path();
+    see(data_dir, &events);
+    let backup = growing.backup_to(&to.path().join("whole"));
+    assert_eq!(backup.make().await.unwrap().0.log.events, 3);
+    alter(data_dir, "DELETE FROM events WHERE position = 3");
+    let backup = growing.backup_to(&to.path().join("cut"));
+    let refused = backup.make().await.map(drop).unwrap_err();
+    assert!(format!("{refused:#}").contains("is damaged at position 3: "), "{refused:#}");
+    assert!(!backup.to.exists());
+    see(data_dir, &events[..2]);
+    assert_eq!(backup.make().await.unwrap().0.log.events, 2);
 }

@@ -160,6 +160,7 @@ async fn other_alterations_are_found_at_their_position() {
     let alterations = [
         ("DELETE FROM events WHERE position = 7", 7),
         ("DELETE FROM events WHERE position = 1", 1),
+        // Only since the handle knows where the log ended.
         ("DELETE FROM events WHERE position > 18", 19),
         ("UPDATE events SET time = time + 1 WHERE position = 5", 5),
         ("UPDATE events SET revision = 100 WHERE position = 8", 8),

@@ -253,6 +253,20 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
     assert_eq!(told["position"], 3, "{told}");
     assert!(told["error"].as_str().unwrap().contains("do not belong together"), "{told}");
     set(&whole);
+    // What is left agrees with itself, but the read model has seen more.
+    let lose = "CREATE TEMP TABLE lost AS SELECT * FROM events WHERE position > 3;
+                DELETE FROM events WHERE position > 3";
+    log.execute_batch(lose).unwrap();
+    let verified = Setup::clerk().run(&data, &["log", "verify", "--json"]);
+    assert_eq!(verified.status.code(), Some(1));
+    let told = parsed(&String::from_utf8(verified.stdout).unwrap());
+    assert_eq!(told["position"], 4, "{told}");
+    for command in [&["backup", hidden.to_str().unwrap()][..], &["serve"]] {
+        let refused = run(&data, command).unwrap_err();
+        assert!(refused.contains("ends at 3, but its read model in"), "{refused}");
+    }
+    assert!(!hidden.exists(), "a backup of what is left");
+    log.execute_batch("INSERT INTO events SELECT * FROM lost").unwrap();
     std::fs::create_dir_all(data.join("blobs/secrets")).unwrap();
     std::fs::write(data.join("blobs/secrets/job-1"), b"sealed by a key that is lost").unwrap();
     assert_eq!(verdicts(&[]), ["keys"]);
