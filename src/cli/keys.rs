@@ -10,11 +10,14 @@ use clap::{Args, Subcommand};
 use super::layout::{EXCHANGE_LOCK, MASTER_KEY};
 use super::log::{Alone, Which};
 use super::{BadConfiguration, agreed, owner, restore, say, server_lock};
-use crate::actors::keyring::{KEYS, Keyring};
+use crate::actors::keyring::{self, KEYS, Keyring};
 use crate::actors::secrets::SECRETS;
 use crate::config::{BlobStore, Secret};
 use crate::media::blobs::{self, Blobs};
-use crate::media::vault::{MasterKey, Vault};
+use crate::media::vault::{self, MasterKey, Vault};
+
+/// What is said of what lies in [`KEYS`].
+const OF_USERS: &str = "users' keys";
 
 #[derive(Subcommand)]
 pub enum Keys {
@@ -119,7 +122,7 @@ impl Opened {
 
     /// What the master key seals, by what it is.
     fn vaults(&self) -> [(&'static str, Vault); 2] {
-        [("users' keys", KEYS), ("secrets of jobs", SECRETS)]
+        [(OF_USERS, KEYS), ("secrets of jobs", SECRETS)]
             .map(|(what, folder)| (what, Vault::new(&self.blobs, folder, self.master.clone())))
     }
 }
@@ -204,8 +207,17 @@ async fn reseal(opened: &Opened) -> anyhow::Result<()> {
     for (what, vault) in opened.vaults() {
         let mut count = 0;
         for sealed in vault.list().await.with_context(|| format!("listing the {what}"))? {
-            let sealing = || format!("sealing {} of the {what} anew", sealed.name);
-            count += usize::from(vault.reseal(&sealed.name).await.with_context(sealing)?);
+            let resealed = vault.reseal(&sealed.name).await;
+            let is_damaged = matches!(resealed, Err(vault::Error::Unopenable));
+            let user = keyring::user_of(&sealed.name).filter(|_| is_damaged && what == OF_USERS);
+            let remedy = user.map_or_else(String::new, |user| {
+                format!(
+                    ", without which the old master key has to stay (bring back a copy that \
+                     opens, or give the user up with `t2m erase '{user}'`)"
+                )
+            });
+            let sealing = || format!("sealing {} of the {what} anew{remedy}", sealed.name);
+            count += usize::from(resealed.with_context(sealing)?);
         }
         say(format_args!("{what:<17}{count:>9} sealed anew"));
     }
@@ -222,6 +234,7 @@ async fn reseal(opened: &Opened) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::log::EmbeddedLog;
+    use crate::media::vault::KEY_BYTES;
 
     #[tokio::test]
     async fn a_second_rotation_at_the_same_time_is_refused_and_changes_nothing() {
@@ -255,5 +268,32 @@ mod tests {
         let refused = rotate(&place).await.unwrap_err().to_string();
         assert!(refused.starts_with("T2M_MASTER_KEY: "), "{refused}");
         assert!(!dir.path().join("master.key").exists());
+    }
+
+    #[tokio::test]
+    async fn of_a_damaged_key_it_is_said_how_the_rotation_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(EmbeddedLog::open(&dir.path().join("log.sqlite")).unwrap());
+        let (data_dir, setting) = (dir.path().to_owned(), "embedded".to_owned());
+        let log = Which { data_dir, setting };
+        let place = Place { log, blobs: "file".to_owned(), master_key: None };
+        let opened = place.open().unwrap();
+        let vault = Vault::new(&opened.blobs, KEYS, opened.master.clone());
+        for name in ["ada", "auth0=7"] {
+            vault.seal(name, b"a key").await.unwrap();
+        }
+        std::fs::write(dir.path().join("blobs/keys/auth0=7"), b"damaged").unwrap();
+        let keys = || std::fs::read(dir.path().join("master.key")).unwrap().len() / KEY_BYTES;
+        let refused = format!("{:#}", rotate(&place).await.unwrap_err());
+        assert!(refused.starts_with("sealing auth0=7 of the users' keys anew"), "{refused}");
+        assert!(
+            refused.contains("`t2m erase 'auth0|7'`") && refused.contains("damage"),
+            "{refused}"
+        );
+        assert_eq!(keys(), 2);
+        let user = keyring::user_of("auth0=7").unwrap();
+        opened.keyring().destroy(&user, chrono::DateTime::UNIX_EPOCH).await.unwrap();
+        rotate(&place).await.unwrap();
+        assert_eq!(keys(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! `t2m restore`: a backup into an empty data directory. Everything is checked before anything
 //! takes its place: each file against the manifest, each blob against its name, the log's chain.
 
+mod documents;
 mod staging;
 
 use std::collections::HashSet;
@@ -13,23 +14,22 @@ use serde_json::{Value, json};
 
 use super::backup::files::{copy_as, ensure_whole, parse_list, place};
 use super::backup::manifest::{Manifest, Part, write_private};
-use super::layout::LOG;
+use super::keys::given_master_key;
+use super::layout::{LOG, MASTER_KEY};
 use super::log::carry::copy_into;
 use super::log::{Which, verify_all};
 use super::{owner, say};
-use crate::actors::dead_letters::DeadLetters;
 use crate::actors::keyring;
-use crate::config::BlobStore;
+use crate::config::{BlobStore, Secret};
 use crate::log::transfer::{Carrying, Reading};
 use crate::log::{EmbeddedLog, EventLog};
 use crate::media::blobs::{self, Blobs};
 use crate::media::documents::is_unfinished;
+use crate::media::vault::MasterKey;
+use documents::{Bringing, Document};
 use staging::{Restored, Staging};
 
 pub use staging::refuse_unfinished;
-
-/// Of somebody who was erased before the restore; when, nobody says.
-const TOMBSTONE: &[u8] = br#"{"erased_at":"before a restore"}"#;
 
 #[derive(Args)]
 pub struct Restore {
@@ -44,6 +44,13 @@ pub struct Restore {
     /// The backup's keys, where they are kept apart [default: `keys` in the backup]
     #[arg(long, value_name = "DIR")]
     keys: Option<PathBuf>,
+    /// The same as the server's; without it that is the backup's `master.key`
+    #[arg(long, env = "T2M_MASTER_KEY", hide_env_values = true)]
+    master_key: Option<Secret>,
+    /// Where keys in the store do not open, put the backup's in their place, and remove those that the
+    /// backup does not have: only if the master key that sealed them is lost for good
+    #[arg(long)]
+    replace_keys: bool,
     /// Who was erased since the backup: a copy of the live store's folder `erased`, or a file with
     /// the names in it, one a line. Their keys are not restored
     #[arg(long, value_name = "DIR_OR_FILE")]
@@ -89,6 +96,7 @@ impl Restore {
         let store = BlobStore::parse(&self.store)
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
         self.log.check()?;
+        let given = given_master_key(self.master_key.as_ref())?;
         let manifest = Manifest::read(&self.from)?;
         let erased = self.erased()?;
         let bucket = match store {
@@ -116,7 +124,9 @@ impl Restore {
             return Ok((manifest, moving.restored.clone()));
         }
         tell_strangers(&manifest, &erased);
-        let restored = match self.bring(&staging, bucket.as_ref(), &manifest, &erased).await {
+        let (bucket, given) = (bucket.as_ref(), given.as_ref());
+        let brought = self.bring(&staging, bucket, &manifest, &erased, given).await;
+        let restored = match brought {
             Ok(restored) => restored,
             Err(error) => return Err(self.give_up(&staging, error)),
         };
@@ -142,14 +152,24 @@ impl Restore {
         bucket: Option<&Blobs>,
         manifest: &Manifest,
         erased: &HashSet<String>,
+        given: Option<&MasterKey>,
     ) -> anyhow::Result<Restored> {
         let Files { sound, left_out } = self.stage_blobs(&staging.path, bucket, manifest)?;
         let documents = self.stage_parts(&staging.path, manifest)?;
-        if bucket.is_none() {
-            let target = Blobs::open(&BlobStore::File, &staging.path);
-            let target = target.context("making the store of files")?;
-            bring_documents(&target, &documents, erased).await?;
-        }
+        let (documents, kept) = (&documents[..], staging.path.join(MASTER_KEY));
+        let kept = kept.exists().then(|| MasterKey::kept_in(&kept));
+        let replaces = self.replace_keys;
+        let bringing = Bringing { documents, erased, given, kept, replaces };
+        let in_the_way = match bucket {
+            Some(bucket) => bringing.in_the_way(bucket).await?,
+            None => {
+                let target = Blobs::open(&BlobStore::File, &staging.path);
+                let target = target.context("making the store of files")?;
+                let in_the_way = bringing.in_the_way(&target).await?;
+                bringing.bring(&target, &in_the_way).await?;
+                vec![]
+            }
+        };
         self.stage_log(&staging.path, manifest).await?;
         if self.log.file().is_none() {
             self.ensure_fits(&staging.path).await?;
@@ -158,7 +178,7 @@ impl Restore {
             let what = "what was brought into the store stays there";
             self.bring_files(bucket, &sound).await.context(what)?;
             // The store's own tombstones go before the keys.
-            bring_documents(bucket, &documents, erased).await.context(what)?;
+            bringing.bring(bucket, &in_the_way).await.context(what)?;
         }
         Ok(Restored {
             backup_of: manifest.created_at,
@@ -381,12 +401,6 @@ struct Files {
     left_out: Vec<String>,
 }
 
-struct Document {
-    folder: String,
-    name: String,
-    bytes: Vec<u8>,
-}
-
 /// Where a part of the backup belongs.
 enum Target<'a> {
     /// Right in the data directory.
@@ -408,39 +422,6 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Tombstones first: whoever has one, here or in the backup, gets no key, and no dead letter that
-/// names him.
-async fn bring_documents(
-    target: &Blobs,
-    documents: &[Document],
-    erased: &HashSet<String>,
-) -> anyhow::Result<()> {
-    let context = "bringing the keys into the store";
-    for name in erased {
-        target
-            .bring_document(keyring::TOMBSTONES, name, TOMBSTONE.to_vec())
-            .await
-            .context(context)?;
-        target.remove_document(keyring::KEYS, name).await.context(context)?;
-    }
-    let is_tombstone = |document: &&Document| document.folder == keyring::TOMBSTONES;
-    for Document { folder, name, bytes } in documents.iter().filter(is_tombstone) {
-        target.bring_document(folder, name, bytes.clone()).await.context(context)?;
-    }
-    for Document { folder, name, bytes } in documents.iter().filter(|it| !is_tombstone(it)) {
-        let gone = folder == keyring::KEYS
-            && target.document(keyring::TOMBSTONES, name).await.context(context)?.is_some();
-        if !gone {
-            target.bring_document(folder, name, bytes.clone()).await.context(context)?;
-        }
-    }
-    // They are in clear: those that name somebody who was erased stay behind.
-    let noted = target.documents(keyring::TOMBSTONES).list().await.context(context)?;
-    let gone = noted.iter().filter_map(|note| keyring::user_of(&note.name)).collect();
-    let left_out = DeadLetters::new(target).forget(&gone).await;
-    left_out.map(drop).context("leaving out the dead letters of erased users")
-}
-
 fn remove_log(path: &Path) -> std::io::Result<()> {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
@@ -455,6 +436,7 @@ fn remove_log(path: &Path) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::documents::TOMBSTONE;
     use super::*;
 
     #[test]
@@ -466,8 +448,17 @@ mod tests {
         let log = Which { data_dir: PathBuf::new(), setting: "embedded".to_owned() };
         let tombstones = Some(dir.path().to_owned());
         let (from, store) = (PathBuf::new(), "file".to_owned());
-        let (keys, without_damaged_files, json) = (None, false, false);
-        let restore = Restore { from, log, store, keys, tombstones, without_damaged_files, json };
+        let restore = Restore {
+            from,
+            log,
+            store,
+            keys: None,
+            master_key: None,
+            replace_keys: false,
+            tombstones,
+            without_damaged_files: false,
+            json: false,
+        };
         assert_eq!(restore.erased().unwrap(), HashSet::from(["user_ada".to_owned()]));
         std::fs::write(dir.path().join("user_bob"), "no tombstone").unwrap();
         assert!(restore.erased().is_err());

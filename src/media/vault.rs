@@ -4,6 +4,7 @@
 //! A vault is a folder of the object store, so that there can be one for what jobs need and one for
 //! the keys of users, side by side and under one master key.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,6 +22,8 @@ use super::documents::{Documents, Listed};
 pub const KEY_BYTES: usize = 32;
 /// Stands first in everything sealed, so that another cipher can follow one day.
 const VERSION: u8 = 1;
+/// What the extension of a key's file begins with while it is written; 16 hex digits follow.
+const DRAFT: &str = "new-";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -126,7 +129,8 @@ impl MasterKey {
     }
 
     /// Puts a fresh key before the kept one. With several there already, an exchange was broken
-    /// off: it goes on with those.
+    /// off: it goes on with those. Only one process at a time may call it, since what others left
+    /// unfinished goes.
     ///
     /// # Errors
     /// The file cannot be read or written.
@@ -134,6 +138,7 @@ impl MasterKey {
         let Some(path) = self.path() else { return Ok(()) };
         let failed = |error| Error::MasterKey { path: path.to_owned(), error };
         let old = read_or_make(path).map_err(failed)?;
+        sweep_drafts(path).map_err(failed)?;
         if old.len() == KEY_BYTES {
             let fresh = fresh_key().map_err(failed)?;
             replace(path, &[&fresh[..], &old].concat()).map_err(failed)?;
@@ -232,29 +237,67 @@ fn make(path: &Path) -> io::Result<Vec<u8>> {
     let unfinished = draft(path, &key)?;
     // A link never replaces the key that another process made meanwhile; a rename would.
     let linked = std::fs::hard_link(&unfinished, path);
-    std::fs::remove_file(&unfinished)?;
+    remove(&unfinished)?;
     sync_parent(path)?;
     match linked {
         Ok(()) => Ok(key),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_or_make(path),
+        // Where the draft was swept there is a key, too: somebody exchanges it.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) =>
+        {
+            read_or_make(path)
+        }
         Err(error) => Err(error),
     }
 }
 
 fn replace(path: &Path, keys: &[u8]) -> io::Result<()> {
-    std::fs::rename(draft(path, keys)?, path)?;
+    let unfinished = draft(path, keys)?;
+    std::fs::rename(&unfinished, path).inspect_err(|_| discard(&unfinished))?;
     sync_parent(path)
 }
 
 /// A file of its own each time: what another thread then links or renames must not be what this one
 /// still writes.
 fn draft(path: &Path, keys: &[u8]) -> io::Result<PathBuf> {
-    let unfinished = path.with_extension(format!("new-{:016x}", rand::random::<u64>()));
+    let unfinished = path.with_extension(format!("{DRAFT}{:016x}", rand::random::<u64>()));
     let mut options = std::fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&unfinished)?;
-    file.write_all(keys)?;
-    file.sync_all()?;
+    let written = file.write_all(keys).and_then(|()| file.sync_all());
+    written.inspect_err(|_| discard(&unfinished))?;
     Ok(unfinished)
+}
+
+/// After a failure, which is what is told: it may hold keys that are to be forgotten.
+fn discard(unfinished: &Path) {
+    let _ = std::fs::remove_file(unfinished);
+}
+
+/// Removes what was broken off before it had its name: such keys have sealed nothing, or the file
+/// itself holds them still.
+fn sweep_drafts(path: &Path) -> io::Result<()> {
+    let Some(directory) = path.parent() else { return Ok(()) };
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if is_draft(path, Path::new(&entry.file_name())) {
+            remove(&entry.path())?;
+        }
+    }
+    sync_parent(path)
+}
+
+fn is_draft(path: &Path, name: &Path) -> bool {
+    let number = name.extension().and_then(OsStr::to_str).and_then(|it| it.strip_prefix(DRAFT));
+    let is_number = |it: &str| it.len() == 16 && it.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.file_stem() == path.file_stem() && number.is_some_and(is_number)
+}
+
+/// It may be gone already.
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
@@ -362,173 +405,5 @@ fn full(folder: &str, name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn vault(dir: &Path) -> Vault {
-        let blobs = Blobs::open(&crate::config::BlobStore::File, dir).unwrap();
-        Vault::new(&blobs, "secrets", MasterKey::kept_in(&dir.join("master.key")))
-    }
-
-    fn sealed_file(dir: &Path, name: &str) -> PathBuf {
-        dir.join("blobs/secrets").join(name)
-    }
-
-    #[tokio::test]
-    async fn a_secret_comes_back_until_it_is_destroyed_and_is_nowhere_in_clear() {
-        let dir = tempfile::tempdir().unwrap();
-        vault(dir.path()).seal("job-1", b"a-very-secret-key").await.unwrap();
-        // Another process with the same directory.
-        let again = vault(dir.path());
-        assert_eq!(again.open("job-1").await.unwrap().unwrap(), b"a-very-secret-key");
-        let sealed = std::fs::read(sealed_file(dir.path(), "job-1")).unwrap();
-        assert!(!sealed.windows(6).any(|part| part == b"secret"));
-        again.destroy("job-1").await.unwrap();
-        again.destroy("job-1").await.unwrap();
-        assert_eq!(again.open("job-1").await.unwrap(), None);
-        assert!(!sealed_file(dir.path(), "job-1").exists());
-    }
-
-    #[tokio::test]
-    async fn the_same_secret_is_never_sealed_the_same_twice() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = vault(dir.path());
-        let mut seen = std::collections::HashSet::new();
-        for _ in 0..20 {
-            vault.seal("job-1", b"k").await.unwrap();
-            assert!(seen.insert(std::fs::read(sealed_file(dir.path(), "job-1")).unwrap()));
-        }
-    }
-
-    #[tokio::test]
-    async fn what_was_changed_moved_or_sealed_by_another_key_is_not_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = vault(dir.path());
-        vault.seal("job-1", b"key of one").await.unwrap();
-        let path = sealed_file(dir.path(), "job-1");
-        let sealed = std::fs::read(&path).unwrap();
-        std::fs::copy(&path, sealed_file(dir.path(), "job-2")).unwrap();
-        assert!(matches!(vault.open("job-2").await, Err(Error::Unopenable)), "moved");
-        for at in 0..sealed.len() {
-            let mut changed = sealed.clone();
-            changed[at] ^= 1;
-            std::fs::write(&path, &changed).unwrap();
-            assert!(matches!(vault.open("job-1").await, Err(Error::Unopenable)), "byte {at}");
-            std::fs::write(&path, &sealed[..at]).unwrap();
-            assert!(matches!(vault.open("job-1").await, Err(Error::Unopenable)), "cut at {at}");
-        }
-        std::fs::write(&path, &sealed).unwrap();
-        let other = MasterKey::given(SealingKey::new(&[7; KEY_BYTES]).unwrap());
-        let other = Vault::new(
-            &Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap(),
-            "secrets",
-            other,
-        );
-        assert!(matches!(other.open("job-1").await, Err(Error::Unopenable)), "another key");
-        assert!(vault.open("job-1").await.unwrap().is_some());
-    }
-
-    #[tokio::test]
-    async fn the_master_key_is_made_at_the_first_need_for_this_user_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = vault(dir.path());
-        let path = dir.path().join("master.key");
-        assert_eq!(vault.open("job-1").await.unwrap(), None);
-        assert!(!path.exists());
-        vault.seal("job-1", b"k").await.unwrap();
-        let meta = std::fs::metadata(&path).unwrap();
-        assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (32, 0o600));
-        std::fs::write(&path, b"short").unwrap();
-        let broken = super::tests::vault(dir.path()).seal("job-2", b"k").await;
-        assert!(matches!(broken, Err(Error::MasterKey { .. })), "a broken key is not replaced");
-    }
-
-    #[test]
-    fn of_many_who_need_the_first_key_at_once_all_get_the_one_that_is_kept() {
-        for _ in 0..50 {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("master.key");
-            let all_there = std::sync::Barrier::new(8);
-            let keys: Vec<_> = std::thread::scope(|scope| {
-                let need = || {
-                    all_there.wait();
-                    read_or_make(&path).unwrap()
-                };
-                let needing: Vec<_> = (0..8).map(|_| scope.spawn(need)).collect();
-                needing.into_iter().map(|it| it.join().unwrap()).collect()
-            });
-            let kept = std::fs::read(&path).unwrap();
-            assert!(keys.iter().all(|key| *key == kept), "somebody seals with a lost key");
-            assert_eq!(dir.path().read_dir().unwrap().count(), 1, "a draft was left behind");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_kept_key_is_exchanged_under_a_running_process_and_after_a_crash() {
-        let dir = tempfile::tempdir().unwrap();
-        let (running, path) = (vault(dir.path()), dir.path().join("master.key"));
-        running.seal("job-1", b"one").await.unwrap();
-        let (old, exchange) = (std::fs::read(&path).unwrap(), MasterKey::kept_in(&path));
-        let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
-        let exchanging = Vault::new(&blobs, "secrets", exchange.clone());
-        assert_eq!(exchanging.is_by_first("job-1").await.unwrap(), Some(true));
-        exchange.put_fresh_first().unwrap();
-        // A second try after a crash makes no third key.
-        exchange.put_fresh_first().unwrap();
-        let both = std::fs::read(&path).unwrap();
-        assert_eq!((both.len(), &both[KEY_BYTES..]), (2 * KEY_BYTES, &old[..]));
-        running.seal("job-2", b"two").await.unwrap();
-        let by_first = [running.is_by_first("job-1").await, running.is_by_first("job-2").await];
-        assert_eq!(by_first.map(Result::unwrap), [Some(false), Some(true)]);
-        assert!(exchanging.reseal("job-1").await.unwrap(), "it knows of its own new key");
-        assert!(!vault(dir.path()).reseal("job-1").await.unwrap());
-        exchange.keep_first_alone().unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), both[..KEY_BYTES]);
-        for vault in [running, vault(dir.path())] {
-            assert_eq!(vault.open("job-1").await.unwrap().unwrap(), b"one");
-            assert_eq!(vault.open("job-2").await.unwrap().unwrap(), b"two");
-        }
-    }
-
-    #[tokio::test]
-    async fn of_several_given_keys_the_first_seals_and_all_open() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(&crate::config::BlobStore::File, dir.path()).unwrap();
-        let with = |keys: &[u8]| {
-            let keys: Vec<_> = keys.iter().map(|byte| STANDARD.encode([*byte; 32])).collect();
-            Vault::new(&blobs, "secrets", MasterKey::parse(&keys.join(", ")).unwrap())
-        };
-        with(&[1]).seal("job-1", b"one").await.unwrap();
-        assert_eq!(with(&[2, 1]).open("job-1").await.unwrap().unwrap(), b"one");
-        assert!(matches!(with(&[2]).open("job-1").await, Err(Error::Unopenable)));
-        assert!(with(&[2, 1]).reseal("job-1").await.unwrap());
-        assert_eq!(with(&[2]).open("job-1").await.unwrap().unwrap(), b"one");
-    }
-
-    #[test]
-    fn of_many_that_make_the_master_key_at_once_all_get_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("master.key");
-        let start = std::sync::Barrier::new(8);
-        let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
-            let make = || {
-                start.wait();
-                read_or_make(&path).unwrap()
-            };
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        let kept = std::fs::read(&path).unwrap();
-        assert!(keys.iter().all(|key| *key == kept));
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
-    }
-
-    #[test]
-    fn a_key_is_given_as_base64_of_32_bytes() {
-        assert!(SealingKey::parse(&STANDARD.encode([1; 32])).is_ok());
-        for bad in ["", "abc", "!!!!", &STANDARD.encode([1; 31]), &STANDARD.encode([1; 33])] {
-            assert!(matches!(SealingKey::parse(bad), Err(Error::BadKey)), "{bad}");
-        }
-    }
-}
+#[path = "vault_tests.rs"]
+mod tests;

@@ -1,5 +1,6 @@
 //! A deleted user leaves nothing behind: not in the log, not in any file, not in what was printed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -206,6 +207,70 @@ async fn an_operator_erases_a_user_beside_a_running_server_and_without_one() {
     let server = server.start_again();
     assert!(!left("secrets/job-1#1").exists());
     assert_gone(&server, "user_bob").await;
+}
+
+#[tokio::test]
+async fn a_restored_older_backup_shows_nothing_of_who_was_erased_since() {
+    let mut server = Server::start(setup());
+    leave_traces(&server, ADA).await;
+    let kept = server.generate("user_bob", "of somebody who stays").await;
+    let place = tempfile::tempdir().unwrap();
+    let backup = place.path().join("backup");
+    let there = backup.to_str().unwrap();
+    server.printed(&["backup", there]);
+    // All that opens what is sealed, and in clear what nobody has sealed.
+    let in_clear = holding(place.path(), |_| true);
+    assert!(!in_clear.is_empty() && in_clear.iter().all(|path| path.contains("/dead-letters/")));
+    assert!(backup.join("keys/keys").join(ADA).exists());
+    assert!(server.stop().success());
+    server.printed(&["erase", ADA]);
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let printed = |arguments: &[&str]| {
+        let output = setup().run(elsewhere.path(), arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "t2m {arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let tombstones = server.data_dir().join("blobs/erased");
+    printed(&["restore", there, "--tombstones", tombstones.to_str().unwrap()]);
+    assert_eq!(holding(elsewhere.path(), |_| true), [""; 0]);
+    let key_of = |user: &str| elsewhere.path().join("blobs/keys").join(user);
+    assert_eq!([ADA, "user_bob"].map(|user| key_of(user).exists()), [false, true]);
+    printed(&["log", "verify"]);
+    printed(&["replay", "--to", "before.sqlite"]);
+    assert_eq!(holding(elsewhere.path(), |_| true), [""; 0]);
+
+    let mut restored = Server::start_in(setup(), elsewhere);
+    assert_eq!(holding(restored.data_dir(), |_| true), [""; 0]);
+    until("the deletion", async || {
+        restored.printed(&["log", "show", "--type", "user.deleted"]).contains(ADA)
+    })
+    .await;
+    until("the end of the files", async || {
+        restored.printed(&["log", "show", "--type", "file.deleted"]).lines().count() == 2
+    })
+    .await;
+    assert_gone(&restored, ADA).await;
+    let job = restored.get("user_bob", &format!("jobs/{kept}")).await.data(200);
+    assert_eq!(job["prompt"], "of somebody who stays");
+    let shown = restored.printed(&["log", "show", "--json"]);
+    let stream_of = |line: &str| {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        event["stream"].as_str().unwrap().to_owned()
+    };
+    let streams: BTreeSet<String> = shown.lines().map(stream_of).collect();
+    assert!(streams.contains(&format!("user-{ADA}")), "{streams:?}");
+    let states = streams.iter().map(|stream| restored.printed(&["state", stream, "--json"]));
+    let states: Vec<_> = states.collect();
+    assert!(states.iter().any(|state| state.contains("of somebody who stays")));
+    let exported = restored.printed(&["log", "export"]);
+    for said in states.iter().chain([&shown, &exported]) {
+        assert!(![MARKER, ADDRESS].iter().any(|mark| said.contains(mark)), "{said}");
+    }
+    assert!(restored.stop().success());
+    prove_replay(&restored, "after.sqlite");
+    assert_eq!(holding(restored.data_dir(), |_| true), [""; 0]);
 }
 
 #[tokio::test]

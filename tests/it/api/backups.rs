@@ -4,8 +4,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
+use t2m::media::blobs::Blobs;
 use tempfile::TempDir;
 
 use crate::engine_faults::until;
@@ -247,4 +250,78 @@ async fn a_backup_with_its_files_in_a_bucket_names_them_and_brings_the_keys_into
     let doctor = restored.run(&["doctor"]);
     let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(told.contains(&format!("1 files without their bytes, such as {sha256}")), "{told}");
+}
+
+#[tokio::test]
+async fn after_a_rotation_the_keys_in_the_bucket_give_way_to_those_of_a_backup_only_when_told_to() {
+    let s3 = S3::start().await;
+    let setup = Setup::clerk().with("T2M_BLOBS", &s3.url);
+    let setup = s3.variables().fold(setup, |it, (name, value)| it.with(name, value));
+    let mut server = Server::start(setup.clone());
+    let job = server.generate(ADA, "sealed before the backup").await;
+    server.generate("user_eve", "of somebody who goes").await;
+    let place = TempDir::new().unwrap();
+    let backup = path(&place, "backup");
+    server.printed(&["backup", &backup]);
+    server.generate("user_bob", "sealed since").await;
+    server.printed(&["erase", "user_eve"]);
+    assert!(server.stop().success());
+    let rotated = server.printed(&["keys", "rotate"]);
+    assert!(rotated.contains("holds the new master key alone"), "{rotated}");
+    let opens = |setup: &Setup, data: &Path| {
+        let state = run(setup, data, &["state", &format!("job-{job}"), "--json"]).unwrap();
+        state.contains("sealed before the backup")
+    };
+
+    let elsewhere = TempDir::new().unwrap();
+    let refused = run(&setup, elsewhere.path(), &["restore", &backup]).unwrap_err();
+    assert!(refused.contains("2 sealed keys and secrets in the store, such as keys/user_ada"));
+    assert!(refused.contains("the backup's master.key") && refused.contains("--replace-keys"));
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0, "it left something");
+    assert!(opens(&setup, server.data_dir()), "who has the new master key has lost something");
+
+    // Whoever has it elsewhere needs no others.
+    let new = STANDARD.encode(std::fs::read(server.data_dir().join("master.key")).unwrap());
+    let (given, beside) = (setup.clone().with("T2M_MASTER_KEY", new), TempDir::new().unwrap());
+    run(&given, beside.path(), &["restore", &backup]).unwrap();
+    assert!(opens(&given, beside.path()) && opens(&setup, server.data_dir()));
+
+    // It is lost with the disk.
+    drop(server);
+    run(&setup, elsewhere.path(), &["restore", &backup, "--replace-keys"]).unwrap();
+    let blobs = Blobs::open_for_reading(&s3.store(), place.path()).unwrap();
+    assert_eq!(blobs.names_in("keys").await.unwrap(), [ADA]);
+    let restored = Server::start_in(setup, elsewhere);
+    let shown = restored.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!(shown["prompt"], "sealed before the backup");
+    // Who came since comes anew; who was erased since stays so.
+    restored.generate("user_bob", "sealed after the restore").await;
+    assert_eq!(blobs.names_in("keys").await.unwrap(), [ADA, "user_bob"]);
+    assert_eq!(blobs.names_in("erased").await.unwrap(), ["user_eve"]);
+}
+
+#[tokio::test]
+async fn a_backup_without_its_master_key_is_restored_only_where_that_is_given() {
+    let key = |byte: u8| STANDARD.encode([byte; 32]);
+    let setup = Setup::clerk().with("T2M_MASTER_KEY", key(7));
+    let server = Server::start(setup.clone());
+    let job = server.generate(ADA, "sealed by a given key").await;
+    let place = TempDir::new().unwrap();
+    let backup = path(&place, "backup");
+    server.printed(&["backup", &backup]);
+    let elsewhere = TempDir::new().unwrap();
+    let wrong = setup.clone().with("T2M_MASTER_KEY", key(8));
+    for (setup, sentence) in [
+        (&Setup::clerk(), "neither a master.key in the backup nor T2M_MASTER_KEY"),
+        (&wrong, "none of the 1 sealed keys and secrets opens with T2M_MASTER_KEY"),
+    ] {
+        let refused = run(setup, elsewhere.path(), &["restore", &backup]).unwrap_err();
+        assert!(refused.contains(sentence), "{refused}");
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0, "it left something");
+    }
+    let several = setup.with("T2M_MASTER_KEY", format!("{},{}", key(8), key(7)));
+    run(&several, elsewhere.path(), &["restore", &backup]).unwrap();
+    let restored = Server::start_in(several, elsewhere);
+    let shown = restored.get(ADA, &format!("jobs/{job}")).await.data(200);
+    assert_eq!(shown["prompt"], "sealed by a given key");
 }
