@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::keyring::Keyring;
 use super::projector::{self, Error};
 use crate::clock::Clock;
-use crate::log::{EventLog, Recorded};
+use crate::log::{self, EventLog, Recorded};
 use crate::media::disk::Space;
 use crate::views::{self, Building, Difference, Happened, Snapshot, Views};
 
@@ -291,6 +291,8 @@ pub struct Status {
     pub until: u64,
     pub started_at: DateTime<Utc>,
     pub finished_at: Option<DateTime<Utc>>,
+    /// Why it failed.
+    pub error: Option<String>,
     /// What was compared only: each table with what differs.
     pub differences: Option<Vec<Difference>>,
 }
@@ -350,6 +352,7 @@ impl Rebuilds {
             until: *self.log.head().borrow(),
             started_at: self.clock.now(),
             finished_at: None,
+            error: None,
             differences: None,
         };
         *last = Some(status.clone());
@@ -357,15 +360,17 @@ impl Rebuilds {
         let rebuilds = self.clone();
         tokio::spawn(async move {
             let outcome = if compare { rebuilds.compare().await } else { rebuilds.replace().await };
-            let state = match outcome {
-                Ok(()) => State::Completed,
+            let (state, why) = match outcome {
+                Ok(()) => (State::Completed, None),
                 Err(error) => {
                     tracing::error!(%error, "the read model could not be rebuilt");
-                    State::Failed
+                    (State::Failed, Some(sentence(&error)))
                 }
             };
             let finished_at = Some(rebuilds.clock.now());
-            rebuilds.note(|status| (status.state, status.finished_at) = (state, finished_at));
+            rebuilds.note(|status| {
+                (status.state, status.finished_at, status.error) = (state, finished_at, why);
+            });
         });
         Ok(status)
     }
@@ -411,6 +416,29 @@ impl Rebuilds {
     fn locked(&self) -> MutexGuard<'_, Option<Status>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why a rebuild failed, for whoever may ask for one: without paths, addresses and what was read.
+fn sentence(error: &Error) -> String {
+    let sentence = match error {
+        Error::Log(log::Error::Corrupt { position: position @ 1.., .. }) => {
+            return format!("The log is damaged at position {position}");
+        }
+        Error::Views(views::Error::NoRoom { needed, free }) => {
+            return format!("The read model needs {needed} bytes beside it, and {free} are free");
+        }
+        Error::Log(log::Error::Corrupt { .. }) => "The log is damaged",
+        Error::Log(_) => "The log could not be read; the server's log lines say why",
+        Error::Keys(_) => "The keys of users could not be read; the server's log lines say why",
+        Error::Views(views::Error::Rebuilding) => {
+            "Somebody else builds the read model and has not ended; try again later"
+        }
+        Error::Views(views::Error::NotTakenOver) => {
+            "It was built, and the server did not take it over in time"
+        }
+        Error::Views(_) => "The read model could not be written; the server's log lines say why",
+    };
+    sentence.to_owned()
 }
 
 async fn blocking<T: Send + 'static>(

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::config::BlobStore;
-use crate::log::{self, Appended, EmbeddedLog, Expected, NewEvent, Stats, Verified};
+use crate::log::{Appended, EmbeddedLog, Expected, NewEvent, Stats, Verified};
 use crate::media::blobs::Blobs;
 use crate::media::vault::MasterKey;
 
@@ -259,6 +259,55 @@ async fn a_replay_that_fails_leaves_no_file() {
         let failed = rebuild(Arc::new(log), keyring, building, 40 * stride, |_| ()).await;
         assert!(matches!(failed, Err(Error::Log(_))));
         assert!(!file.exists());
+    }
+}
+
+#[tokio::test]
+async fn whoever_asks_is_told_why_it_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let views = Views::open(&dir.path().join("views.sqlite")).unwrap();
+    let log = Scripted { broken_after: Some(0), ..Scripted::of(1, 40) };
+    let keyring = keyring(dir.path());
+    let rebuilds = Rebuilds::new(Clock::system(), Arc::new(log), keyring, views.clone());
+    let failed = async || {
+        let begun = rebuilds.start(false, &[]).await.unwrap();
+        assert_eq!((begun.state, begun.error), (State::Running, None));
+        assert_eq!(ended(&rebuilds).await, State::Failed);
+        serde_json::to_value(rebuilds.status().unwrap()).unwrap()["error"].clone()
+    };
+    assert_eq!(failed().await, "The log could not be read; the server's log lines say why");
+    // It takes no room itself.
+    let present = std::fs::File::options().write(true).open(views.present_file()).unwrap();
+    present.set_len(Space::of(dir.path()).unwrap().total).unwrap();
+    let told = failed().await;
+    assert!(told.as_str().unwrap().starts_with("The read model needs "), "{told}");
+}
+
+#[test]
+fn why_it_failed_is_told_without_what_is_inside() {
+    let corrupt = |position| log::Error::Corrupt { position, what: "inside".to_owned() };
+    let read = "The log could not be read; the server's log lines say why";
+    let written = "The read model could not be written; the server's log lines say why";
+    for (error, told) in [
+        (Error::Log(corrupt(7)), "The log is damaged at position 7"),
+        (Error::Log(corrupt(0)), "The log is damaged"),
+        (Error::Log(log::Error::Storage("inside".to_owned())), read),
+        (
+            Error::Views(views::Error::NoRoom { needed: 9, free: 8 }),
+            "The read model needs 9 bytes beside it, and 8 are free",
+        ),
+        (
+            Error::Views(views::Error::Rebuilding),
+            "Somebody else builds the read model and has not ended; try again later",
+        ),
+        (
+            Error::Views(views::Error::NotTakenOver),
+            "It was built, and the server did not take it over in time",
+        ),
+        (Error::Views(views::Error::Io(io::Error::other("inside"))), written),
+        (Error::Views(views::Error::Exists("/inside".into())), written),
+    ] {
+        assert_eq!(sentence(&error), told, "{error}");
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::{
     Error, EventLog, Expected, GENESIS, Link, MAX_EVENTS, NewEvent, Recorded, ToAppend, Verified,
-    check_next,
+    check_next, check_recorded,
 };
 
 /// The most bytes that are appended at once: no more than a server takes as it is set up, with what
@@ -120,6 +120,20 @@ impl Stopped {
     fn at(at: usize) -> impl FnOnce(Error) -> Self {
         move |error| Self { at, error }
     }
+}
+
+/// Goes on from `end` through the events that follow, as an export has them.
+///
+/// # Errors
+/// [`Error::Corrupt`] when one does not follow, [`Error::Invalid`] when it is beyond the contract's
+/// limits.
+pub fn follow(end: &mut (u64, [u8; 32]), events: &[Recorded]) -> Result<(), Stopped> {
+    for (at, event) in events.iter().enumerate() {
+        let checked = check_next(event, end.0, &end.1).and_then(|()| check_recorded(event));
+        checked.map_err(Stopped::at(at))?;
+        *end = (event.position, event.hash);
+    }
+    Ok(())
 }
 
 /// On the way into a log that is empty, or holds the beginning of what comes: an earlier transfer,
@@ -406,6 +420,34 @@ mod tests {
         assert!(matches!(stopped.error, Error::Corrupt { position: 9, .. }), "{stopped:?}");
         assert_eq!(stopped.at, 8);
         assert_eq!(target.read_all(0, 1000).await.unwrap(), events[..8]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_follow_is_found_before_anything_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = filled(&dir.path().join("a.sqlite")).await.read_all(0, 1000).await.unwrap();
+        let mut end = (0, GENESIS);
+        for page in events.chunks(7) {
+            follow(&mut end, page).unwrap();
+        }
+        assert_eq!(end, events.last().map(|last| (last.position, last.hash)).unwrap());
+        let mut gap = events.clone();
+        gap.remove(4);
+        let mut altered = events.clone();
+        altered[4].data = Bytes::from_static(b"{}");
+        for wrong in [&gap, &altered] {
+            let stopped = follow(&mut (0, GENESIS), wrong).unwrap_err();
+            assert!(matches!(
+                stopped,
+                Stopped { at: 4, error: Error::Corrupt { position: 5, .. } }
+            ));
+        }
+        // Its hash is right, and yet no log takes it.
+        let mut nameless = events.clone();
+        nameless[4].stream = "".into();
+        nameless[4].hash = Link::of(&nameless[4]).hash(&nameless[3].hash);
+        let stopped = follow(&mut (0, GENESIS), &nameless).unwrap_err();
+        assert!(matches!(stopped, Stopped { at: 4, error: Error::Invalid(_) }), "{stopped:?}");
     }
 
     async fn carry(target: &dyn EventLog, events: &[Recorded]) -> Result<Verified, Stopped> {

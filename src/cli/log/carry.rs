@@ -2,7 +2,7 @@
 //! other. Of what came in, all is compared with what was to come.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, ensure};
@@ -35,6 +35,11 @@ pub struct Import {
     #[command(flatten)]
     place: Where,
     /// The file to read; `-` is standard input
+    ///
+    /// A log in PostgreSQL or KurrentDB takes one event after the other, so that a file is first
+    /// read to its end and checked: one that is damaged changes nothing. What comes through a pipe
+    /// cannot be read twice: what precedes the event that is wrong stays then, and an import of the
+    /// whole export goes on after it.
     #[arg(value_name = "FILE", default_value = "-")]
     from: PathBuf,
 }
@@ -116,17 +121,9 @@ impl Import {
     pub async fn run(self) -> anyhow::Result<()> {
         owner::refuse_root(&self.place.log.data_dir)?;
         restore::refuse_unfinished(&self.place.log.data_dir)?;
-        let lines: Box<dyn BufRead + Send> = if is_standard(&self.from) {
-            Box::new(BufReader::new(std::io::stdin()))
-        } else {
-            let open = || format!("opening {}", self.from.display());
-            Box::new(BufReader::new(File::open(&self.from).with_context(open)?))
-        };
-        let mut lines = Lines::new(lines);
-        let header = lines.header().with_context(|| format!("reading {}", self.from.display()))?;
+        let (text, header) = Text::open(&self.from)?;
         let what = format!("importing {}", self.from.display());
-        let brought =
-            bring(Source::Text(Some(lines), false), header, &self.place.log, &what).await?;
+        let brought = bring(Source::Text(text), header, &self.place.log, &what).await?;
         brought.print(&self.place, &self.place.log, "imported");
         Ok(())
     }
@@ -188,9 +185,18 @@ pub async fn copy_into(log: &dyn EventLog, to: &Which, what: &str) -> anyhow::Re
 
 /// Where the events come from.
 enum Source<'a> {
-    /// Away while a page is read; and whether its end was seen.
-    Text(Option<Lines<Box<dyn BufRead + Send>>>, bool),
+    Text(Text),
     Log(Reading<'a>),
+}
+
+/// An export, after its header.
+struct Text {
+    /// Away while a page is read.
+    lines: Option<Lines<Box<dyn BufRead + Send>>>,
+    /// Whether its end was seen.
+    ended: bool,
+    /// To begin again; what is no file comes only once.
+    file: Option<File>,
 }
 
 /// The next events, with the line of the first of them.
@@ -199,10 +205,55 @@ struct Page {
     line: Option<u64>,
 }
 
+impl Text {
+    fn open(path: &Path) -> anyhow::Result<(Self, Header)> {
+        let mut file = None;
+        let lines: Box<dyn BufRead + Send> = if is_standard(path) {
+            Box::new(BufReader::new(std::io::stdin()))
+        } else {
+            let open = || format!("opening {}", path.display());
+            let opened = File::open(path).with_context(open)?;
+            if opened.metadata().with_context(open)?.is_file() {
+                file = Some(opened.try_clone().with_context(open)?);
+            }
+            Box::new(BufReader::new(opened))
+        };
+        let mut lines = Lines::new(lines);
+        let header = lines.header().with_context(|| format!("reading {}", path.display()))?;
+        Ok((Self { lines: Some(lines), ended: false, file }, header))
+    }
+
+    fn rewind(&mut self) -> anyhow::Result<()> {
+        // The two share the place that is read next.
+        let file = self.file.as_ref().context("what is no file comes only once")?;
+        let mut file = file.try_clone()?;
+        file.rewind()?;
+        let again: Box<dyn BufRead + Send> = Box::new(BufReader::new(file));
+        let mut lines = Lines::new(again);
+        lines.header()?;
+        (self.lines, self.ended) = (Some(lines), false);
+        Ok(())
+    }
+}
+
 impl Source<'_> {
+    /// Looks for what is wrong with a file, before anything of it is taken.
+    async fn check(&mut self, header: &Header) -> anyhow::Result<()> {
+        if !matches!(self, Self::Text(Text { file: Some(_), .. })) {
+            return Ok(());
+        }
+        let mut end = (0, GENESIS);
+        let follow = async |events: &[Recorded]| transfer::follow(&mut end, events);
+        pump(self, header, "check", follow).await?;
+        match self {
+            Self::Text(text) => text.rewind(),
+            Self::Log(_) => Ok(()),
+        }
+    }
+
     async fn page(&mut self) -> anyhow::Result<Page> {
         match self {
-            Self::Text(lines, ended) => {
+            Self::Text(Text { lines, ended, .. }) => {
                 let mut away = lines.take().context("the text was lost")?;
                 if *ended {
                     let line = Some(away.number());
@@ -351,7 +402,15 @@ async fn bring(
         to.shown(),
         header.events
     );
-    let done = interrupt.or(pump(&mut source, &header, &mut target)).await;
+    let bringing = async {
+        // An embedded log is as it was until all of it has come.
+        if matches!(target, Target::Log { .. }) {
+            source.check(&header).await?;
+        }
+        let take = async |events: &[Recorded]| target.take(events).await;
+        pump(&mut source, &header, "import", take).await
+    };
+    let done = interrupt.or(bringing).await;
     done.with_context(|| format!("{}; {}", brings(), target.left()))?;
     target.finish(header.events, &mut interrupt).await
 }
@@ -364,12 +423,14 @@ async fn begin(path: &Path) -> anyhow::Result<Box<log::Import>> {
     Ok(Box::new(import))
 }
 
+/// All that the header names, page by page, to where `take` has it.
 async fn pump(
     source: &mut Source<'_>,
     header: &Header,
-    target: &mut Target<'_>,
+    what: &str,
+    mut take: impl AsyncFnMut(&[Recorded]) -> Result<(), Stopped>,
 ) -> anyhow::Result<()> {
-    let bar = bar("import", header.events, "events")?;
+    let bar = bar(what, header.events, "events")?;
     let (mut read, mut end) = (0, (0, GENESIS));
     loop {
         let mut page = source.page().await?;
@@ -398,7 +459,7 @@ async fn pump(
             page.line.map_or(String::new(), |line| format!("line {line}: ")),
             header.events
         );
-        target.take(&page.events).await.map_err(|stopped| page.fault(stopped))?;
+        take(&page.events).await.map_err(|stopped| page.fault(stopped))?;
         read += page.events.len() as u64;
         bar.set_position(read);
         // So that an interruption is heard.

@@ -1,6 +1,7 @@
 //! Moving house: a log from one engine into another and back, with a server that notices nothing, and
 //! everything that may go wrong on the way.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -357,6 +358,14 @@ async fn an_import_into_a_file_that_is_interrupted_leaves_nothing() {
     assert_eq!(run(&setup(), place.path(), &["log", "export", "-"]).unwrap(), export);
 }
 
+/// How many events a log has; it is made if it is not there.
+async fn count(address: &str) -> u64 {
+    let log = t2m::log::open(address, "".as_ref()).await.unwrap();
+    let events = log.stats().await.unwrap().events;
+    tokio::task::spawn_blocking(move || drop(log)).await.unwrap();
+    events
+}
+
 #[tokio::test]
 async fn an_import_into_postgres_names_what_is_wrong_and_goes_only_where_it_fits() {
     let (data, place) = (filled(20).await, TempDir::new().unwrap());
@@ -373,7 +382,7 @@ async fn an_import_into_postgres_names_what_is_wrong_and_goes_only_where_it_fits
     let mut gap = lines.clone();
     gap.remove(9);
     for (text, sentence) in [
-        (altered, "line 14: position 13: the event and its hash do not belong together"),
+        (altered.clone(), "line 14: position 13: the event and its hash do not belong together"),
         (gap.join("\n") + "\n", "line 10: position 9: the event is missing"),
         (cut, "line 16: the export ends after 14 of 20 events: it was cut"),
         (export.replacen("t2m-log", "x", 1), "line 1: not an exported log"),
@@ -382,10 +391,19 @@ async fn an_import_into_postgres_names_what_is_wrong_and_goes_only_where_it_fits
         let refused = import(&address, &text).unwrap_err();
         assert!(refused.contains(sentence), "{sentence:?} is not in {refused}");
         assert_eq!(refused.trim().lines().count(), 1, "{refused}");
+        assert_eq!(count(&address).await, 0, "after {refused}");
         // What is right goes in after it.
         import(&address, &export).unwrap();
     }
+    // What comes only once cannot be looked through before.
     let address = fresh().await;
+    std::fs::write(&file, &altered).unwrap();
+    let piped = setup().with("T2M_LOG", &address);
+    let mut piped = piped.command(place.path(), &["log", "import", "-"]);
+    let refused = said(piped.stdin(File::open(&file).unwrap()).output().unwrap()).unwrap_err();
+    let sentence = "what was brought stays, and the same command goes on after it: line 14: ";
+    assert!(refused.contains(sentence), "{refused}");
+    assert_eq!(count(&address).await, 12);
     import(&address, &export).unwrap();
     let other = filled(21).await;
     let log = EmbeddedLog::open(&other.path().join("log.sqlite")).unwrap();

@@ -3,12 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::server::{Server, Setup, ask, claims, signed};
@@ -175,6 +175,48 @@ async fn while_it_stops_a_refusal_too_is_the_last_answer_on_its_connection() {
     let answer = exchange(&mut held, rest).unwrap();
     assert_eq!((answer.status, answer.is_last()), (202, true));
     assert!(server.ended().success());
+}
+
+/// A stop takes 10 s at the most; the rest is for a busy machine.
+const STOPPED_WITHIN: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn who_sends_a_body_without_end_keeps_no_server_from_stopping() {
+    let mut server = Server::start(Setup::clerk());
+    server.get(ADA, "me").await.data(200);
+    let mut held = connect(&server).unwrap();
+    let whole = post("videos/generate", "expect: 100-continue\r\n", &" ".repeat(1000));
+    let (head, body) = whole.split_at(whole.len() - 1000);
+    held.write_all(head.as_bytes()).unwrap();
+    // From here on it is being answered: what has not got in is not waited for.
+    let mut begun = [0; 25];
+    held.read_exact(&mut begun).unwrap();
+    assert_eq!(begun, *b"HTTP/1.1 100 Continue\r\n\r\n");
+    held.write_all(&body.as_bytes()[..500]).unwrap();
+    let process = Pid::from_raw(i32::try_from(server.process_id()).unwrap()).unwrap();
+    server.send(Signal::TERM);
+
+    let (ended, until_ended) = mpsc::channel::<()>();
+    // Silence alone would end the request; its last byte is never sent.
+    let sending = std::thread::spawn(move || {
+        let told = Instant::now();
+        while told.elapsed() < STOPPED_WITHIN {
+            let pause = until_ended.recv_timeout(Duration::from_millis(500));
+            if pause == Err(mpsc::RecvTimeoutError::Disconnected) {
+                return held;
+            }
+            // Cut off, it has yet to end.
+            let _ = held.write_all(b" ");
+        }
+        // Told to the test by how it ended.
+        let _ = kill_process(process, Signal::KILL);
+        held
+    });
+    let status = server.ended();
+    drop(ended);
+    let mut held = sending.join().unwrap();
+    assert!(status.success(), "after {STOPPED_WITHIN:?} at the most: {status}");
+    assert!(!matches!(held.read(&mut begun), Ok(1..)), "half a body was answered");
 }
 
 /// How the events of a job went on, up to one.
