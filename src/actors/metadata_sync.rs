@@ -1,10 +1,13 @@
 //! Brings what is decided here to Clerk: a user's access, flags, organization and onboarding into
 //! its `public_metadata`, and the end of a session.
 //!
-//! It looks at what should be (the read model) and at what is (Clerk), and sends the difference;
-//! the log only says where to look. How far it has come is kept in a file of its own, so that a
-//! rebuilt read model makes it send nothing again, and a crash makes it look again at what it had
-//! not finished: at least once, which is harmless.
+//! It looks at what should be (the user's stream) and at what is (Clerk), and sends the difference;
+//! the log as a whole only says where to look. How far it has come is kept in a file of its own, so
+//! that a rebuilt read model makes it send nothing again, and a crash makes it look again at what it
+//! had not finished: at least once, which is harmless.
+//!
+//! Clerk's word may be later than a decision and not heard of yet. So it is taken from Clerk's answer
+//! just as its webhook would bring it, and what gives way to it is not sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -13,20 +16,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Arbiter;
-use futures_util::{StreamExt, stream};
+use chrono::{DateTime, Utc};
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::System;
 use super::codec::{self, AnyEvent, Metadata, Source};
-use super::projector::Reached;
+use super::projector::{Progress, Reached};
 use super::supervise::supervise;
-use crate::clerk::api::{AT_ONCE, Api, Error};
+use crate::clerk::api::{self, AT_ONCE, Api};
 use crate::clerk::metadata::{Part, Wanted};
+use crate::clerk::{payload, translate};
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::session::{self, EndReason};
-use crate::domain::user::{self, Right};
+use crate::domain::user::{self, Command, Right, Snapshot, Standing, User};
+use crate::domain::{self, Aggregate};
 use crate::log::{self, EventLog, Recorded};
-use crate::views::{UserRow, View, Views};
+use crate::views::View;
 
 /// Events read at once.
 const PAGE: usize = 1000;
@@ -34,9 +42,10 @@ const PAGE: usize = 1000;
 const MOST_PENDING: usize = 10_000;
 /// How long it lets changes gather after the first, so that one request carries several.
 const GATHER: Duration = Duration::from_millis(50);
-/// How long it waits after Clerk could not be reached; the client has been patient before.
+/// How long it waits after something could not be sent, with that alone, or the log not be read.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+
 /// Starts following the log, on a thread of its own, until `stopping` says true.
 pub fn start(
     system: Arc<System>,
@@ -46,9 +55,9 @@ pub fn start(
 ) {
     Arbiter::new().spawn_fn(move || {
         let begin = move || {
-            let (log, views) = (Arc::clone(&system.log), system.views.clone());
-            let sync = MetadataSync::open(log, views, Arc::clone(&api), checkpoint.clone());
-            follow(sync, Arc::clone(&system))
+            let log = Arc::clone(&system.log);
+            let sync = MetadataSync::open(log, Arc::clone(&api), checkpoint.clone());
+            follow(sync, system.progress.clone())
         };
         actix::spawn(async move {
             // What is cut off here is looked at again after the next start.
@@ -60,43 +69,37 @@ pub fn start(
     });
 }
 
-async fn follow(mut sync: MetadataSync, system: Arc<System>) {
-    let mut progress = system.progress.clone();
+async fn follow(mut sync: MetadataSync, mut progress: Progress) {
     let mut pause = FIRST_PAUSE;
     loop {
         let until = shown(&progress.now());
-        match sync.look(until).await {
-            Ok(Looked::AllSent) => {
-                pause = FIRST_PAUSE;
-                progress.moved().await;
-                tokio::time::sleep(GATHER).await;
-                continue;
-            }
-            Ok(Looked::MoreToRead) => continue,
-            Ok(Looked::NotAllSent(error)) => {
-                let waiting = sync.pending.len();
-                tracing::warn!(%error, waiting, "not everything could be sent to Clerk; trying again");
-            }
-            Err(error) => tracing::error!(%error, "changes could not be sent to Clerk"),
+        let looked = sync.look(until).await;
+        if let Err(error) = &looked {
+            tracing::error!(%error, "changes could not be sent to Clerk");
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(MAX_PAUSE);
+        let is_well = looked.is_ok();
+        let wake = looked.unwrap_or_else(|_| Instant::now() + pause);
+        pause = if is_well { FIRST_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+        tokio::select! {
+            Some(sent) = sync.sending.next() => sync.note(sent),
+            () = gathered(&mut progress), if is_well => {}
+            () = tokio::time::sleep_until(wake) => {}
+        }
     }
 }
 
-/// Up to where the read model shows what was decided; what it has not taken in cannot be sent.
+/// Resolves a moment after the read model has moved. What is cut off of it is no loss: whatever
+/// else there is to do, a look follows it.
+async fn gathered(progress: &mut Progress) {
+    progress.moved().await;
+    tokio::time::sleep(GATHER).await;
+}
+
+/// Up to where the read model shows what was decided. An event at which it is parked was not
+/// understood, and no later one is passed over for it.
 fn shown(reached: &Reached) -> u64 {
     let parked = reached.parked.iter().filter(|parked| parked.view == View::Users);
     parked.map(|parked| parked.position.saturating_sub(1)).min().unwrap_or(reached.position)
-}
-
-/// What came of a look.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Looked {
-    AllSent,
-    MoreToRead,
-    /// Some of it waits, for this reason.
-    NotAllSent(Error),
 }
 
 /// Why a look was broken off; nothing is lost by it.
@@ -106,6 +109,24 @@ pub enum Failure {
     Log(#[from] log::Error),
     #[error("keeping the position of what was sent: {0}")]
     Checkpoint(#[from] std::io::Error),
+}
+
+/// Why something waits, or is not sent at all.
+#[derive(Debug, thiserror::Error)]
+enum Unsent {
+    #[error(transparent)]
+    Clerk(#[from] api::Error),
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// Perhaps a newer version understands what Clerk has said there.
+    #[error(transparent)]
+    Unreadable(#[from] codec::Error),
+}
+
+impl Unsent {
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Clerk(error) if error.is_final())
+    }
 }
 
 /// What may have to be sent.
@@ -120,12 +141,36 @@ struct Pending {
     since: u64,
     /// Of a user's metadata.
     parts: BTreeSet<Part>,
+    under_way: bool,
+    /// Where the first event lies that came while it was under way.
+    later: Option<u64>,
+    /// It alone waits for this, and nobody else for it.
+    next_try: Instant,
+    pause: Duration,
+}
+
+impl Pending {
+    fn since(position: u64) -> Self {
+        Self {
+            since: position,
+            parts: BTreeSet::new(),
+            under_way: false,
+            later: None,
+            next_try: Instant::now(),
+            pause: FIRST_PAUSE,
+        }
+    }
+}
+
+/// What came of a try.
+struct Sent {
+    target: Target,
+    outcome: Result<(), Unsent>,
 }
 
 /// The way from the log to Clerk.
 pub struct MetadataSync {
     log: Arc<dyn EventLog>,
-    views: Views,
     api: Arc<Api>,
     path: PathBuf,
     /// As it is on disk.
@@ -133,20 +178,32 @@ pub struct MetadataSync {
     /// Up to where events were read.
     read: u64,
     pending: BTreeMap<Target, Pending>,
+    sending: FuturesUnordered<LocalBoxFuture<'static, Sent>>,
     /// Whether anything was sent or given up since the checkpoint was kept.
     settled: bool,
+    /// When it is next said that something waits.
+    quiet_until: Instant,
 }
 
 impl MetadataSync {
     /// Begins where the last one ended; at the start of the log when that is not known, which sends
     /// nothing that Clerk has already.
-    pub fn open(log: Arc<dyn EventLog>, views: Views, api: Arc<Api>, path: PathBuf) -> Self {
+    pub fn open(log: Arc<dyn EventLog>, api: Arc<Api>, path: PathBuf) -> Self {
         let head = *log.head().borrow();
         let kept = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
         // Beyond the head: the log was exchanged for another one.
         let checkpoint = kept.filter(|position| *position <= head).unwrap_or(0);
-        let pending = BTreeMap::new();
-        Self { log, views, api, path, checkpoint, read: checkpoint, pending, settled: false }
+        Self {
+            log,
+            api,
+            path,
+            checkpoint,
+            read: checkpoint,
+            pending: BTreeMap::new(),
+            sending: FuturesUnordered::new(),
+            settled: false,
+            quiet_until: Instant::now(),
+        }
     }
 
     /// Up to where everything was sent.
@@ -154,19 +211,22 @@ impl MetadataSync {
         self.checkpoint
     }
 
-    /// Reads on to `until`, a page at the most, and sends what waits.
+    /// Reads on to `until`, a page at the most, and begins to send what is due; when to look again,
+    /// should nothing happen before.
     ///
     /// # Errors
-    /// [`Failure`]; what Clerk could not take is no failure, it stays for the next look.
-    pub async fn look(&mut self, until: u64) -> Result<Looked, Failure> {
+    /// [`Failure`]; what Clerk could not take is no failure, it stays for a later look.
+    pub async fn look(&mut self, until: u64) -> Result<Instant, Failure> {
         self.read_on(until).await?;
-        let unsent = self.send_pending().await;
+        self.begin();
         self.keep_checkpoint()?;
-        Ok(match unsent {
-            Some(error) => Looked::NotAllSent(error),
-            None if self.read < until => Looked::MoreToRead,
-            None => Looked::AllSent,
-        })
+        let now = Instant::now();
+        if self.read < until && self.pending.len() < MOST_PENDING {
+            return Ok(now);
+        }
+        // What is due and was not begun waits for others to end.
+        let waiting = self.pending.values().filter(|it| !it.under_way).map(|it| it.next_try);
+        Ok(waiting.filter(|next| *next > now).min().unwrap_or(now + MAX_PAUSE))
     }
 
     async fn read_on(&mut self, until: u64) -> Result<(), Failure> {
@@ -176,8 +236,13 @@ impl MetadataSync {
         let page = self.log.read_all(self.read, PAGE).await?;
         for recorded in page.iter().take_while(|recorded| recorded.position <= until) {
             if let Some((target, parts)) = concerns(recorded) {
-                let fresh = Pending { since: recorded.position, parts: BTreeSet::new() };
-                self.pending.entry(target).or_insert(fresh).parts.extend(parts);
+                let position = recorded.position;
+                let pending =
+                    self.pending.entry(target).or_insert_with(|| Pending::since(position));
+                pending.parts.extend(parts);
+                if pending.under_way {
+                    pending.later.get_or_insert(position);
+                }
             }
             self.read = recorded.position;
         }
@@ -187,38 +252,58 @@ impl MetadataSync {
         Ok(())
     }
 
-    /// Sends what waits, at most [`AT_ONCE`] at a time; the reason when some of it could not be sent.
-    async fn send_pending(&mut self) -> Option<Error> {
-        let (api, views) = (&self.api, &self.views);
-        let sending = self.pending.iter().map(|(target, pending)| async move {
-            let sent = match target {
-                Target::User(id) => send_user(api, views, id, &pending.parts).await,
-                Target::Session(id) => api.revoke_session(id.as_str()).await,
-            };
-            (target.clone(), sent)
-        });
-        let sent: Vec<_> = stream::iter(sending).buffer_unordered(AT_ONCE).collect().await;
-        let mut unsent = None;
-        for (target, outcome) in sent {
-            match outcome {
-                Err(error) if !error.is_final() => {
-                    unsent = Some(error);
-                    continue;
-                }
-                Err(error) => tracing::warn!(?target, %error, "a change is not sent to Clerk"),
-                Ok(()) => {}
-            }
-            self.pending.remove(&target);
-            self.settled = true;
+    /// Begins what is due, at most [`AT_ONCE`] at a time; first what went wrong least often.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        while self.sending.len() < AT_ONCE {
+            let due = self.pending.iter_mut().filter(|(_, it)| !it.under_way && it.next_try <= now);
+            let next = due.min_by_key(|(_, it)| (it.pause, it.next_try));
+            let Some((target, pending)) = next else { return };
+            pending.under_way = true;
+            let (log, api) = (Arc::clone(&self.log), Arc::clone(&self.api));
+            let sending = send(log, api, target.clone(), pending.parts.clone());
+            self.sending.push(Box::pin(sending));
         }
-        unsent
     }
 
-    /// To read events anew that concern nobody costs less than to sync a file after each of them.
+    /// What could not be sent waits, all of it; what was is done, except for what came meanwhile.
+    fn note(&mut self, Sent { target, outcome }: Sent) {
+        let waiting = self.pending.len();
+        let Some(pending) = self.pending.get_mut(&target) else { return };
+        pending.under_way = false;
+        let later = pending.later.take();
+        match outcome {
+            Err(error) if !error.is_final() => {
+                let now = Instant::now();
+                pending.next_try = now + pending.pause;
+                pending.pause = (pending.pause * 2).min(MAX_PAUSE);
+                if self.quiet_until <= now {
+                    self.quiet_until = now + FIRST_PAUSE;
+                    tracing::warn!(
+                        %error, waiting, "not everything could be sent to Clerk; trying again"
+                    );
+                }
+                return;
+            }
+            Err(error) => tracing::warn!(?target, %error, "a change is not sent to Clerk"),
+            Ok(()) => {}
+        }
+        match later {
+            Some(since) => {
+                let parts = std::mem::take(&mut pending.parts);
+                *pending = Pending { parts, ..Pending::since(since) };
+            }
+            None => drop(self.pending.remove(&target)),
+        }
+        self.settled = true;
+    }
+
+    /// To read events anew costs less than to sync a file after each of them.
     fn keep_checkpoint(&mut self) -> Result<(), Failure> {
         let first = self.pending.values().map(|pending| pending.since).min();
         let position = first.map_or(self.read, |first| first - 1);
-        let enough = self.settled || position >= self.checkpoint + PAGE as u64;
+        let all_done = self.settled && self.sending.is_empty();
+        let enough = all_done || position >= self.checkpoint + PAGE as u64;
         if enough && position > self.checkpoint {
             replace(&self.path, &position.to_string())?;
             self.checkpoint = position;
@@ -260,7 +345,7 @@ fn was_decided_here(recorded: &Recorded) -> bool {
 fn parts_of(event: user::Event) -> BTreeSet<Part> {
     match event {
         user::Event::AccessChanged { decided_at: Some(_), decided, .. } => {
-            // Which of them an older event decided, the read model knows.
+            // Which of them an older event decided, the stream tells.
             let rights = decided.unwrap_or_else(|| Right::ALL.into());
             rights.into_iter().map(Part::Access).collect()
         }
@@ -294,54 +379,127 @@ fn ends_at_clerk(id: &SessionId, event: &session::Event) -> bool {
         && matches!(event, session::Event::Ended { reason, .. } if by_a_person(*reason))
 }
 
-/// Makes `parts` of a user's metadata at Clerk as they are here; a right only if Clerk has not spoken
-/// on it since it was decided.
+async fn send(
+    log: Arc<dyn EventLog>,
+    api: Arc<Api>,
+    target: Target,
+    parts: BTreeSet<Part>,
+) -> Sent {
+    let outcome = match &target {
+        Target::User(id) => send_user(&*log, &api, id, &parts).await,
+        Target::Session(id) => api.revoke_session(id.as_str()).await.map_err(Unsent::from),
+    };
+    Sent { target, outcome }
+}
+
+/// Makes `parts` of a user's metadata at Clerk as they are here, if Clerk has not spoken on them
+/// since they were decided: heard or not. What is not heard yet, its webhook brings.
 async fn send_user(
+    log: &dyn EventLog,
     api: &Api,
-    views: &Views,
     user_id: &UserId,
     parts: &BTreeSet<Part>,
-) -> Result<(), Error> {
-    let decided = || -> Result<_, Error> {
-        let row = views.user(user_id).map_err(|error| Error::Unreachable(error.to_string()))?;
-        let Some(row) = row.filter(|row| !row.deleted) else { return Ok(None) };
-        let Some(standing) = views.user_standing(user_id) else { return Ok(None) };
-        let parts = still_decided(parts, &standing.decided_here.rights);
-        Ok((!parts.is_empty()).then(|| (wanted(row), parts)))
-    };
-    if decided()?.is_none() {
+) -> Result<(), Unsent> {
+    let mut known = Known::default();
+    known.read_on(log, user_id).await?;
+    if known.decided_of(parts).is_empty() {
         return Ok(());
     }
-    let there = api.user(user_id.as_str()).await?.public_metadata;
+    let there = api.user(user_id.as_str()).await?;
     // Anew: Clerk has taken its time, and a decision that was replaced meanwhile is not sent.
-    let Some((wanted, mut parts)) = decided()? else { return Ok(()) };
+    known.read_on(log, user_id).await?;
+    known.hear(&there);
+    let (wanted, there) = (Wanted::from(&known.user), there.public_metadata);
+    let mut parts = known.decided_of(parts);
     if wanted.undoes_completion(&there) {
         parts.remove(&Part::Onboarding);
     }
     let patch = wanted.difference(&parts, &there);
-    if patch.is_empty() { Ok(()) } else { api.merge_metadata(user_id.as_str(), patch).await }
+    if patch.is_empty() {
+        return Ok(());
+    }
+    // Once: before the next try it is asked again what is there.
+    Ok(api.merge_metadata_once(user_id.as_str(), patch).await?)
 }
 
-fn still_decided(parts: &BTreeSet<Part>, here: &BTreeSet<Right>) -> BTreeSet<Part> {
-    let holds = |part: &&Part| match part {
-        Part::Access(right) => here.contains(right),
-        Part::UserType | Part::Flags | Part::Organization | Part::Onboarding => true,
-    };
-    parts.iter().filter(holds).copied().collect()
+/// A user as its stream has it. That is asked itself: what another node has heard is in it at once,
+/// and later in the read model.
+#[derive(Default)]
+struct Known {
+    user: User,
+    /// The revision after the last event read.
+    next_revision: u64,
+    /// What was last decided here, and not told by Clerk since.
+    decided_here: BTreeSet<Part>,
 }
 
-fn wanted(row: UserRow) -> Wanted {
-    Wanted {
-        access: row.access(),
-        user_type: row.user_type,
-        feature_flags: row.feature_flags,
-        // Clerk's ids of memberships sort by their age.
-        organization: row
-            .organizations
-            .into_iter()
-            .filter(|membership| !membership.is_claimed())
-            .min_by(|a, b| a.membership_id.cmp(&b.membership_id)),
-        onboarding: row.onboarding,
+impl Known {
+    async fn read_on(&mut self, log: &dyn EventLog, user_id: &UserId) -> Result<(), Unsent> {
+        let stream = domain::stream::<User>(user_id);
+        loop {
+            let page = log.read_stream(&stream, self.next_revision, PAGE).await?;
+            for recorded in &page {
+                self.take_in(&codec::decode::<User>(&recorded.kind, &recorded.data)?);
+                self.next_revision = recorded.revision + 1;
+            }
+            if page.len() < PAGE {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: &user::Event) {
+        let (parts, here): (BTreeSet<Part>, bool) = match event {
+            user::Event::AccessChanged { access, decided_at, decided } => {
+                let here = decided_at.is_some();
+                let rights = self.user.access.settled_by(access, here, decided.as_ref());
+                (rights.into_iter().map(Part::Access).collect(), here)
+            }
+            user::Event::AttributesChanged { decided_at, .. } => {
+                ([Part::UserType].into(), decided_at.is_some())
+            }
+            user::Event::FlagsChanged { decided_at, .. } => {
+                ([Part::Flags].into(), decided_at.is_some())
+            }
+            user::Event::OnboardingProgressed { decided_at, .. } => {
+                ([Part::Onboarding].into(), decided_at.is_some())
+            }
+            // Of memberships the metadata repeats what is known, whoever told it.
+            user::Event::OrganizationJoined { .. }
+            | user::Event::OrganizationRoleChanged { .. }
+            | user::Event::OrganizationLeft { .. } => ([Part::Organization].into(), true),
+            user::Event::Registered { .. }
+            | user::Event::ProfileChanged { .. }
+            | user::Event::Banned {}
+            | user::Event::Unbanned {}
+            | user::Event::Deleted {} => (BTreeSet::new(), false),
+        };
+        if here {
+            self.decided_here.extend(parts);
+        } else {
+            self.decided_here.retain(|part| !parts.contains(part));
+        }
+        self.user.evolve(event);
+    }
+
+    /// Takes in Clerk's present word as its webhook will: one that is known already, repeats our own
+    /// or is from before a decision undoes nothing. Without a time it counts as new.
+    fn hear(&mut self, there: &payload::User) {
+        let told = translate::told(&there.public_metadata);
+        let source_updated_at = there.updated_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
+        let snapshot = Snapshot { told, ..Snapshot::default() };
+        let word = Command::Sync { snapshot, source_updated_at };
+        // It decides nothing by itself, and so needs no time.
+        for event in self.user.decide(&word, source_updated_at).unwrap_or_default() {
+            self.take_in(&event);
+        }
+    }
+
+    fn decided_of(&self, parts: &BTreeSet<Part>) -> BTreeSet<Part> {
+        match self.user.standing {
+            Standing::Provisional | Standing::Registered => &self.decided_here & parts,
+            Standing::Unknown | Standing::Deleted => BTreeSet::new(),
+        }
     }
 }
 
@@ -369,84 +527,5 @@ pub(super) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use chrono::{DateTime, Utc};
-
-    use super::*;
-    use crate::domain::Aggregate;
-    use crate::domain::user::{
-        Access, AccessChange, Claims, Command, Membership, Onboarding, OnboardingStatus, Snapshot,
-        Told, User,
-    };
-    use crate::views::Parked;
-
-    fn told() -> Told {
-        Told {
-            role: Some("creator".to_owned()),
-            user_type: Some("seller".to_owned()),
-            feature_flags: Some([("beta".to_owned(), true)].into()),
-            ..Told::default()
-        }
-    }
-
-    fn parts_after(user: &User, command: &Command) -> BTreeSet<Part> {
-        let events = user.decide(command, DateTime::<Utc>::UNIX_EPOCH).unwrap();
-        events.into_iter().flat_map(parts_of).collect()
-    }
-
-    fn user(command: &Command) -> User {
-        User::fold(&User::default().decide(command, DateTime::UNIX_EPOCH).unwrap())
-    }
-
-    #[test]
-    fn what_a_token_claims_asks_for_nothing_whatever_was_heard_before() {
-        let membership = Membership {
-            membership_id: Membership::claimed("o1"),
-            organization_id: "o1".to_owned(),
-            name: None,
-            slug: None,
-            role: "org:admin".to_owned(),
-            permissions: BTreeSet::new(),
-        };
-        let status = OnboardingStatus::Completed;
-        let claims = Command::Provision(Claims {
-            snapshot: Snapshot { told: told(), ..Snapshot::default() },
-            memberships: vec![membership],
-            onboarding: Some(Onboarding { step: 8, total_steps: 8, status }),
-            ..Claims::default()
-        });
-        assert_eq!(parts_after(&User::default(), &claims), BTreeSet::new());
-        let (membership_id, organization_id) = ("m1".to_owned(), "o2".to_owned());
-        let left = user(&Command::Leave { membership_id, organization_id });
-        assert_eq!(parts_after(&left, &claims), BTreeSet::new());
-    }
-
-    #[test]
-    fn nothing_is_read_that_the_parked_view_of_users_does_not_show() {
-        let parked = |view, position| {
-            let reason = String::new();
-            let parked = vec![Parked { view, position, reason }];
-            shown(&Reached { position: 9, parked, stands_still: false })
-        };
-        assert_eq!((parked(View::Jobs, 5), parked(View::Users, 5)), (9, 4));
-    }
-
-    #[test]
-    fn of_access_only_what_was_decided_is_asked_for() {
-        let snapshot = Snapshot { told: told(), ..Snapshot::default() };
-        let ada = user(&Command::Sync { snapshot, source_updated_at: DateTime::UNIX_EPOCH });
-        let tier =
-            AccessChange { subscription_tier: Some("premium".to_owned()), ..Default::default() };
-        let tier_alone = BTreeSet::from([Part::Access(Right::SubscriptionTier)]);
-        assert_eq!(parts_after(&ada, &Command::SetAccess(tier)), tier_alone);
-        let same = AccessChange { role: Some("creator".to_owned()), ..Default::default() };
-        let role_alone = BTreeSet::from([Part::Access(Right::Role)]);
-        assert_eq!(parts_after(&ada, &Command::SetAccess(same)), role_alone);
-
-        // Of an older event, what the read model took for decided.
-        let (access, decided_at) = (Access::default(), Some(DateTime::UNIX_EPOCH));
-        let older = user::Event::AccessChanged { access, decided_at, decided: None };
-        let parts = still_decided(&parts_of(older), &BTreeSet::from([Right::SubscriptionTier]));
-        assert_eq!(parts, tier_alone);
-    }
-}
+#[path = "metadata_sync_tests.rs"]
+mod tests;

@@ -123,7 +123,7 @@ impl Api {
     /// # Errors
     /// [`Error`], as for all calls.
     pub async fn user(&self, user_id: &str) -> Result<User, Error> {
-        self.call(Method::GET, &["users", user_id], "", None).await
+        self.call(Method::GET, &["users", user_id], "").await
     }
 
     /// `PATCH /v1/users/{id}/metadata`: merges `patch` deeply into the public metadata; `null`
@@ -136,9 +136,30 @@ impl Api {
         user_id: &str,
         patch: Map<String, Value>,
     ) -> Result<(), Error> {
+        let answer = self.send(self.merging(user_id, patch)).await?;
+        read::<Value>(&answer).map(drop)
+    }
+
+    /// The same, sent once, and not while a 429 makes all wait: whoever overwrites what it has just
+    /// looked at looks anew before each try.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn merge_metadata_once(
+        &self,
+        user_id: &str,
+        patch: Map<String, Value>,
+    ) -> Result<(), Error> {
+        if self.paused().is_some_and(|until| until > Instant::now()) {
+            return Err(Error::RateLimited);
+        }
+        let answer = self.send_once(self.merging(user_id, patch), FIRST_RETRY).await?;
+        read::<Value>(&answer).map(drop)
+    }
+
+    fn merging(&self, user_id: &str, patch: Map<String, Value>) -> Request {
         let body = json!({ "public_metadata": patch });
-        let path = ["users", user_id, "metadata"];
-        self.call::<Value>(Method::PATCH, &path, "", Some(body)).await.map(drop)
+        self.request(Method::PATCH, &["users", user_id, "metadata"], "", Some(body))
     }
 
     /// `GET /v1/users`: up to [`PAGE`] users after the `offset` newest. Users who sign up meanwhile
@@ -148,7 +169,7 @@ impl Api {
     /// [`Error`]
     pub async fn users(&self, offset: usize) -> Result<Vec<User>, Error> {
         let query = format!("limit={PAGE}&offset={offset}&order_by=-created_at");
-        self.call(Method::GET, &["users"], &query, None).await
+        self.call(Method::GET, &["users"], &query).await
     }
 
     /// `POST /v1/sessions/{id}/revoke`: it mints no more tokens.
@@ -157,7 +178,7 @@ impl Api {
     /// [`Error`]
     pub async fn revoke_session(&self, session_id: &str) -> Result<(), Error> {
         let path = ["sessions", session_id, "revoke"];
-        self.call::<Value>(Method::POST, &path, "", None).await.map(drop)
+        self.call::<Value>(Method::POST, &path, "").await.map(drop)
     }
 
     async fn call<T: DeserializeOwned>(
@@ -165,16 +186,17 @@ impl Api {
         method: Method,
         path: &[&str],
         query: &str,
-        body: Option<Value>,
     ) -> Result<T, Error> {
+        read(&self.send(self.request(method, path, query, None)).await?)
+    }
+
+    fn request(&self, method: Method, path: &[&str], query: &str, body: Option<Value>) -> Request {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v1").extend(path);
         }
         url.set_query(Some(query).filter(|query| !query.is_empty()));
-        let body = self.send(Request { method, url, body }).await?;
-        serde_json::from_slice(&body)
-            .map_err(|_| Error::Unreachable("the answer cannot be understood".to_owned()))
+        Request { method, url, body }
     }
 
     /// Sends until there is an answer to go by, [`TRIES`] times at the most.
@@ -182,29 +204,27 @@ impl Api {
         let mut retry = FIRST_RETRY;
         for tries_left in (0..TRIES).rev() {
             self.pause().await;
-            let failure = match self.transport.send(request.clone()).await {
-                Ok(answer) => match judge(&answer) {
-                    Ok(()) => return Ok(answer.body),
-                    Err(error) => {
-                        if error == Error::RateLimited {
-                            self.pause_all(answer.retry_after.as_deref(), retry);
-                        }
-                        error
-                    }
-                },
-                Err(what) => Error::Unreachable(what),
-            };
-            match failure {
+            match self.send_once(request.clone(), retry).await {
                 // The pause is the wait.
-                Error::RateLimited if tries_left > 0 => {}
-                Error::Unreachable(_) if tries_left > 0 => {
+                Err(Error::RateLimited) if tries_left > 0 => {}
+                Err(Error::Unreachable(_)) if tries_left > 0 => {
                     tokio::time::sleep(self.jittered(retry)).await;
                 }
-                failure => return Err(failure),
+                done => return done,
             }
             retry *= 2;
         }
         Err(Error::RateLimited)
+    }
+
+    /// A 429 makes all wait, for as long as it says or else about `otherwise`.
+    async fn send_once(&self, request: Request, otherwise: Duration) -> Result<Vec<u8>, Error> {
+        let answer = self.transport.send(request).await.map_err(Error::Unreachable)?;
+        let judged = judge(&answer);
+        if judged == Err(Error::RateLimited) {
+            self.pause_all(answer.retry_after.as_deref(), otherwise);
+        }
+        judged.map(|()| answer.body)
     }
 
     async fn pause(&self) {
@@ -234,6 +254,11 @@ impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Api").field("base", &self.base.as_str()).finish_non_exhaustive()
     }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body)
+        .map_err(|_| Error::Unreachable("the answer cannot be understood".to_owned()))
 }
 
 fn judge(answer: &Answer) -> Result<(), Error> {
@@ -434,6 +459,18 @@ mod tests {
         let (one, two) = tokio::join!(api.revoke_session("sess_1"), second);
         assert_eq!((one, two), (Ok(()), Ok(())));
         assert_eq!(asked_at_ms(&script), [0, 5000, 5000]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_what_was_looked_at_is_sent_once_and_never_after_a_wait() {
+        let (api, script) = api([answer(503, None), answer(429, Some("5")), answer(200, None)]);
+        let change = || api.merge_metadata_once("user_1", Map::new());
+        assert_eq!(change().await, Err(Error::Unreachable("it answers 503".to_owned())));
+        assert_eq!(change().await, Err(Error::RateLimited));
+        assert_eq!(change().await, Err(Error::RateLimited));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(change().await, Ok(()));
+        assert_eq!(asked_at_ms(&script), [0, 0, 5000]);
     }
 
     #[tokio::test(start_paused = true)]
