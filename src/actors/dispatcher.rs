@@ -25,6 +25,7 @@ use crate::config::Secret;
 use crate::domain::ids::{FileId, JobId, UserId};
 use crate::domain::job::Kind;
 use crate::media::blobs::Blobs;
+use crate::media::renderer::pause::Pause;
 use crate::media::renderer::{self, Engine, Made, MadeFile, Progress, Work};
 
 /// How often a render without news says that it lives; a third of the lease.
@@ -72,10 +73,11 @@ pub fn start(system: Arc<System>, rendering: Rendering, stopping: watch::Receive
     Arbiter::new().spawn(async move {
         // Attempts go on while it is begun anew: their slots and their directories stay theirs.
         let (running, busy) = (Arc::new(Semaphore::new(rendering.slots)), Busy::default());
+        let pause = Pause::default();
         let run = || {
             let (system, rendering, stopping) =
                 (Arc::clone(&system), rendering.clone(), stopping.clone());
-            run(system, rendering, stopping, Arc::clone(&running), busy.clone())
+            run(system, rendering, stopping, Arc::clone(&running), busy.clone(), pause.clone())
         };
         supervise("dispatcher", run).await;
         let _ = at_the_end.send(());
@@ -89,20 +91,22 @@ async fn run(
     mut stopping: watch::Receiver<bool>,
     running: Arc<Semaphore>,
     busy: Busy,
+    pause: Pause,
 ) {
     let mut progress = system.progress.clone();
     sweep(&system, &rendering.scratch, &busy);
     let mut swept = tokio::time::Instant::now();
     loop {
         while !*stopping.borrow()
+            && pause.left().is_none()
             && let Ok(slot) = Arc::clone(&running).try_acquire_owned()
         {
             match lease_next(&rendering, &busy).await {
                 Some((leased, mine)) => {
                     let (system, rendering) = (Arc::clone(&system), rendering.clone());
-                    let (busy, stopping) = (busy.clone(), stopping.clone());
+                    let (busy, pause, stopping) = (busy.clone(), pause.clone(), stopping.clone());
                     actix::spawn(async move {
-                        work(&system, &rendering, &leased, stopping).await;
+                        work(&system, &rendering, &leased, &pause, stopping).await;
                         drop(mine);
                         sweep(&system, &rendering.scratch, &busy);
                         drop(slot);
@@ -213,20 +217,31 @@ async fn work(
     system: &System,
     rendering: &Rendering,
     leased: &Leased,
+    pause: &Pause,
     stopping: watch::Receiver<bool>,
 ) {
     let directory = rendering.scratch.join(leased.job_id.to_string());
     clear(rendering, &directory).await;
     let outcome = attempt(system, rendering, leased, &directory, stopping).await;
     clear(rendering, &directory).await;
-    let (leasing, origin) = (&rendering.leasing, by(rendering.engine.name()));
+    match &outcome {
+        Ok(()) => pause.worked(),
+        Err(Broken::NotBegun | Broken::Machine(_)) => pause.failed(),
+        Err(_) => {}
+    }
+    let (leasing, origin) = (&rendering.leasing, leased.origin(rendering.engine.name()));
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
     let recorded = match outcome {
         Ok(()) | Err(Broken::LeaseLost) => return,
-        Err(Broken::Stopped) => leasing.give_back(job_id, lease_id, &origin).await.map(drop),
+        Err(Broken::Stopped | Broken::NotBegun) => {
+            leasing.give_back(job_id, lease_id, &origin).await.map(drop)
+        }
         Err(Broken::Cancelled) => {
             let error = "cancelled".to_owned();
             leasing.fail(job_id, lease_id, &origin, error, false).await.map(drop)
+        }
+        Err(Broken::Machine(error)) => {
+            leasing.fail(job_id, lease_id, &origin, error, true).await.map(drop)
         }
         Err(Broken::Failed { error, retryable }) => {
             leasing.fail(job_id, lease_id, &origin, error, retryable).await.map(drop)
@@ -257,6 +272,11 @@ enum Broken {
     /// This server was told to stop.
     Stopped,
     LeaseLost,
+    /// This machine lacks what every job needs: it was no attempt.
+    NotBegun,
+    /// The machine's fault, as far as anybody can tell. It counts: a job whose fault it is after all
+    /// must not be tried for ever.
+    Machine(String),
     Failed {
         error: String,
         retryable: bool,
@@ -269,6 +289,10 @@ impl From<renderer::Error> for Broken {
             renderer::Error::Cancelled => Self::Cancelled,
             renderer::Error::Invalid(error) => Self::Failed { error, retryable: false },
             renderer::Error::Failed(error) => Self::machine("rendering failed", error),
+            renderer::Error::NotRun(words) => {
+                tracing::error!("the engine could not be run");
+                Self::Machine(words)
+            }
             renderer::Error::Engine { words, retryable } => {
                 tracing::info!("the engine failed");
                 Self::Failed { error: words, retryable }
@@ -280,7 +304,17 @@ impl From<renderer::Error> for Broken {
 impl Broken {
     fn machine(what: &str, error: impl std::fmt::Display) -> Self {
         tracing::error!(%error, "{what}");
-        Self::Failed { error: what.to_owned(), retryable: true }
+        Self::Machine(what.to_owned())
+    }
+
+    /// Of what was to be read from the store: whether that is away, or has lost or damaged the one
+    /// thing, it says itself.
+    async fn unread(rendering: &Rendering, what: &str, error: impl std::fmt::Display) -> Self {
+        let broken = Self::machine(what, error);
+        match rendering.blobs.probe().await {
+            Ok(()) => broken,
+            Err(_) => Self::NotBegun,
+        }
     }
 }
 
@@ -291,14 +325,15 @@ async fn attempt(
     directory: &Path,
     stopping: watch::Receiver<bool>,
 ) -> Result<(), Broken> {
-    tokio::fs::create_dir_all(directory)
-        .await
-        .map_err(|error| Broken::machine("the scratch directory could not be made", error))?;
+    tokio::fs::create_dir_all(directory).await.map_err(|error| {
+        tracing::error!(%error, "the scratch directory could not be made");
+        Broken::NotBegun
+    })?;
     let made = make(system, rendering, leased, directory, stopping).await?;
     let handed = while_held(rendering, leased, hand_in(rendering, &made)).await?;
     let shape = Shape { duration: made.duration, width: made.width, height: made.height };
     let (job_id, lease_id, request) = (leased.job_id, leased.lease_id, &leased.request);
-    let origin = by(rendering.engine.name());
+    let origin = leased.origin(rendering.engine.name());
     let finish = rendering.leasing.finish(job_id, lease_id, &origin, request, &handed, shape);
     match finish.await {
         Ok(_) => Ok(()),
@@ -407,30 +442,35 @@ async fn fetch_source(
     file_id: FileId,
     directory: &Path,
 ) -> Result<PathBuf, Broken> {
-    let unreadable = |error| Broken::machine("the source file could not be read", error);
-    let file = system.views.file(&file_id).map_err(|error| unreadable(error.to_string()))?;
+    let what = "the source file could not be read";
+    let file = system.views.file(&file_id).map_err(|error| Broken::machine(what, error))?;
     let Some(file) = file.filter(|file| file.user_id == *user_id) else {
         let error = "the source file was deleted".to_owned();
         return Err(Broken::Failed { error, retryable: false });
     };
     let path = directory.join("source");
-    let copying = rendering.blobs.copy_to(&file.sha256, file.size, &path).await;
-    copying.map_err(|error| unreadable(error.to_string()))?;
-    Ok(path)
+    match rendering.blobs.copy_to(&file.sha256, file.size, &path).await {
+        Ok(()) => Ok(path),
+        Err(error) => Err(Broken::unread(rendering, what, error).await),
+    }
 }
 
 async fn open_secret(rendering: &Rendering, job_id: JobId) -> Result<Secret, Broken> {
-    let opened = rendering.secrets.of_job(job_id).await;
-    let opened =
-        opened.map_err(|error| Broken::machine("the secret could not be opened", error))?;
-    let error = "the job's secret was destroyed".to_owned();
-    opened.ok_or(Broken::Failed { error, retryable: false })
+    match rendering.secrets.of_job(job_id).await {
+        Ok(Some(secret)) => Ok(secret),
+        Ok(None) => {
+            let error = "the job's secret was destroyed".to_owned();
+            Err(Broken::Failed { error, retryable: false })
+        }
+        Err(error) => Err(Broken::unread(rendering, "the secret could not be opened", error).await),
+    }
 }
 
 /// Renews the lease by telling the progress, if there is some to tell; says why the render must stop,
 /// if it must.
 async fn ask(rendering: &Rendering, leased: &Leased, progress: Option<Progress>) -> Option<Broken> {
-    let (job_id, lease_id, origin) = (leased.job_id, leased.lease_id, by(rendering.engine.name()));
+    let (job_id, lease_id) = (leased.job_id, leased.lease_id);
+    let origin = leased.origin(rendering.engine.name());
     let leasing = &rendering.leasing;
     let report = match progress {
         Some(Progress { percent, message }) => {
@@ -542,5 +582,18 @@ mod tests {
         world.pass(LEASE).await;
         let lost = while_held(&rendering, &leased, future::pending::<Result<(), _>>()).await;
         assert!(matches!(lost, Err(Broken::LeaseLost)));
+    }
+
+    #[actix::test]
+    async fn what_a_machine_without_a_scratch_directory_leases_is_no_attempt_and_it_pauses() {
+        let (world, file) = (World::new().await, tempfile::NamedTempFile::new().unwrap());
+        let rendering = Rendering { scratch: file.path().to_owned(), ..rendering(&world) };
+        let (id, pause) = (world.ask("ada").await, Pause::default());
+        let (_stop, stopping) = watch::channel(false);
+        let leased = world.lease("w").await;
+        work(&world.system, &rendering, &leased, &pause, stopping).await;
+        let job = world.system.views.job(&id).unwrap().unwrap();
+        assert_eq!((job.state.as_str(), job.attempt), ("queued", 0));
+        assert!(pause.left().is_some());
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::ids::{JobId, LeaseId};
 use crate::domain::job::Kind;
 use crate::media::blobs::{self, Blobs};
-use crate::media::documents::Documents;
+use crate::media::documents::{Documents, Listed};
 
 /// One of the outputs that a kind of job has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +146,29 @@ impl Outputs {
     /// # Errors
     /// The store cannot be listed.
     pub async fn sweep(&self, is_over: impl Fn(JobId) -> bool) -> Result<(), blobs::Error> {
-        for listed in self.0.list().await? {
+        let noted = self.noted().await?;
+        self.sweep_these(noted, is_over).await
+    }
+
+    /// All notes that there are.
+    ///
+    /// # Errors
+    /// The store cannot be listed.
+    pub async fn noted(&self) -> Result<Vec<Listed>, blobs::Error> {
+        self.0.list().await
+    }
+
+    /// [`Outputs::sweep`] of the notes that there were at a time: later ones may be of a retry that
+    /// `is_over` has not heard of.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn sweep_these(
+        &self,
+        noted: Vec<Listed>,
+        is_over: impl Fn(JobId) -> bool,
+    ) -> Result<(), blobs::Error> {
+        for listed in noted {
             let job_id = listed.name.get(..36).and_then(|id| uuid::Uuid::try_parse(id).ok());
             if job_id.is_some_and(|id| is_over(JobId(id))) {
                 self.0.delete(&listed.name).await?;

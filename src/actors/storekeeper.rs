@@ -9,6 +9,7 @@ use actix::Arbiter;
 
 use super::System;
 use super::codec::{Metadata, Source};
+use super::outputs::Outputs;
 use super::supervise::supervise;
 use crate::config::Retention;
 use crate::domain::file::{Command, Reason};
@@ -102,6 +103,8 @@ impl Storekeeper {
         self.remove(system.views.files_of_gone_users(AT_ONCE)?, Reason::OwnerDeleted).await;
         let now = system.clock.now();
         let (aside, old) = (self.blobs.all_aside().await?, self.blobs.old(now).await?);
+        let outputs = Outputs::new(&self.blobs);
+        let noted = outputs.noted().await?;
         // A file that the log knows and the read model does not know yet must count: the store is
         // left alone while the read model is behind, is being rebuilt, or is parked. A node that is
         // cut off from the log, but not from the store, would believe that it is not behind: this
@@ -114,6 +117,11 @@ impl Storekeeper {
         // Another view, which may be parked while that of the files is not.
         if system.progress.reached(head, Some(View::Jobs), CAUGHT_UP_WITHIN).await.is_ok() {
             self.remove_failed_outputs().await?;
+            // It knows the lease that each was handed in under. A job that it does not know has gone
+            // with its user.
+            let is_over =
+                |id| system.views.job_is_alive(&id).is_ok_and(|alive| alive != Some(true));
+            outputs.sweep_these(noted, is_over).await?;
         }
         // Before the read model is asked: what ends meanwhile is a file there by then.
         let uploaded = self.uploads.blobs();

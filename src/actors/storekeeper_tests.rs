@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::*;
 use crate::actors::directory::{Arbiters, Directory};
 use crate::actors::keyring::Keyring;
+use crate::actors::outputs::{Handed, slots};
 use crate::actors::projector::Projector;
 use crate::clock::Clock;
 use crate::config::{BlobStore, ByTier};
@@ -326,6 +327,25 @@ async fn what_a_broken_completion_has_left_of_a_job_that_came_to_nothing_goes() 
     jobs.execute(failed, cancel, origin()).await.unwrap();
     house.reconciled().await;
     assert!(!house.is_there(left).await && house.is_there(needed).await, "{queued}");
+}
+
+#[actix::test]
+async fn what_workers_that_died_have_handed_in_is_forgotten_once_its_job_is_over() {
+    let house = House::new().await;
+    house.user("ada", "standard").await;
+    let (over, queued) = (house.job("ada", 1).await, house.job("ada", 2).await);
+    let outputs = Outputs::new(&house.keeper.blobs);
+    let (kind, lease_id) = (job::Kind::Video, LeaseId(Uuid::from_u128(9)));
+    let sha256 = house.blob("half of it").await;
+    let handed = Handed { content_type: "video/mp4".to_owned(), size: 10, sha256 };
+    for job_id in [over, queued] {
+        outputs.note(job_id, lease_id, &slots(kind)[0], &handed).await.unwrap();
+    }
+    let cancel = job::Command::Cancel { by: id("ada") };
+    house.keeper.system.jobs.execute(over, cancel, origin()).await.unwrap();
+    house.reconciled().await;
+    assert!(outputs.of(kind, over, lease_id).await.unwrap().is_empty());
+    assert_eq!(outputs.of(kind, queued, lease_id).await.unwrap().len(), 1);
 }
 
 #[actix::test]

@@ -1,9 +1,10 @@
 //! `t2m worker`: leases jobs from a server over HTTP and lets an engine of this machine do them.
 
 mod attempt;
+mod scratch;
 mod server;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +15,15 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use self::attempt::Attempt;
-use self::server::{Refused, Server};
+use self::scratch::Scratch;
+use self::server::{Lease, Refused, Server};
 use super::assemble::engine_of;
 use super::interrupt::Interrupt;
 use super::{BadConfiguration, telemetry};
 use crate::config::{self, LimitOptions, LogFormat, Secret};
 use crate::domain::job::Kind;
 use crate::media::renderer::Engine;
+use crate::media::renderer::pause::Pause;
 
 /// How long one request for a job waits at the server.
 const WAIT: Duration = Duration::from_secs(20);
@@ -50,7 +53,8 @@ pub struct Worker {
     /// The name that it goes by [default: the engine's, and the process id]
     #[arg(long, env = "T2M_WORKER_ID")]
     worker_id: Option<String>,
-    /// Where it works; cleared at the start [default: a directory of its own among the temporary ones]
+    /// Where it works, in a directory of its own; several workers may share it [default: among the
+    /// temporary directories]
     #[arg(long, env = "T2M_WORKER_SCRATCH")]
     scratch: Option<PathBuf>,
     /// Log lines as `text` or as `json`
@@ -66,22 +70,17 @@ struct Ready {
     server: Server,
     kinds: Vec<Kind>,
     concurrency: usize,
-    scratch: PathBuf,
+    pause: Pause,
 }
 
 impl Worker {
     pub fn run(self) -> anyhow::Result<()> {
-        let log_format = self.log_format;
+        let (log_format, above) = (self.log_format, self.scratch.clone());
         let ready = Arc::new(self.check()?);
         telemetry::lines_alone(log_format);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        // What a worker that was killed has left here.
-        let _ = std::fs::remove_dir_all(&ready.scratch);
-        std::fs::create_dir_all(&ready.scratch)
-            .with_context(|| format!("making the directory {}", ready.scratch.display()))?;
-        let outcome = runtime.block_on(work(Arc::clone(&ready)));
-        let _ = std::fs::remove_dir_all(&ready.scratch);
-        outcome
+        let scratch = Scratch::take(&scratch::shared(above.as_deref())?)?;
+        runtime.block_on(work(ready, scratch.path()))
     }
 
     fn check(self) -> Result<Ready, BadConfiguration> {
@@ -124,10 +123,6 @@ impl Worker {
         let process = std::process::id();
         let name = engine.as_ref().map_or("worker", Engine::name);
         let worker_id = self.worker_id.unwrap_or_else(|| format!("{name}-{process}"));
-        let scratch = self.scratch.map(|path| path.join("t2m-worker"));
-        let scratch =
-            scratch.unwrap_or_else(|| std::env::temp_dir().join(format!("t2m-worker-{process}")));
-        let scratch = std::path::absolute(&scratch).unwrap_or(scratch);
         let server = url.zip(self.token).and_then(|(url, token)| {
             Server::new(&url, token, worker_id)
                 .map_err(|_| faults.push("T2M_WORKER_TOKEN: cannot be sent in a header".to_owned()))
@@ -136,7 +131,7 @@ impl Worker {
         match (engine, server, kinds) {
             (Some(engine), Some(server), Some(kinds)) if faults.is_empty() => {
                 let concurrency = usize::from(self.concurrency);
-                Ok(Ready { engine, server, kinds, concurrency, scratch })
+                Ok(Ready { engine, server, kinds, concurrency, pause: Pause::default() })
             }
             _ => Err(BadConfiguration(faults)),
         }
@@ -144,12 +139,12 @@ impl Worker {
 }
 
 /// Works until it is told to stop; then gives back what it has.
-async fn work(ready: Arc<Ready>) -> anyhow::Result<()> {
+async fn work(ready: Arc<Ready>, scratch: &Path) -> anyhow::Result<()> {
     let (stop, stopping) = watch::channel(false);
     let mut interrupt = Interrupt::listen()?;
     let mut slots = JoinSet::new();
     for number in 0..ready.concurrency {
-        slots.spawn(slot(Arc::clone(&ready), number, stopping.clone()));
+        slots.spawn(slot(Arc::clone(&ready), scratch.to_owned(), number, stopping.clone()));
     }
     tracing::info!(engine = ready.engine.name(), jobs = ready.concurrency, "waiting for jobs");
     let outcome = tokio::select! {
@@ -166,6 +161,7 @@ async fn work(ready: Arc<Ready>) -> anyhow::Result<()> {
 /// One job after the other.
 async fn slot(
     ready: Arc<Ready>,
+    scratch: PathBuf,
     number: usize,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -174,14 +170,14 @@ async fn slot(
         let leased = tokio::select! {
             biased;
             _ = stopping.wait_for(|stop| *stop) => return Ok(()),
-            leased = ready.server.lease(&ready.kinds, WAIT) => leased,
+            leased = next(&ready) => leased,
         };
         match leased {
             Ok(Some(lease)) => {
                 delay = FIRST_DELAY;
-                let directory = ready.scratch.join(format!("{number}-{}", lease.lease_id));
+                let directory = scratch.join(format!("{number}-{}", lease.lease_id));
                 let attempt = Attempt::new(&ready.engine, &ready.server, lease, &directory);
-                attempt.run(stopping.clone()).await;
+                attempt.run(&ready.pause, stopping.clone()).await;
                 let _ = tokio::fs::remove_dir_all(&directory).await;
             }
             Ok(None) => delay = FIRST_DELAY,
@@ -199,4 +195,10 @@ async fn slot(
             }
         }
     }
+}
+
+/// The next job, once this machine is believed to be able to do it.
+async fn next(ready: &Ready) -> Result<Option<Lease>, Refused> {
+    ready.pause.over().await;
+    ready.server.lease(&ready.kinds, WAIT).await
 }

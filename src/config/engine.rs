@@ -57,7 +57,7 @@ fn find(program: &str) -> Option<PathBuf> {
 /// What a program may use.
 #[derive(Debug, Clone, Args)]
 pub struct LimitOptions {
-    /// How long a program may work on one job, e.g. 30m
+    /// How long a program may work on one job, e.g. 30m; under an hour
     #[arg(long, env = "T2M_ENGINE_TIME_LIMIT", default_value = "30m")]
     engine_time_limit: humantime::Duration,
     /// Address space of each process of a program, in bytes; 0 is no limit
@@ -72,6 +72,8 @@ pub struct LimitOptions {
     engine_scratch_limit: Option<u64>,
 }
 
+/// Beyond it an attempt is over, whatever its program does (`domain::job::LONGEST_ATTEMPT`).
+pub(super) const LONGEST_TIME: Duration = Duration::from_secs(60 * 60);
 /// Room for the result, what it is made of, and what is half done.
 const SCRATCH_OUTPUTS: u64 = 4;
 
@@ -93,6 +95,9 @@ impl LimitOptions {
         let mut faults = Vec::new();
         if self.engine_time_limit.is_zero() {
             faults.push("T2M_ENGINE_TIME_LIMIT: must be longer than nothing".to_owned());
+        }
+        if *self.engine_time_limit >= LONGEST_TIME {
+            faults.push("T2M_ENGINE_TIME_LIMIT: must be under 60m".to_owned());
         }
         if (1..1024 * 1024).contains(&self.engine_memory_limit) {
             faults.push("T2M_ENGINE_MEMORY_LIMIT: must be at least 1 MiB, or 0".to_owned());

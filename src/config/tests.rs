@@ -86,3 +86,12 @@ fn every_fault_is_named_at_once() {
     }
     check(&["--log", "postgres://u:p@h/d", "--engine", "magic"], &["T2M_ENGINE"]);
 }
+
+#[test]
+fn a_program_ends_before_its_attempt_does() {
+    check(&["--engine-time-limit", "59m 59s"], &[]);
+    for bad in ["0s", "60m", "1day"] {
+        check(&["--engine-time-limit", bad], &["T2M_ENGINE_TIME_LIMIT"]);
+    }
+    assert_eq!(crate::domain::job::LONGEST_ATTEMPT.to_std(), Ok(engine::LONGEST_TIME));
+}

@@ -43,6 +43,9 @@ const EXTENSIONS: &str = "creation,creation-with-upload,expiration,checksum,term
 const ALGORITHMS: &str = "sha1,sha256";
 pub const PIECE: &str = "application/offset+octet-stream";
 const OVERRIDE: &str = "x-http-method-override";
+/// Uploads of one user that may be open at once: what is said of each is held in memory until it ends.
+/// A few that are begun at the same instant may come to more.
+const MOST_OPEN: usize = 100;
 
 /// What a page of another origin may send.
 pub const REQUEST_HEADERS: [&str; 6] = [
@@ -102,6 +105,10 @@ pub async fn create(
     let found = find(&app, &caller, id);
     if let (Some(_), Ok(found)) = (&key, found) {
         return again(&app, &found, &wanted).await;
+    }
+    let open = app.uploads.number_of(&caller.user_id);
+    if open >= MOST_OPEN {
+        return Err(too_many(open));
     }
     // Before its room is reserved: a repetition while this one is begun must not need it too.
     let begun = app.uploads.claim(id)?;
@@ -490,6 +497,12 @@ fn too_long(length: u64) -> Problem {
     Problem::new(Code::PayloadTooLarge)
         .with_sentence("The piece goes beyond the length that the upload was begun with")
         .with_detail(json!({ "upload_length": length }))
+}
+
+fn too_many(open: usize) -> Problem {
+    Problem::new(Code::QuotaExceeded)
+        .with_sentence("Too many uploads are open: finish one of them, or end it, before the next")
+        .with_detail(json!({ "open": open, "limit": MOST_OPEN }))
 }
 
 fn stands_at(claimed: u64, offset: u64) -> Result<(), Problem> {

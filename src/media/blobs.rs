@@ -6,14 +6,15 @@ use std::{
     ops::Range,
     path::{Path as FsPath, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::{
-    GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt,
-    RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, memory::InMemory, path::Path,
-    prefix::PrefixStore,
+    ClientOptions, GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore,
+    ObjectStoreExt, RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, memory::InMemory,
+    path::Path, prefix::PrefixStore,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -28,6 +29,11 @@ const PART_BYTES: usize = 1024 * 1024;
 const S3_PART_BYTES: usize = 5 * 1024 * 1024;
 /// What a download holds at a time, in bytes. (The store's own stream reads 8 KiB a thread hop.)
 const READ_BYTES: usize = 128 * 1024;
+/// The longest silence of S3 while bytes are read or copied. It goes on while a player pauses, which
+/// `T2M_STALLED_S` is to end long before.
+const S3_SILENCE: Duration = Duration::from_secs(15 * 60);
+/// How long a call may take that moves a part at the most.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 /// Enough for every signature `infer` knows (tar's stands at byte 257) but the disk images'.
 pub(super) const SNIFF_BYTES: usize = 8 * 1024;
 
@@ -69,6 +75,8 @@ pub struct Stored {
 #[derive(Debug, Clone)]
 pub struct Blobs {
     pub(super) store: Arc<dyn ObjectStore>,
+    /// The same for documents: over S3, a call to it ends soon, the answer's body included.
+    small: Arc<dyn ObjectStore>,
     /// `blobs` under the data directory: the store itself, unless that is elsewhere.
     pub(super) root: PathBuf,
     pub(super) is_local: bool,
@@ -102,8 +110,7 @@ impl Blobs {
         let root = data_dir.join("blobs");
         match store {
             BlobStore::File if !root.try_exists()? => {
-                let nothing = Arc::new(InMemory::new());
-                Ok(Self { store: nothing, root, is_local: true, part_bytes: PART_BYTES })
+                Ok(Self::of(Arc::new(InMemory::new()), root, true, PART_BYTES))
             }
             _ => Self::around(store, root),
         }
@@ -112,7 +119,11 @@ impl Blobs {
     /// Over a store that somebody else has opened, which need not be on any disk.
     pub fn over(store: Arc<dyn ObjectStore>, data_dir: &FsPath) -> Self {
         let root = data_dir.join("blobs");
-        Self { store, root, is_local: false, part_bytes: S3_PART_BYTES }
+        Self::of(store, root, false, S3_PART_BYTES)
+    }
+
+    fn of(store: Arc<dyn ObjectStore>, root: PathBuf, is_local: bool, part_bytes: usize) -> Self {
+        Self { small: Arc::clone(&store), store, root, is_local, part_bytes }
     }
 
     fn around(store: &BlobStore, root: PathBuf) -> Result<Self, Error> {
@@ -122,33 +133,17 @@ impl Blobs {
                 // any it had to make; without it a power cut could lose a blob whose event is in
                 // the log.
                 let store = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
-                Ok(Self { store: Arc::new(store), root, is_local: true, part_bytes: PART_BYTES })
+                Ok(Self::of(Arc::new(store), root, true, PART_BYTES))
             }
-            BlobStore::S3 { bucket, prefix, aws } => Self::open_s3(bucket, prefix, aws, root),
-        }
-    }
-
-    fn open_s3(
-        bucket: &str,
-        prefix: &str,
-        aws: &[(String, Secret)],
-        root: PathBuf,
-    ) -> Result<Self, Error> {
-        // The client's own patience is three minutes, in which an uploader hears nothing.
-        let retry = RetryConfig {
-            max_retries: 4,
-            retry_timeout: std::time::Duration::from_secs(30),
-            ..RetryConfig::default()
-        };
-        let mut builder = AmazonS3Builder::new().with_bucket_name(bucket).with_retry(retry);
-        for (name, value) in aws {
-            // There are more variables than this client knows, e.g. AWS_PROFILE.
-            if let Ok(key) = name.to_ascii_lowercase().parse() {
-                builder = builder.with_config(key, value.reveal());
+            BlobStore::S3 { bucket, prefix, aws } => {
+                let open = |options: ClientOptions| -> Result<Arc<dyn ObjectStore>, Error> {
+                    let client = s3(bucket, aws, options).build()?;
+                    Ok(Arc::new(PrefixStore::new(client, prefix.as_str())))
+                };
+                let small = open(ClientOptions::new())?;
+                Ok(Self { small, ..Self::of(open(for_blobs())?, root, false, S3_PART_BYTES) })
             }
         }
-        let store = PrefixStore::new(builder.build()?, prefix);
-        Ok(Self { store: Arc::new(store), root, is_local: false, part_bytes: S3_PART_BYTES })
     }
 
     /// Whether the store answers and lets itself be read.
@@ -156,7 +151,7 @@ impl Blobs {
     /// # Errors
     /// What it said.
     pub async fn probe(&self) -> Result<(), Error> {
-        let mut listed = self.store.list(Some(&Path::from("incoming")));
+        let mut listed = self.small.list(Some(&Path::from("incoming")));
         listed.next().await.transpose()?;
         Ok(())
     }
@@ -180,7 +175,7 @@ impl Blobs {
         // Several servers may share a bucket, so that a counter would not do.
         let name = format!("{:032x}", rand::random::<u128>());
         let location = Path::from(format!("incoming/{name}"));
-        let upload = self.store.put_multipart(&location).await?;
+        let upload = answered(self.store.put_multipart(&location)).await?;
         Ok(BlobWriter {
             store: self.store.clone(),
             _leftover: Leftover(self.root.join("incoming").join(name)),
@@ -271,12 +266,13 @@ impl Blobs {
 
     /// A folder of small documents in the same store.
     pub fn documents(&self, folder: &str) -> Documents {
-        Documents::new(self, folder)
+        let store = Arc::clone(&self.small);
+        Documents::new(&Self { store, ..self.clone() }, folder)
     }
 
     /// In bytes.
     pub async fn size(&self, sha256: &str) -> Result<u64, Error> {
-        match self.store.head(&location(sha256)?).await {
+        match self.small.head(&location(sha256)?).await {
             Err(object_store::Error::NotFound { .. }) => {
                 self.aside(sha256).await?.map(|found| found.size).ok_or(Error::NotFound)
             }
@@ -367,7 +363,7 @@ impl BlobWriter {
             hasher
         });
         let upload = self.upload.as_mut().ok_or(Error::WriterBroken)?;
-        let (written, hashed) = tokio::join!(upload.put_part(part.into()), hashing);
+        let (written, hashed) = tokio::join!(answered(upload.put_part(part.into())), hashing);
         written?;
         self.hasher = Some(hashed.map_err(|_| Error::WriterBroken)?);
         Ok(())
@@ -415,6 +411,39 @@ pub(super) fn location(sha256: &str) -> Result<Path, Error> {
     }
 }
 
+/// Whatever `AWS_…` says goes before what is said here.
+fn s3(bucket: &str, aws: &[(String, Secret)], options: ClientOptions) -> AmazonS3Builder {
+    // The client's own patience is three minutes, in which an uploader hears nothing.
+    let retry = RetryConfig {
+        max_retries: 4,
+        retry_timeout: Duration::from_secs(30),
+        ..RetryConfig::default()
+    };
+    let builder = AmazonS3Builder::new().with_bucket_name(bucket).with_retry(retry);
+    aws.iter().fold(builder.with_client_options(options), |builder, (name, value)| {
+        // There are more variables than this client knows, e.g. AWS_PROFILE.
+        match name.to_ascii_lowercase().parse() {
+            Ok(key) => builder.with_config(key, value.reveal()),
+            Err(_) => builder,
+        }
+    })
+}
+
+/// How long a read or a copy takes is for the blob's size to say: the client's usual 30 s, the body
+/// included, would cut it off.
+fn for_blobs() -> ClientOptions {
+    ClientOptions::new().with_timeout_disabled().with_read_timeout(S3_SILENCE)
+}
+
+/// A call that is answered soon or not at all.
+async fn answered<T>(
+    call: impl Future<Output = object_store::Result<T>>,
+) -> Result<T, object_store::Error> {
+    tokio::time::timeout(ANSWERED_WITHIN, call).await.unwrap_or_else(|late| {
+        Err(object_store::Error::Generic { store: "blobs", source: Box::new(late) })
+    })
+}
+
 async fn open_range(
     store: &dyn ObjectStore,
     location: &Path,
@@ -425,7 +454,7 @@ async fn open_range(
     }
     let bounded = Some(GetRange::Bounded(range.clone()));
     let options = GetOptions { range: bounded, ..GetOptions::default() };
-    let result = store.get_opts(location, options).await?;
+    let result = answered(store.get_opts(location, options)).await?;
     // A store gives what there is of a range.
     if result.range != range {
         return Err(Error::Io(io::ErrorKind::UnexpectedEof.into()));

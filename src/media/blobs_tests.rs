@@ -203,3 +203,18 @@ async fn what_is_brought_back_in_a_bucket_outlives_who_was_still_putting_it_asid
         assert_eq!(read(&blobs, &sha256, 0..5).await.unwrap(), b"hello");
     }
 }
+
+#[test]
+fn a_blob_in_s3_takes_its_time_unless_the_settings_say_otherwise() {
+    use object_store::ClientConfigKey::{ReadTimeout, Timeout};
+    use object_store::aws::AmazonS3ConfigKey::Client;
+    let of = |aws: &[(&str, &str)], key| {
+        let owned =
+            |(name, value): &(&str, &str)| ((*name).to_owned(), Secret::from((*value).to_owned()));
+        let aws: Vec<_> = aws.iter().map(owned).collect();
+        s3("bucket", &aws, for_blobs()).get_config_value(&Client(key))
+    };
+    assert_eq!(of(&[], Timeout), None);
+    assert_eq!(of(&[], ReadTimeout).as_deref(), Some("15m"));
+    assert_eq!(of(&[("AWS_TIMEOUT", "5s"), ("AWS_PROFILE", "x")], Timeout).as_deref(), Some("5s"));
+}

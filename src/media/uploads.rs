@@ -228,6 +228,11 @@ impl Uploads {
         Ok(Held { uploads: Arc::clone(self), upload, work })
     }
 
+    /// How many of a user there are.
+    pub fn number_of(&self, user_id: &UserId) -> usize {
+        self.opened().values().filter(|upload| upload.wanted.user_id == *user_id).count()
+    }
+
     /// What their bytes have become, or are about to: blobs that no file refers to yet.
     pub fn blobs(&self) -> HashSet<String> {
         self.opened().values().filter_map(|upload| upload.sha256.get().cloned()).collect()

@@ -358,6 +358,24 @@ async fn a_creation_with_the_same_key_is_the_same_upload() {
     assert_eq!((ended.status, ended.position()), (204, server.log_position().await));
 }
 
+#[tokio::test]
+async fn a_user_has_no_more_than_a_hundred_uploads_open() {
+    let server = Server::start(Setup::clerk());
+    let mut paths = Vec::new();
+    for _ in 0..100 {
+        paths.push(created(&server, 10).await);
+    }
+    let begin = || tus(&server, Method::POST, "files/tus").header("upload-length", 10);
+    let answer = refused(begin(), 413, "quota_exceeded").await;
+    assert_eq!(answer.body["detail"], json!({ "open": 100, "limit": 100 }));
+    let of_bob = server.request_of("user_bob", Method::POST, "files/tus");
+    let of_bob = of_bob.header("tus-resumable", "1.0.0").header("upload-length", 10);
+    assert_eq!(ask(of_bob).await.status, 201);
+    assert_eq!(ask(piece(&server, &paths[0], 0, "helloworld")).await.status, 204);
+    assert_eq!(ask(begin()).await.status, 201);
+    refused(begin(), 413, "quota_exceeded").await;
+}
+
 /// Bounded, so that a failure is a failure.
 async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     let waiting = async {

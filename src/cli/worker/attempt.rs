@@ -12,6 +12,7 @@ use super::server::{Lease, Refused, Report, Server};
 use crate::clock::Clock;
 use crate::domain::ids::JobId;
 use crate::domain::job::Options;
+use crate::media::renderer::pause::Pause;
 use crate::media::renderer::{self, Engine, Made, MadeFile, Progress, Work};
 
 /// How often the server is asked whether the job was cancelled, by telling it how far we are: a
@@ -42,6 +43,11 @@ enum Ended {
     Cancelled,
     /// This worker was told to stop.
     Stopped,
+    /// This machine lacks what every job needs: it was no attempt.
+    NotBegun,
+    /// The machine's fault, or its way to the server's, as far as anybody can tell. It counts: a job
+    /// whose fault it is after all must not be tried for ever.
+    Machine(String),
     Failed {
         error: String,
         retryable: bool,
@@ -58,7 +64,11 @@ impl From<renderer::Error> for Ended {
             }
             renderer::Error::Failed(error) => {
                 tracing::error!(error, "the engine failed");
-                Self::Failed { error: "rendering failed".to_owned(), retryable: true }
+                Self::Machine("rendering failed".to_owned())
+            }
+            renderer::Error::NotRun(words) => {
+                tracing::error!("the engine could not be run");
+                Self::Machine(words)
             }
         }
     }
@@ -74,7 +84,7 @@ impl From<Refused> for Ended {
             }
             other => {
                 tracing::error!(error = %other, "an attempt could not go on");
-                Self::Failed { error: "the worker failed".to_owned(), retryable: true }
+                Self::Machine("the worker failed".to_owned())
             }
         }
     }
@@ -86,21 +96,30 @@ impl<'a> Attempt<'a> {
     }
 
     /// Does the job, and says how it ended.
-    pub async fn run(self, stopping: watch::Receiver<bool>) {
+    pub async fn run(self, pause: &Pause, stopping: watch::Receiver<bool>) {
         let job_id = self.lease.job_id;
-        let fail = async |error: &str, retryable| {
+        let fail = async |error: &str, retryable: bool| {
             tracing::info!(%job_id, retryable, "ended without a result");
             self.persist(|| self.server.fail(&self.lease, error, retryable)).await
         };
-        let told = match self.attempt(stopping).await {
+        let give_back = async |why: &str| {
+            tracing::info!(%job_id, why, "given back");
+            self.persist(|| self.server.give_back(&self.lease, why)).await
+        };
+        let outcome = self.attempt(stopping).await;
+        match &outcome {
+            Ok(()) => pause.worked(),
+            Err(Ended::NotBegun | Ended::Machine(_)) => pause.failed(),
+            Err(_) => {}
+        }
+        let told = match outcome {
             Ok(()) => return tracing::info!(%job_id, "completed"),
             Err(Ended::LeaseLost) => return tracing::warn!(%job_id, "the lease was lost"),
             Err(Ended::Cancelled) => fail("cancelled", false).await,
+            Err(Ended::Machine(error)) => fail(&error, true).await,
             Err(Ended::Failed { error, retryable }) => fail(&error, retryable).await,
-            Err(Ended::Stopped) => {
-                tracing::info!(%job_id, "given back");
-                self.persist(|| self.server.give_back(&self.lease)).await
-            }
+            Err(Ended::Stopped) => give_back("the worker was stopped").await,
+            Err(Ended::NotBegun) => give_back("the worker could not begin").await,
         };
         if let Err(error) = told {
             // The lease runs out by itself, and another attempt begins.
@@ -133,11 +152,10 @@ impl<'a> Attempt<'a> {
         progress: &watch::Sender<Progress>,
         stop: watch::Receiver<bool>,
     ) -> Result<(), Ended> {
-        let disk = |error: std::io::Error| {
+        tokio::fs::create_dir_all(self.directory).await.map_err(|error| {
             tracing::error!(%error, "the scratch directory cannot be used");
-            Ended::Failed { error: "the worker has no room".to_owned(), retryable: true }
-        };
-        tokio::fs::create_dir_all(self.directory).await.map_err(disk)?;
+            Ended::NotBegun
+        })?;
         let work = Work {
             job_id: JobId(self.lease.job_id),
             attempt: self.lease.attempt,

@@ -191,12 +191,8 @@ impl Server {
 
     /// The job goes on with the next worker at once. To a server that does not know of this, it is an
     /// attempt that failed.
-    pub async fn give_back(&self, lease: &Lease) -> Result<(), Refused> {
-        let body = json!({
-            "lease_id": lease.lease_id,
-            "error": "the worker was stopped",
-            "given_back": true,
-        });
+    pub async fn give_back(&self, lease: &Lease, why: &str) -> Result<(), Refused> {
+        let body = json!({ "lease_id": lease.lease_id, "error": why, "given_back": true });
         self.end(lease, &body).await
     }
 

@@ -21,6 +21,9 @@ use crate::domain::job::Options;
 
 /// `EX_TEMPFAIL` of sysexits: the same job may succeed later.
 const TRY_LATER: i32 = 75;
+/// What is said in the program's place: by our shell of a limit that it cannot set, and by whatever
+/// was to start the program (`nice`, a shell) of one that is not there or cannot be run.
+const NOT_RUN: [i32; 3] = [78, 126, 127];
 /// A larger picture is no poster, in bytes.
 const LARGEST_POSTER: u64 = 16 * 1024 * 1024;
 /// A longer line of a program is cut off, in bytes.
@@ -357,9 +360,13 @@ fn without_secret(text: &str, secret: &str) -> String {
 impl Heard {
     fn judge(&self, status: ExitStatus) -> Result<(), Error> {
         use std::os::unix::process::ExitStatusExt;
+        let was_run = status.code().is_none_or(|code| !NOT_RUN.contains(&code));
         let (what, retryable) = match (status.code(), status.signal()) {
             (Some(0), _) => return Ok(()),
             (Some(TRY_LATER), _) => ("the engine asks to be tried again later".to_owned(), true),
+            (Some(code), _) if !was_run => {
+                (format!("the engine could not be run (exit code {code})"), true)
+            }
             (Some(code), _) => (format!("the engine failed with exit code {code}"), false),
             // Short of memory, or an operator: neither is the job's fault.
             (None, signal) => {
@@ -378,7 +385,10 @@ impl Heard {
             words.push('\n');
             words.push_str(line);
         }
-        Err(Error::Engine { words, retryable })
+        Err(match was_run {
+            true => Error::Engine { words, retryable },
+            false => Error::NotRun(words),
+        })
     }
 }
 

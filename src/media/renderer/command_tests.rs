@@ -267,9 +267,21 @@ async fn what_a_program_leaves_running_ends_with_it_and_does_not_hold_up_the_res
 async fn a_program_that_reads_nothing_may_still_succeed() {
     let words = ["sh", "-c", "exec <&-; echo hi > ../output.txt"].map(str::to_owned).to_vec();
     Bench::of(words, LIMITS).make(&translation(Format::Text)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_run_is_the_machines_fault_and_not_the_jobs() {
     let missing = Bench::of(vec!["/no/such/program".to_owned()], LIMITS);
     let made = missing.make(&translation(Format::Text)).await;
-    assert!(matches!(made, Err(Error::Engine { .. })), "{made:?}");
+    assert!(matches!(made, Err(Error::NotRun(_))), "{made:?}");
+    for code in [78, 126, 127] {
+        let bench = Bench::new(&format!("echo why >&2; exit {code}"), LIMITS);
+        let Err(Error::NotRun(words)) = bench.make(&translation(Format::Text)).await else {
+            panic!("{code} is of the job");
+        };
+        assert_eq!(words, format!("the engine could not be run (exit code {code})\nwhy"));
+    }
+    assert!(!failure("exit 125").await.1, "a program may say so itself");
 }
 
 fn example(name: &str) -> Vec<String> {

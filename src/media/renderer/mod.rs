@@ -8,6 +8,7 @@ pub mod engine;
 pub mod command;
 mod disk;
 pub mod output;
+pub mod pause;
 mod process;
 pub mod storyboard;
 
@@ -61,6 +62,10 @@ pub enum Error {
     /// The machine failed (disk, encoder); the same render may succeed later.
     #[error("render failed: {0}")]
     Failed(String),
+    /// The program could not be run at all, which is the machine's fault; the words are fit for the
+    /// job's owner.
+    #[error("{0}")]
+    NotRun(String),
     /// A program said so, or made what cannot be used; the words are fit for the job's owner.
     #[error("{words}")]
     Engine { words: String, retryable: bool },
