@@ -52,11 +52,16 @@ fn every_field_and_the_predecessor_are_in_the_hash() {
 #[tokio::test]
 async fn an_unknown_engine_is_refused_without_repeating_its_password() {
     let dir = tempfile::tempdir().unwrap();
-    let Err(error) = open("mysql://root:secret@host", dir.path()).await else {
-        panic!("an unknown engine was opened");
-    };
-    assert!(matches!(error, Error::Invalid(_)));
-    assert!(!error.to_string().contains("secret"), "{error}");
+    // The second one is known, where it was built in, and its address is none.
+    for setting in ["mysql://root:secret@host", "esdb://root:secret@host:port"] {
+        let unknown = check(setting).unwrap_err();
+        assert!(matches!(unknown, Error::Invalid(_)));
+        assert!(!unknown.to_string().contains("secret"), "{unknown}");
+        let opened = [open(setting, dir.path()).await, open_for_reading(setting, dir.path()).await];
+        for opened in opened {
+            assert_eq!(opened.map(drop).unwrap_err(), unknown);
+        }
+    }
 }
 
 #[test]

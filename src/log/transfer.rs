@@ -398,8 +398,10 @@ mod tests {
         let target = EmbeddedLog::open(&dir.path().join("b.sqlite")).unwrap();
         let mut carrying = Carrying::into(&target);
         let (first, rest) = events.split_at(20);
-        carrying.take(first).await.unwrap();
+        carrying.take(&first[..5]).await.unwrap();
         assert!(carrying.has_begun());
+        carrying.take(&first[5..]).await.unwrap();
+        assert_eq!(carrying.appended(), 20);
         let at = rest.iter().position(|event| event.stream != rest[0].stream).unwrap();
         let other = NewEvent { id: Uuid::from_u128(9999), ..new(&rest[at]) };
         target.append(&rest[at].stream, Expected::Any, vec![other]).await.unwrap();
