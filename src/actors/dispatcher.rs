@@ -24,7 +24,7 @@ use super::supervise::supervise;
 use crate::config::Secret;
 use crate::domain::ids::{FileId, JobId, UserId};
 use crate::domain::job::Kind;
-use crate::media::blobs::Blobs;
+use crate::media::blobs::{Blobs, Error::NotFound as Absent};
 use crate::media::renderer::pause::Pause;
 use crate::media::renderer::{self, Engine, Made, MadeFile, Progress, Work};
 
@@ -451,6 +451,7 @@ async fn fetch_source(
     let path = directory.join("source");
     match rendering.blobs.copy_to(&file.sha256, file.size, &path).await {
         Ok(()) => Ok(path),
+        Err(Absent) => Err(Broken::Failed { error: what.to_owned(), retryable: true }),
         Err(error) => Err(Broken::unread(rendering, what, error).await),
     }
 }

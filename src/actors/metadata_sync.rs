@@ -79,11 +79,15 @@ async fn follow(mut sync: MetadataSync, mut progress: Progress) {
         }
         let is_well = looked.is_ok();
         let wake = looked.unwrap_or_else(|_| Instant::now() + pause);
-        pause = if is_well { FIRST_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+        if is_well {
+            pause = FIRST_PAUSE;
+        }
         tokio::select! {
             Some(sent) = sync.sending.next() => sync.note(sent),
             () = gathered(&mut progress), if is_well => {}
-            () = tokio::time::sleep_until(wake) => {}
+            () = tokio::time::sleep_until(wake), if is_well => {}
+            // What else ends meanwhile makes the next one no longer.
+            () = tokio::time::sleep_until(wake), if !is_well => pause = (pause * 2).min(MAX_PAUSE),
         }
     }
 }
@@ -218,9 +222,10 @@ impl MetadataSync {
     /// [`Failure`]; what Clerk could not take is no failure, it stays for a later look.
     pub async fn look(&mut self, until: u64) -> Result<Instant, Failure> {
         self.read_on(until).await?;
-        self.begin();
-        self.keep_checkpoint()?;
+        // One moment for both: what falls due in between would be neither begun nor waited for.
         let now = Instant::now();
+        self.begin(now);
+        self.keep_checkpoint()?;
         if self.read < until && self.pending.len() < MOST_PENDING {
             return Ok(now);
         }
@@ -246,15 +251,15 @@ impl MetadataSync {
             }
             self.read = recorded.position;
         }
-        if page.len() < PAGE {
+        // Positions may have gaps, so that `until` need not be one.
+        if page.len() < PAGE || page.last().is_some_and(|last| last.position > until) {
             self.read = self.read.max(until);
         }
         Ok(())
     }
 
     /// Begins what is due, at most [`AT_ONCE`] at a time; first what went wrong least often.
-    fn begin(&mut self) {
-        let now = Instant::now();
+    fn begin(&mut self, now: Instant) {
         while self.sending.len() < AT_ONCE {
             let due = self.pending.iter_mut().filter(|(_, it)| !it.under_way && it.next_try <= now);
             let next = due.min_by_key(|(_, it)| (it.pause, it.next_try));

@@ -386,6 +386,8 @@ async fn read_users(log: &str, data_dir: &Path) -> anyhow::Result<Here> {
 /// An embedded log has one writer.
 async fn open_for_writing(log: &str, data_dir: &Path) -> anyhow::Result<Arc<dyn EventLog>> {
     restore::refuse_unfinished(data_dir)?;
+    let which = Which { data_dir: data_dir.to_owned(), setting: log.to_owned() };
+    which.ensure_no_loss_before_opening().await?;
     match log::open(log, data_dir).await {
         Err(log::Error::Unwritable(why)) => bail!(
             "the log in {} is held by a running server ({why}): stop it, import, start it again",

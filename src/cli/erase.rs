@@ -97,7 +97,6 @@ impl Erase {
 
     /// None beside a server, which does all else. A command does nothing of it, and is waited for.
     async fn alone(&self) -> anyhow::Result<Option<(Arc<dyn EventLog>, File)>> {
-        self.place.log.ensure_no_loss_before_opening().await?;
         for _ in 0..MOST_LOOKS {
             match self.place.log.open_alone().await? {
                 Alone::Yes(log, held) => return Ok(Some((log, held))),

@@ -163,6 +163,8 @@ async fn rotate(place: &Place) -> anyhow::Result<()> {
     restore::refuse_unfinished(place.data_dir())?;
     // A slip of the pen must not make a key where nothing is sealed.
     drop(place.log.open_for_reading().await?);
+    // Nor is anything sealed anew that cannot be ended.
+    place.log.ensure_no_loss_before_opening().await?;
     let opened = place.open()?;
     let shared = agreed::in_store(&opened.blobs);
     anyhow::ensure!(
@@ -208,12 +210,14 @@ async fn reseal(opened: &Opened) -> anyhow::Result<()> {
         let mut count = 0;
         for sealed in vault.list().await.with_context(|| format!("listing the {what}"))? {
             let resealed = vault.reseal(&sealed.name).await;
-            let is_damaged = matches!(resealed, Err(vault::Error::Unopenable));
-            let user = keyring::user_of(&sealed.name).filter(|_| is_damaged && what == OF_USERS);
+            let is_unopenable = matches!(resealed, Err(vault::Error::Unopenable));
+            let user = keyring::user_of(&sealed.name).filter(|_| is_unopenable && what == OF_USERS);
             let remedy = user.map_or_else(String::new, |user| {
                 format!(
-                    ", without which the old master key has to stay (bring back a copy that \
-                     opens, or give the user up with `t2m erase '{user}'`)"
+                    ", without which the old master key has to stay (where another master key \
+                     sealed it, give that one, too, in T2M_MASTER_KEY; where it is damaged, bring \
+                     back a copy that opens, or, as the last resort, give the user up with \
+                     `t2m erase '{user}'`)"
                 )
             });
             let sealing = || format!("sealing {} of the {what} anew{remedy}", sealed.name);

@@ -133,6 +133,7 @@ impl Which {
             return Ok(if by_server { Alone::BesideServer } else { Alone::BesideCommand });
         };
         restore::refuse_unfinished(&self.data_dir)?;
+        self.ensure_no_loss_before_opening().await?;
         match self.open().await {
             Ok(log) => Ok(Alone::Yes(log, held)),
             Err(error) => match error.downcast_ref() {

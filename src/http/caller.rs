@@ -19,11 +19,10 @@ use super::rates::Class;
 use super::routes::{self, Access};
 use super::tus;
 use crate::actors::codec::{Metadata, Source};
-use crate::clerk::jwt::{CLOCK_SKEW_S, Verified};
+use crate::clerk::jwt::Verified;
 use crate::clerk::translate;
 use crate::domain::ids::{SessionId, UserId};
 use crate::domain::user::{Onboarding, OnboardingStatus};
-use crate::views::UserRow;
 
 /// The tiers that class [`Access::Premium`] takes (CONTRACT §4).
 const PREMIUM_TIERS: [&str; 2] = ["premium", "enterprise"];
@@ -51,17 +50,9 @@ impl Caller {
         origin
     }
 
-    /// How far the caller's onboarding is: as it is known here, else as its token says. That it is
-    /// completed a newer token knows better: Clerk's webhook may be on its way.
-    pub fn onboarding(&self, user: Option<&UserRow>) -> Option<Onboarding> {
-        let token = self.token.as_deref();
-        let known_at = user.map(|user| user.updated_at.timestamp() + CLOCK_SKEW_S);
-        let newer = token.is_some_and(|token| known_at.is_none_or(|at| token.issued_at > at));
-        standing(
-            user.and_then(|user| user.onboarding.clone()),
-            token.and_then(translate::onboarding),
-            newer,
-        )
+    /// How far the caller's onboarding is: as it is known here, else as its token says.
+    pub fn onboarding(&self, known: Option<Onboarding>) -> Option<Onboarding> {
+        known.or_else(|| translate::onboarding(self.token.as_deref()?))
     }
 
     /// Holds the caller to a class; whoever is a caller is authenticated.
@@ -104,16 +95,6 @@ impl FromRequest for Caller {
         let caller = request.extensions_mut().remove::<Caller>();
         ready(caller.ok_or_else(|| Problem::new(Code::Unauthenticated)))
     }
-}
-
-/// Of the onboarding as it is known here and as a token claims it, the one that counts.
-fn standing(
-    known: Option<Onboarding>,
-    claimed: Option<Onboarding>,
-    newer: bool,
-) -> Option<Onboarding> {
-    let completed = claimed.as_ref().is_some_and(|it| it.status == OnboardingStatus::Completed);
-    if newer && completed { claimed } else { known.or(claimed) }
 }
 
 /// Stands before a handler, before its body is read: 401 and 403 come from here.
@@ -175,7 +156,8 @@ fn require_onboarding(app: &App, request: &HttpRequest, caller: &Caller) -> Resu
     if !app.require_onboarding || routes::without_prefix(request.path()).is_some_and(open) {
         return Ok(());
     }
-    let progress = caller.onboarding(app.system.views.user(&caller.user_id)?.as_ref());
+    let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
+    let progress = caller.onboarding(known);
     if progress.is_some_and(|progress| progress.status == OnboardingStatus::Completed) {
         return Ok(());
     }
@@ -235,23 +217,6 @@ mod tests {
         for (caller, access, refused) in table {
             let code = caller.require(access).err().map(|problem| problem.code().name());
             assert_eq!(code, refused, "{caller:?} {access:?}");
-        }
-    }
-
-    #[test]
-    fn a_newer_token_knows_that_the_onboarding_is_completed_and_no_step_of_it() {
-        use OnboardingStatus::{Completed, InProgress};
-        let at = |step, status| Some(Onboarding { step, total_steps: 8, status });
-        let (third, done) = (at(3, InProgress), at(8, Completed));
-        for (known, claimed, newer, counts) in [
-            (&third, &done, true, &done),
-            (&third, &done, false, &third),
-            (&third, &at(5, InProgress), true, &third),
-            (&done, &third, true, &done),
-            (&third, &None, true, &third),
-            (&None, &third, false, &third),
-        ] {
-            assert_eq!(standing(known.clone(), claimed.clone(), newer), *counts, "{claimed:?}");
         }
     }
 

@@ -30,7 +30,7 @@ pub async fn me(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Pro
         Some(id) => views.session(id)?,
         None => None,
     };
-    let onboarding = OnboardingAnswer::of(caller.onboarding(Some(&user)).as_ref());
+    let onboarding = OnboardingAnswer::of(caller.onboarding(user.onboarding).as_ref());
     let (user_type, feature_flags) = match views.user_standing(&caller.user_id) {
         Some(standing) => identity::attributes(&standing, caller.token.as_deref()),
         None => (user.user_type, user.feature_flags),
@@ -158,7 +158,8 @@ pub async fn progress(
     caller: Caller,
     body: Json<OnboardingRequest>,
 ) -> Result<HttpResponse, Problem> {
-    let known = caller.onboarding(app.system.views.user(&caller.user_id)?.as_ref());
+    let known = app.system.views.user(&caller.user_id)?.and_then(|user| user.onboarding);
+    let known = caller.onboarding(known);
     let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     let step = number(body.0.step);
     let total_steps = match body.0.total_steps {

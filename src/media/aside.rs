@@ -46,7 +46,7 @@ impl Blobs {
     /// # Errors
     /// The store cannot be listed.
     pub async fn old(&self, now: DateTime<Utc>) -> Result<Vec<String>, Error> {
-        let mut listed = self.store.list(Some(&Path::from("sha256")));
+        let mut listed = self.small.list(Some(&Path::from("sha256")));
         let mut old = Vec::new();
         while let Some(object) = listed.next().await.transpose()? {
             let name = object.location.filename().unwrap_or_default();
@@ -81,7 +81,7 @@ impl Blobs {
     /// [`Error::NotFound`] when it is neither here nor there.
     pub async fn bring_back(&self, sha256: &str) -> Result<bool, Error> {
         let place = location(sha256)?;
-        match self.store.head(&place).await {
+        match self.small.head(&place).await {
             Ok(_) => return Ok(false),
             Err(object_store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -93,7 +93,7 @@ impl Blobs {
             })?;
             self.leave(sha256).await;
         }
-        self.store.head(&place).await?;
+        self.small.head(&place).await?;
         Ok(true)
     }
 
@@ -102,7 +102,7 @@ impl Blobs {
     /// # Errors
     /// The store's.
     pub async fn destroy(&self, aside: &Aside) -> Result<(), Error> {
-        absent_is_fine(self.store.delete(&aside.location).await)?;
+        absent_is_fine(self.small.delete(&aside.location).await)?;
         self.leave(&aside.sha256).await;
         Ok(())
     }
@@ -122,10 +122,10 @@ impl Blobs {
     /// # Errors
     /// The store's.
     pub async fn sweep_abandoned(&self, now: DateTime<Utc>) -> Result<usize, Error> {
-        let listed: Vec<_> = self.store.list(Some(&Path::from("incoming"))).try_collect().await?;
+        let listed: Vec<_> = self.small.list(Some(&Path::from("incoming"))).try_collect().await?;
         let mut swept = 0;
         for object in listed.iter().filter(|object| now - object.last_modified >= ABANDONED) {
-            absent_is_fine(self.store.delete(&object.location).await)?;
+            absent_is_fine(self.small.delete(&object.location).await)?;
             swept += 1;
         }
         Ok(swept)
@@ -139,7 +139,7 @@ impl Blobs {
     }
 
     async fn list_aside(&self, folder: String) -> Result<Vec<Aside>, Error> {
-        let listed: Vec<_> = self.store.list(Some(&Path::from(folder))).try_collect().await?;
+        let listed: Vec<_> = self.small.list(Some(&Path::from(folder))).try_collect().await?;
         let aside = listed.into_iter().filter_map(|object| {
             let since = object.location.filename()?.parse().ok()?;
             let sha256 = object.location.parts().nth_back(1)?.as_ref().to_owned();

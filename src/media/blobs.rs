@@ -34,6 +34,8 @@ const READ_BYTES: usize = 128 * 1024;
 const S3_SILENCE: Duration = Duration::from_secs(15 * 60);
 /// How long a call may take that moves a part at the most.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+/// How long a store may take to make one object of many parts: S3 speaks of minutes.
+const COMPLETED_WITHIN: Duration = Duration::from_secs(5 * 60);
 /// Enough for every signature `infer` knows (tar's stands at byte 257) but the disk images'.
 pub(super) const SNIFF_BYTES: usize = 8 * 1024;
 
@@ -75,8 +77,9 @@ pub struct Stored {
 #[derive(Debug, Clone)]
 pub struct Blobs {
     pub(super) store: Arc<dyn ObjectStore>,
-    /// The same for documents: over S3, a call to it ends soon, the answer's body included.
-    small: Arc<dyn ObjectStore>,
+    /// The same for documents, and for whatever moves no bytes: over S3, a call to it ends soon, the
+    /// answer's body included.
+    pub(super) small: Arc<dyn ObjectStore>,
     /// `blobs` under the data directory: the store itself, unless that is elsewhere.
     pub(super) root: PathBuf,
     pub(super) is_local: bool,
@@ -175,7 +178,7 @@ impl Blobs {
         // Several servers may share a bucket, so that a counter would not do.
         let name = format!("{:032x}", rand::random::<u128>());
         let location = Path::from(format!("incoming/{name}"));
-        let upload = answered(self.store.put_multipart(&location)).await?;
+        let upload = answered(ANSWERED_WITHIN, self.store.put_multipart(&location)).await?;
         Ok(BlobWriter {
             store: self.store.clone(),
             _leftover: Leftover(self.root.join("incoming").join(name)),
@@ -345,7 +348,8 @@ impl BlobWriter {
         }
         let hasher = self.hasher.take().ok_or(Error::WriterBroken)?;
         let sha256 = hex::encode(hasher.finalize());
-        self.upload.as_mut().ok_or(Error::WriterBroken)?.complete().await?;
+        let upload = self.upload.as_mut().ok_or(Error::WriterBroken)?;
+        answered(COMPLETED_WITHIN, upload.complete()).await?;
         self.upload = None;
         // On S3 a copy and a deletion: the blob appears whole, and again if it was there.
         self.store.rename(&self.location, &location(&sha256)?).await?;
@@ -363,7 +367,8 @@ impl BlobWriter {
             hasher
         });
         let upload = self.upload.as_mut().ok_or(Error::WriterBroken)?;
-        let (written, hashed) = tokio::join!(answered(upload.put_part(part.into())), hashing);
+        let (written, hashed) =
+            tokio::join!(answered(ANSWERED_WITHIN, upload.put_part(part.into())), hashing);
         written?;
         self.hasher = Some(hashed.map_err(|_| Error::WriterBroken)?);
         Ok(())
@@ -437,9 +442,10 @@ fn for_blobs() -> ClientOptions {
 
 /// A call that is answered soon or not at all.
 async fn answered<T>(
+    within: Duration,
     call: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, object_store::Error> {
-    tokio::time::timeout(ANSWERED_WITHIN, call).await.unwrap_or_else(|late| {
+    tokio::time::timeout(within, call).await.unwrap_or_else(|late| {
         Err(object_store::Error::Generic { store: "blobs", source: Box::new(late) })
     })
 }
@@ -454,7 +460,7 @@ async fn open_range(
     }
     let bounded = Some(GetRange::Bounded(range.clone()));
     let options = GetOptions { range: bounded, ..GetOptions::default() };
-    let result = answered(store.get_opts(location, options)).await?;
+    let result = answered(ANSWERED_WITHIN, store.get_opts(location, options)).await?;
     // A store gives what there is of a range.
     if result.range != range {
         return Err(Error::Io(io::ErrorKind::UnexpectedEof.into()));

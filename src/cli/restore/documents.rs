@@ -77,6 +77,12 @@ impl Bringing<'_> {
             opened += brought;
             unopened += own.len() - brought;
         }
+        // Keys that stay behind show it, too.
+        let is_right = || {
+            let mut sealed =
+                self.documents.iter().filter(|it| SEALED.contains(&it.folder.as_str()));
+            sealed.any(|it| self.opens(&it.folder, &it.name, &it.bytes))
+        };
         let which = self.which();
         ensure!(
             self.master().is_some() || (unopened == 0 && in_the_way.is_empty()),
@@ -85,7 +91,7 @@ impl Bringing<'_> {
             unopened + in_the_way.len()
         );
         ensure!(
-            opened > 0 || unopened == 0,
+            opened > 0 || unopened == 0 || is_right(),
             "none of the {unopened} sealed keys and secrets opens with {which}: set T2M_MASTER_KEY \
              to the one that sealed them, or do not set it where that is the backup's master.key"
         );
@@ -94,8 +100,9 @@ impl Bringing<'_> {
         {
             bail!(
                 "{} sealed keys and secrets in the store, such as {folder}/{name}, do not open \
-                 with {which}: give the master key that sealed them as T2M_MASTER_KEY; if that is \
-                 lost, and no server has it, --replace-keys puts the backup's in their place",
+                 with {which}: give T2M_MASTER_KEY=NEW,OLD, the one that sealed them and the \
+                 backup's, here and to the server; if the newer one is lost, and no server has \
+                 it, --replace-keys puts the backup's in their place",
                 in_the_way.len()
             );
         }
@@ -137,6 +144,10 @@ impl Bringing<'_> {
         }
         for (folder, name) in in_the_way {
             target.remove_document(folder, name).await.context(context)?;
+        }
+        if let Some(master) = self.master().filter(|_| !in_the_way.is_empty()) {
+            // What another one has marked as its own.
+            Keyring::new(target, master.clone()).forget_mark().await.context(context)?;
         }
         for Document { folder, name, bytes } in self.documents.iter().filter(|it| !is_tombstone(it))
         {
@@ -279,6 +290,10 @@ mod tests {
         };
         let refused = refusal(with(&documents[1..]), &store).await;
         assert!(refused.starts_with("none of the 1 sealed keys and secrets opens"), "{refused}");
+        // But with one that stays behind, which shows that the master key is the right one.
+        let gone = HashSet::from(["ada".to_owned()]);
+        let erasing = Bringing { erased: &gone, ..with(&documents) };
+        assert!(erasing.in_the_way(&store).await.unwrap().is_empty());
         with(&documents).bring(&store, &[]).await.unwrap();
         assert!(with(&documents).in_the_way(&store).await.unwrap().is_empty());
         assert_eq!(store.names_in(KEYS).await.unwrap(), ["ada", "bob"]);

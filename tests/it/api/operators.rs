@@ -55,6 +55,30 @@ async fn as_admin(server: &Server, path: &str) -> Answer {
 }
 
 #[tokio::test]
+async fn a_log_whose_wal_is_damaged_is_left_as_it_is_until_that_is_mended() {
+    let mut server = lived_in().await;
+    let end = server.log_position().await;
+    server.kill();
+    let wal = server.data_dir().join("log.sqlite-wal");
+    let sound = std::fs::read(&wal).unwrap();
+    let mut damaged = sound.clone();
+    damaged[sound.len() / 2] ^= 1;
+    std::fs::write(&wal, &damaged).unwrap();
+    let setup = Setup::clerk().with("CLERK_SECRET_KEY", "sk_test_1");
+    for command in [&["serve"][..], &["keys", "rotate"], &["clerk", "import"], &["log", "verify"]] {
+        let refused = setup.run(server.data_dir(), command);
+        let told = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success(), "{command:?}");
+        assert!(told.contains("but its read model in"), "{command:?}: {told}");
+        assert!(std::fs::read(&wal).unwrap() == damaged, "{command:?} changed it");
+    }
+    std::fs::write(&wal, &sound).unwrap();
+    let server = server.start_again();
+    assert_eq!(server.log_position().await, end);
+    server.printed(&["log", "verify"]);
+}
+
+#[tokio::test]
 async fn events_are_shown_and_counted_by_what_is_asked_for() {
     let server = lived_in().await;
     let show = |arguments: &[&str]| {
