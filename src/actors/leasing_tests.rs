@@ -5,6 +5,7 @@ use bytes::Bytes;
 use chrono::TimeDelta;
 use uuid::Uuid;
 
+use crate::actors::entity::Entity;
 use crate::actors::timekeeper;
 use crate::clock::Clock;
 use crate::domain::job::{LEASE, tests::video_of};
@@ -274,10 +275,14 @@ async fn what_comes_of_a_request_goes_back_to_it() {
     let mut origin = Metadata::by("ada", Source::Api);
     origin.correlation_id = "req_2".to_owned();
     world.system.jobs.execute(id, Command::Cancel { by: world.user("ada") }, origin).await.unwrap();
-    let again = world.again();
-    again.pass(LEASE).await;
-    let head = *again.system.log.head().borrow();
-    let ended = again.system.log.read_all(head - 1, 1).await.unwrap().remove(0);
+    let keyring = Keyring::new(&world.blobs, master(&world.dir));
+    let (log, clock) = (Arc::clone(&world.system.log), world.clock.clone());
+    let mut loaded = Entity::<Job>::new(log, clock, keyring, format!("job-{id}"));
+    let found = loaded.execute(&Command::Look, &by("")).await.unwrap();
+    assert_eq!(found.last.unwrap().correlation_id, "req_2");
+    world.pass(LEASE).await;
+    let head = *world.system.log.head().borrow();
+    let ended = world.system.log.read_all(head - 1, 1).await.unwrap().remove(0);
     assert_eq!(ended.kind, "job.cancelled.v1");
     let metadata: Metadata = serde_json::from_slice(&ended.metadata).unwrap();
     assert_eq!(metadata.correlation_id, "req_2");

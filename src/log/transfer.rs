@@ -402,7 +402,9 @@ mod tests {
         assert!(carrying.has_begun());
         carrying.take(&first[5..]).await.unwrap();
         assert_eq!(carrying.appended(), 20);
-        let at = rest.iter().position(|event| event.stream != rest[0].stream).unwrap();
+        // The first event of the stream that begins last.
+        let is_first = |at: &usize| rest[..*at].iter().all(|it| it.stream != rest[*at].stream);
+        let at = (0..rest.len()).rev().find(is_first).unwrap();
         let other = NewEvent { id: Uuid::from_u128(9999), ..new(&rest[at]) };
         target.append(&rest[at].stream, Expected::Any, vec![other]).await.unwrap();
         let stopped = carrying.take(rest).await.unwrap_err();
