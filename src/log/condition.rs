@@ -109,7 +109,49 @@ impl Condition {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    #[test]
+    fn the_operator_is_told_once_when_it_goes_and_once_when_it_is_back() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&lines);
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || Lines(Arc::clone(&told)))
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let condition = Condition::new("the database".into());
+            condition.set_back();
+            condition.set_away("nobody answers");
+            condition.set_away("still nobody");
+            condition.set_refused("it is read-only");
+            condition.set_back();
+            condition.set_taken();
+            condition.set_taken();
+        });
+        let lines = String::from_utf8(std::mem::take(&mut guard(&lines))).unwrap();
+        let lines: Vec<_> = lines.lines().collect();
+        let [gone, back] = lines[..] else { panic!("{lines:?}") };
+        for word in ["ERROR", "nobody answers", "cannot be written at present, the database"] {
+            assert!(gone.contains(word), "{gone}");
+        }
+        assert!(back.contains("INFO") && back.contains("can be written again"), "{back}");
+    }
+
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            guard(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
 
     #[test]
     fn who_took_no_append_is_not_back_because_it_answers() {

@@ -8,7 +8,7 @@ use super::{Recorded, guard};
 
 /// What is kept at the most: some seconds of a busy log.
 const EVENTS: usize = 8192;
-const BYTES: usize = 4 * 1024 * 1024;
+const BYTES: usize = 4 << 20;
 
 /// Events in the log's order with none left out, durable all of them. They end where the log ends, unless
 /// somebody else wrote to it since.

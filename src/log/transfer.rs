@@ -476,6 +476,9 @@ mod tests {
         for upto in 0..=events.len() {
             let target = EmbeddedLog::open(&dir.path().join(format!("{upto}.sqlite"))).unwrap();
             append(&target, &events[..upto]).await.unwrap();
+            let mut carrying = Carrying::into(&target);
+            carrying.take(&events[..upto]).await.unwrap();
+            assert!(!carrying.has_begun(), "all of it was there");
             assert_eq!(carry(&target, &events).await, Ok(whole), "after {upto}");
             assert_eq!(target.read_all(0, 1000).await.unwrap(), events);
         }

@@ -367,3 +367,7 @@ pub(super) fn stats(
         last: tally.last,
     })
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

@@ -295,7 +295,8 @@ async fn after_a_failed_commit_the_writer_stops_and_reads_go_on() {
         assert!(matches!(failed, Err(Error::Unwritable(_))), "{failed:?}");
         raw(&path).execute_batch("DROP TRIGGER fault").unwrap();
         let later = log.append("thing-1", Expected::Any, vec![event(6)]).await;
-        assert!(matches!(later, Err(Error::Unwritable(_))), "no retry: {later:?}");
+        let Err(Error::Unwritable(why)) = &later else { panic!("no retry: {later:?}") };
+        assert!(why.starts_with("a write failed: "), "{why}");
         assert_eq!(log.writable(), Err(later.unwrap_err()));
         assert_eq!(*log.head().borrow(), 3);
         assert_eq!(log.read_all(0, 100).await.unwrap().len(), 3);

@@ -382,6 +382,15 @@ mod tests {
         assert!((62.0..=66.0).contains(&mean), "{mean}");
     }
 
+    /// Each word meets its own value, so that what is mixed is SplitMix64 begun with 0, whose first
+    /// number is published (Vigna's reference implementation); the last word is 1.
+    #[test]
+    fn the_mixer_is_split_mix_64() {
+        const FIRST: u64 = 0xe220_a839_7b1d_cdaf;
+        let sum = mixed(0x9e37_79b9_7f4a_7c15, FIRST, FIRST);
+        assert_eq!(sum, (u128::from(FIRST) << 64) | 0x08b4_fda8_c892_b50e);
+    }
+
     #[test]
     fn rows_that_changed_places_are_other_rows_and_another_order_is_not() {
         let sum = |rows: &[(i64, u64, u64)]| {

@@ -27,7 +27,7 @@ use crate::telemetry;
 
 /// Bounds of one commit.
 const GROUP_APPENDS: usize = 1024;
-const GROUP_BYTES: usize = 8 * 1024 * 1024;
+const GROUP_BYTES: usize = 8 << 20;
 /// A commit that took longer says more of the disk's mood than of the next commit.
 const LONGEST_COMMIT: Duration = Duration::from_millis(4);
 /// Pages written to the WAL between two checkpoints of the checkpointer.
@@ -484,73 +484,5 @@ pub(super) fn leave_wal_alone(conn: &Connection) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use chrono::DateTime;
-    use uuid::Uuid;
-
-    fn append(bytes: usize) -> Append {
-        let event = NewEvent {
-            id: Uuid::nil(),
-            kind: "thing.happened.v1".to_owned(),
-            time: DateTime::UNIX_EPOCH,
-            data: vec![b' '; bytes / 2],
-            metadata: vec![b' '; bytes / 2],
-        };
-        let (stream, expected) = ("thing".into(), Expected::Any);
-        Append { stream, expected, events: vec![event], reply: oneshot::channel().0 }
-    }
-
-    /// The size of the group that begins with the first of these when the others wait.
-    fn group_of(bytes: &[usize], last: Pace) -> usize {
-        let (queue, mut appends) = mpsc::channel(GROUP_APPENDS * 2);
-        bytes[1..].iter().for_each(|bytes| queue.try_send(append(*bytes)).ok().unwrap());
-        gather(append(bytes[0]), &mut appends, &last).len()
-    }
-
-    #[test]
-    fn a_commit_takes_what_waits_up_to_its_bounds() {
-        let size = |bytes: &[usize]| group_of(bytes, Pace::default());
-        assert_eq!(size(&[2]), 1);
-        assert_eq!(size(&[2; 5]), 5);
-        assert_eq!(size(&[2; GROUP_APPENDS + 5]), GROUP_APPENDS);
-        assert_eq!(size(&[GROUP_BYTES, 2]), 1);
-        assert_eq!(size(&[GROUP_BYTES / 2, GROUP_BYTES / 4, GROUP_BYTES / 4, 2]), 3);
-        assert_eq!(size(&[GROUP_BYTES / 2, GROUP_BYTES, 2]), 2, "the last may reach beyond");
-    }
-
-    #[test]
-    fn a_commit_waits_a_little_for_as_many_as_the_last_one_had() {
-        let took = Duration::from_secs(3600);
-        let spent = |bytes: &[usize], size| {
-            let began = Instant::now();
-            assert_eq!(group_of(bytes, Pace { size, took }), bytes.len());
-            began.elapsed()
-        };
-        // Whoever is alone, or has company enough, is kept from nothing.
-        let wait = LONGEST_COMMIT / 4;
-        assert!(spent(&[2], 2) >= wait);
-        assert!(spent(&[2; 3], 4) >= wait);
-        let quick = (0..100).map(|_| spent(&[2], 1).max(spent(&[2; 3], 3))).min();
-        assert!(quick.is_some_and(|quick| quick < wait), "{quick:?}");
-    }
-
-    #[test]
-    fn the_checkpointer_is_woken_once_for_so_many_pages() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log.sqlite");
-        crate::log::embedded::create(&path).unwrap();
-        let mut writer = Writer::open(&path).unwrap();
-        let (wake, woken) = std_mpsc::sync_channel(1);
-        let mut is_woken_at = |pages| {
-            writer.wal_pages.store(pages, Ordering::Relaxed);
-            writer.checkpoint_if_due(&wake);
-            woken.try_recv().is_ok()
-        };
-        let (some, more) = (CHECKPOINT_PAGES, CHECKPOINT_PAGES * 2);
-        let grows = [some - 1, some, some, some + 1, more - 1, more].map(&mut is_woken_at);
-        assert_eq!(grows, [false, true, false, false, false, true]);
-        // Begun anew.
-        assert_eq!([10, some - 1, some].map(is_woken_at), [false, false, true]);
-    }
-}
+#[path = "writer_tests.rs"]
+mod tests;
