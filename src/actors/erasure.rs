@@ -97,12 +97,12 @@ impl Eraser {
     }
 
     /// Erases what is to be erased now, and says of how many users something is left for the next
-    /// look.
+    /// look. What cannot be erased of one user holds up nobody else.
     ///
     /// # Errors
-    /// The store or the read model cannot be read or changed.
+    /// The store or the read model cannot be read or changed; the first error, if there are several.
     pub async fn look(&mut self) -> Result<usize, Error> {
-        let undeleted = self.follow_tombstones().await?;
+        let (undeleted, mut failed) = self.follow_tombstones().await?;
         loop {
             let deleted = self.system.views.users_deleted_after(self.progress.position, AT_ONCE)?;
             let Some((last, _)) = deleted.last() else { break };
@@ -111,7 +111,13 @@ impl Eraser {
         }
         self.stop_their_jobs().await?;
         for (position, user) in self.progress.pending.clone() {
-            let erased = self.erase(&user).await?;
+            let erased = match self.erase(&user).await {
+                Ok(erased) => erased,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    continue;
+                }
+            };
             if self.progress.erased.insert(user) {
                 self.progress.letters = None;
             }
@@ -120,22 +126,28 @@ impl Eraser {
             }
         }
         self.forget_letters().await?;
-        Ok(undeleted + self.progress.pending.len())
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(undeleted + self.progress.pending.len()),
+        }
     }
 
     /// An operator has erased somebody: the key is gone already, now the user is deleted. Says of
-    /// how many that does not show yet.
-    async fn follow_tombstones(&mut self) -> Result<usize, Error> {
+    /// how many that does not show yet, and what failed first.
+    async fn follow_tombstones(&mut self) -> Result<(usize, Option<Error>), Error> {
         let system = &self.system;
         let is_deleted =
             |user: &UserId| system.views.user_standing(user).is_some_and(|it| it.deleted);
-        let mut undeleted = 0;
+        let (mut undeleted, mut failed) = (0, None);
         for user in system.keyring.erased().await? {
             if self.progress.erased.contains(&user) {
                 continue;
             }
             // Also forgets the key that this process still knows.
-            system.keyring.destroy(&user, system.clock.now()).await?;
+            if let Err(error) = system.keyring.destroy(&user, system.clock.now()).await {
+                failed.get_or_insert(Error::from(error));
+                continue;
+            }
             if is_deleted(&user) {
                 continue;
             }
@@ -146,7 +158,7 @@ impl Eraser {
             }
             undeleted += usize::from(!is_deleted(&user));
         }
-        Ok(undeleted)
+        Ok((undeleted, failed))
     }
 
     /// Nobody works on anything of theirs any more; and what was stored while that was still going on

@@ -226,3 +226,30 @@ async fn a_tombstone_that_another_process_wrote_deletes_the_user_here() {
     house.clear().await;
     assert_eq!(*house.system.log.head().borrow(), head, "once is enough");
 }
+
+#[actix::test]
+async fn a_key_that_cannot_be_removed_holds_up_nobody_else() {
+    let mut house = House::new().await;
+    let bob = UserId::try_from("bob".to_owned()).unwrap();
+    house.tell(Command::Delete).await;
+    for command in [Command::Provision(Snapshot::default().into()), Command::Delete] {
+        let origin = Metadata::by("test", Source::System);
+        house.system.users.execute(&bob, command, origin).await.unwrap();
+    }
+    house.catch_up().await;
+    // What looks like an unfinished copy of Ada's key, and is no file.
+    let blobs = house.dir.path().join("blobs");
+    let obstacle = blobs.join("keys/ada#1");
+    std::fs::create_dir_all(&obstacle).unwrap();
+    // The second one finds the tombstones.
+    for _ in 0..2 {
+        house.eraser.look().await.unwrap_err();
+        assert!(blobs.join("erased/bob").exists() && !blobs.join("keys/bob").exists());
+        house.eraser = eraser(&house.system, house.dir.path());
+    }
+    assert!(blobs.join("keys/ada").exists());
+    std::fs::remove_dir(&obstacle).unwrap();
+    house.clear().await;
+    assert!(!blobs.join("keys/ada").exists());
+    assert_eq!(house.found(), [""; 0]);
+}

@@ -225,6 +225,8 @@ impl Keyring {
     /// It cannot be read, made or kept.
     pub async fn of(&self, user: &UserId) -> Result<Holding, Error> {
         if let Some(found) = self.find(user).await? {
+            // It is to seal more, and may be what an attempt to make it has left that failed.
+            self.vault.settle().await?;
             return Ok(found);
         }
         let mut key = [0; KEY_BYTES];
@@ -276,6 +278,7 @@ impl Keyring {
         // Asked first, because that is cheaper where it is repeated after each start.
         let tombstone = !self.is_erased(user).await?
             && self.tombstones.create(&name, note.to_string().into_bytes()).await?;
+        self.tombstones.settle().await?;
         let key = self.bury(user).await?;
         Ok(Destroyed { tombstone, key })
     }

@@ -495,7 +495,12 @@ pub(super) fn keep_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         .open(&unfinished)
         .with_context(context)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).with_context(context)?;
-    std::fs::rename(&unfinished, path).with_context(context)
+    std::fs::rename(&unfinished, path).with_context(context)?;
+    // Else a power cut could take it, and the next start would make another one.
+    match path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        Some(above) => File::open(above).and_then(|it| it.sync_all()).with_context(context),
+        None => Ok(()),
+    }
 }
 
 /// Scheme, host and port of a URL, as browsers send it in `Origin`.

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::documents::Documents;
+use super::settling::{self, Settling};
 use crate::config::{BlobStore, Secret};
 
 /// What is gathered before it is handed to the store, in bytes; bounds the memory of an upload.
@@ -84,6 +85,8 @@ pub struct Blobs {
     pub(super) root: PathBuf,
     pub(super) is_local: bool,
     part_bytes: usize,
+    /// Of the directories of blobs.
+    settling: Arc<Settling>,
 }
 
 impl Blobs {
@@ -126,7 +129,8 @@ impl Blobs {
     }
 
     fn of(store: Arc<dyn ObjectStore>, root: PathBuf, is_local: bool, part_bytes: usize) -> Self {
-        Self { small: Arc::clone(&store), store, root, is_local, part_bytes }
+        let (small, settling) = (Arc::clone(&store), Arc::default());
+        Self { store, small, root, is_local, part_bytes, settling }
     }
 
     fn around(store: &BlobStore, root: PathBuf) -> Result<Self, Error> {
@@ -180,8 +184,8 @@ impl Blobs {
         let location = Path::from(format!("incoming/{name}"));
         let upload = answered(ANSWERED_WITHIN, self.store.put_multipart(&location)).await?;
         Ok(BlobWriter {
-            store: self.store.clone(),
-            _leftover: Leftover(self.root.join("incoming").join(name)),
+            blobs: self.clone(),
+            leftover: Leftover(self.root.join("incoming").join(name)),
             location,
             upload: Some(upload),
             part_bytes: self.part_bytes,
@@ -205,11 +209,11 @@ impl Blobs {
     pub async fn adopt(&self, name: &str, known: &Stored) -> Result<(), Error> {
         let path = self.spool().join(name);
         if !tokio::fs::try_exists(&path).await? {
-            return self.bring_back(&known.sha256).await.map(drop);
+            self.bring_back(&known.sha256).await?;
+            return self.sync_names_of(&known.sha256).await;
         }
         if self.is_local {
-            let from = Path::from(format!("uploads/{name}"));
-            return Ok(self.store.rename(&from, &location(&known.sha256)?).await?);
+            return self.give_name(&Path::from(format!("uploads/{name}")), &known.sha256).await;
         }
         if self.copy_in(&path).await?.sha256 != known.sha256 {
             // The disk gave back other bytes than it was given; they are all that there is.
@@ -267,6 +271,27 @@ impl Blobs {
         Ok(file.flush().await?)
     }
 
+    /// Gives a file that is durable the name of its hash. On S3 a copy and a deletion: the blob
+    /// appears whole, and again if it was there.
+    async fn give_name(&self, from: &Path, sha256: &str) -> Result<(), Error> {
+        let place = location(sha256)?;
+        self.store.rename(from, &place).await.inspect_err(|_| self.settling.failed())?;
+        match self.is_local {
+            // The store has synced the blob's own directory, and that one's name only if it was new.
+            true => Ok(self.settling.settle(|| [self.root.join("sha256")]).await?),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes the name of a blob durable that somebody else has given it, or failed over it.
+    async fn sync_names_of(&self, sha256: &str) -> Result<(), Error> {
+        if !self.is_local {
+            return Ok(());
+        }
+        let above = self.root.join("sha256");
+        Ok(settling::sync([above.join(&sha256[..2]), above]).await?)
+    }
+
     /// A folder of small documents in the same store.
     pub fn documents(&self, folder: &str) -> Documents {
         let store = Arc::clone(&self.small);
@@ -306,13 +331,13 @@ type Chunks = stream::BoxStream<'static, Result<Bytes, Error>>;
 /// A blob on its way in.
 #[derive(Debug)]
 pub struct BlobWriter {
-    store: Arc<dyn ObjectStore>,
+    blobs: Blobs,
     location: Path,
     /// Taken when it is complete; left there, it is aborted.
     upload: Option<Box<dyn MultipartUpload>>,
     part_bytes: usize,
-    /// Held for its drop.
-    _leftover: Leftover,
+    /// Also for its drop.
+    leftover: Leftover,
     buffer: BytesMut,
     first: BytesMut,
     /// Absent while a part is under way: a write that was cut off must not be built upon.
@@ -349,10 +374,13 @@ impl BlobWriter {
         let hasher = self.hasher.take().ok_or(Error::WriterBroken)?;
         let sha256 = hex::encode(hasher.finalize());
         let upload = self.upload.as_mut().ok_or(Error::WriterBroken)?;
-        answered(COMPLETED_WITHIN, upload.complete()).await?;
-        self.upload = None;
-        // On S3 a copy and a deletion: the blob appears whole, and again if it was there.
-        self.store.rename(&self.location, &location(&sha256)?).await?;
+        let completed = answered(COMPLETED_WITHIN, upload.complete()).await;
+        if completed.is_ok() || self.blobs.is_local {
+            // A store on a disk lets go of what it could not complete, and leaves it there.
+            self.upload = None;
+        }
+        completed.inspect_err(|_| self.leftover.remove_unfinished())?;
+        self.blobs.give_name(&self.location, &sha256).await?;
         Ok(Stored { sha256, size: self.size, sniffed: sniffed(&self.first) })
     }
 
@@ -395,9 +423,20 @@ pub(super) fn sniffed(first: &[u8]) -> Option<String> {
     infer::get(first).map(|kind| kind.mime_type().to_owned())
 }
 
-/// The completed file between the store's two renames; the store cleans up before the first.
+/// The completed file between the store's two renames; before the first the store cleans up, unless
+/// it is that which fails.
 #[derive(Debug)]
 struct Leftover(PathBuf);
+
+impl Leftover {
+    /// A store on a disk calls it so until it is complete. No other writer has the same name.
+    fn remove_unfinished(&self) {
+        let mut unfinished = self.0.clone().into_os_string();
+        unfinished.push("#1");
+        // As below.
+        drop(std::fs::remove_file(unfinished));
+    }
+}
 
 impl Drop for Leftover {
     fn drop(&mut self) {

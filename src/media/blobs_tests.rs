@@ -135,6 +135,19 @@ async fn what_is_elsewhere_or_only_read_makes_nothing_here() {
 }
 
 #[tokio::test]
+async fn a_blob_that_cannot_be_completed_leaves_nothing() {
+    let (_dir, blobs) = blobs();
+    let mut writer = blobs.writer().await.unwrap();
+    writer.write(Bytes::from_static(b"hello")).await.unwrap();
+    // No file takes the place of a directory.
+    let place = writer.leftover.0.clone();
+    std::fs::create_dir(&place).unwrap();
+    assert!(matches!(writer.finish().await, Err(Error::Store(_))));
+    std::fs::remove_dir(&place).unwrap();
+    assert_eq!(incoming(&blobs), 0);
+}
+
+#[tokio::test]
 async fn a_rendered_file_is_moved_in() {
     let (dir, blobs) = blobs();
     let path = dir.path().join("video.mp4");

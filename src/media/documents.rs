@@ -12,6 +12,7 @@ use object_store::path::{Path, PathPart};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 
 use super::blobs::{Blobs, Error};
+use super::settling::Settling;
 
 /// Folders of the store that hold no documents. Blobs are many, and none is written in its place.
 const OTHERS: [&str; 4] = ["sha256", "aside", "incoming", "uploads"];
@@ -25,6 +26,7 @@ pub struct Documents {
     folder: Path,
     /// Where it lies, if that is on this machine.
     directory: Option<PathBuf>,
+    settling: Arc<Settling>,
 }
 
 /// A document, unread.
@@ -39,13 +41,13 @@ impl Documents {
     pub(super) fn new(blobs: &Blobs, folder: &str) -> Self {
         let (store, folder) = (Arc::clone(&blobs.store), Path::from(folder));
         let directory = blobs.local_root().map(|root| root.join(folder.as_ref()));
-        Self { store, folder, directory }
+        Self { store, folder, directory, settling: Arc::default() }
     }
 
     /// Writes a document in the place of the one of this name, if there is any.
     pub async fn put(&self, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
-        self.store.put(&self.location(name), bytes.into()).await?;
-        Ok(())
+        self.store.put(&self.location(name), bytes.into()).await.inspect_err(|_| self.failed())?;
+        self.settle().await
     }
 
     /// Writes a document unless there is one of this name, and says whether it did. Of several
@@ -53,10 +55,29 @@ impl Documents {
     pub async fn create(&self, name: &str, bytes: Vec<u8>) -> Result<bool, Error> {
         let (location, only_new) = (self.location(name), PutMode::Create);
         match self.store.put_opts(&location, bytes.into(), only_new.into()).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
+            Ok(_) => self.settle().await.map(|()| true),
+            Err(object_store::Error::AlreadyExists { .. }) => self.settle().await.map(|()| false),
+            Err(error) => {
+                self.failed();
+                Err(error.into())
+            }
         }
+    }
+
+    /// Makes durable what is there already, for who is about to rely on it: it may be what a write has
+    /// left that failed. Costs nothing where none has.
+    ///
+    /// # Errors
+    /// The directory cannot be synced.
+    pub async fn settle(&self) -> Result<(), Error> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        // The one above too, where it is a name itself.
+        let above = directory.parent().unwrap_or(directory);
+        Ok(self.settling.settle(|| [directory.clone(), above.to_owned()]).await?)
+    }
+
+    fn failed(&self) {
+        self.settling.failed();
     }
 
     /// None if there is no such document.

@@ -7,6 +7,7 @@ pub mod documents;
 pub mod inventory;
 pub mod renderer;
 pub mod reservations;
+mod settling;
 pub mod signed_url;
 pub mod uploads;
 pub mod vault;

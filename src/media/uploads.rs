@@ -290,7 +290,11 @@ impl Uploads {
         let doubted = match fs::read_to_string(self.path(id, "unverified")) {
             // The mark was not whole yet, so that no byte behind it was written.
             Ok(text) => text.parse().unwrap_or(length),
-            Err(_) => return Ok(length),
+            Err(_) => {
+                // Whoever wrote them may have been killed before they were durable.
+                part.sync_all()?;
+                return Ok(length);
+            }
         };
         part.set_len(length.min(doubted))?;
         part.sync_all()?;

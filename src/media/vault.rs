@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -93,7 +94,12 @@ pub struct MasterKey(Arc<Source>);
 enum Source {
     /// A file, made at the first need. It is read again when it may have changed: another process
     /// puts a new key first.
-    Kept { path: PathBuf, last: Mutex<Option<Keys>> },
+    Kept {
+        path: PathBuf,
+        last: Mutex<Option<Keys>>,
+        /// Its name was made durable by this process.
+        is_settled: AtomicBool,
+    },
     /// Somebody else keeps them.
     Given(Keys),
 }
@@ -103,7 +109,8 @@ type Keys = Arc<[SealingKey]>;
 impl MasterKey {
     /// Keys that lie in a file, made at its first need and readable by this user alone.
     pub fn kept_in(path: &Path) -> Self {
-        Self(Arc::new(Source::Kept { path: path.to_owned(), last: Mutex::default() }))
+        let (path, last, is_settled) = (path.to_owned(), Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Source::Kept { path, last, is_settled }))
     }
 
     /// A key that somebody else keeps.
@@ -169,7 +176,7 @@ impl MasterKey {
     fn fresh(&self, read: fn(&Path) -> io::Result<Vec<u8>>) -> Result<Keys, Error> {
         let (path, last) = match &*self.0 {
             Source::Given(keys) => return Ok(Arc::clone(keys)),
-            Source::Kept { path, last } => (path, last),
+            Source::Kept { path, last, .. } => (path, last),
         };
         let failed = |error| Error::MasterKey { path: path.clone(), error };
         let bytes = read(path).map_err(failed)?;
@@ -191,7 +198,20 @@ impl MasterKey {
     }
 
     fn seal(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>, Error> {
-        self.fresh(read_or_make)?.first().ok_or(Error::BadKey)?.seal(name, bytes)
+        let keys = self.fresh(read_or_make)?;
+        self.settle()?;
+        keys.first().ok_or(Error::BadKey)?.seal(name, bytes)
+    }
+
+    /// Whoever made the file may have failed, or been killed, before its name was durable.
+    fn settle(&self) -> Result<(), Error> {
+        if let Source::Kept { path, is_settled, .. } = &*self.0
+            && !is_settled.load(Ordering::SeqCst)
+        {
+            sync_parent(path).map_err(|error| Error::MasterKey { path: path.clone(), error })?;
+            is_settled.store(true, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// What was sealed, and by the how manieth key. No key is made for it, which could not be the
@@ -336,6 +356,11 @@ impl Vault {
     pub async fn open(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let Some(sealed) = self.documents.get(name).await? else { return Ok(None) };
         self.master.open(&self.full(name), &sealed).map(|(bytes, _)| Some(bytes))
+    }
+
+    /// Makes durable what is there, for who relies on a secret without having kept it just now.
+    pub async fn settle(&self) -> Result<(), Error> {
+        Ok(self.documents.settle().await?)
     }
 
     /// Whether a secret is sealed by the first master key; none if there is no such secret.

@@ -123,7 +123,8 @@ impl Held {
             if let Some(length) = length {
                 file.set_len(length)?;
             }
-            file.sync_all()?;
+            // A failed sync is told once: the next start would find the bytes and believe them.
+            file.sync_all().inspect_err(|_| drop(file.set_len(before)))?;
             // Also one that a failure left behind: no byte before the offset is in doubt now.
             if mark.try_exists()? {
                 remove(&mark)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use t2m::clock::Clock;
 
 mod clock;
+mod deeds;
 mod disk;
 mod io_errors;
 mod kills;
