@@ -11,10 +11,12 @@ use url::{Host, Url};
 mod backend;
 mod callbacks;
 mod engine;
+mod traces;
 
 pub use backend::{BackendApi, BackendOptions};
 pub use callbacks::{CallbackOptions, CallbackSettings};
 pub use engine::{Engine, EngineLimits, LimitOptions};
+pub use traces::TraceOptions;
 
 const GIB: u64 = 1024 * 1024 * 1024;
 
@@ -125,10 +127,8 @@ pub struct Options {
     /// Log lines as `text` or as `json`
     #[arg(long, env = "T2M_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// An OpenTelemetry collector that takes traces by OTLP over HTTP, such as
-    /// `http://127.0.0.1:4318`
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
-    pub otlp_endpoint: Option<String>,
+    #[command(flatten)]
+    pub traces: TraceOptions,
     /// What makes videos: `storyboard`, `command:PROGRAM ARGS…` or `none` (remote workers only)
     #[arg(long, env = "T2M_ENGINE", default_value = "storyboard")]
     pub engine: String,
@@ -287,6 +287,7 @@ pub struct Settings {
     pub streams_per_user: u32,
     pub stalled_s: u32,
     pub log_format: LogFormat,
+    /// The collector of traces.
     pub otlp_endpoint: Option<String>,
     pub engine: Engine,
     pub translation_engine: Engine,
@@ -351,10 +352,7 @@ impl Options {
                     .to_owned(),
             );
         }
-        let otlp_endpoint = present(self.otlp_endpoint);
-        if otlp_endpoint.as_deref().is_some_and(|url| !is_collector(url)) {
-            faults.push("OTEL_EXPORTER_OTLP_ENDPOINT: not an http or https URL".to_owned());
-        }
+        let otlp_endpoint = self.traces.check(&mut faults);
         let backend = self.backend.check().unwrap_or_else(|found| {
             faults.extend(found);
             None
@@ -512,13 +510,6 @@ fn is_http_url(text: &str) -> bool {
             && url.password().is_none()
             && url.fragment().is_none()
     })
-}
-
-/// As who sends the traces reads it, and will not repair it.
-fn is_collector(text: &str) -> bool {
-    let scheme = Url::parse(text).ok().filter(Url::has_host);
-    scheme.is_some_and(|url| matches!(url.scheme(), "http" | "https"))
-        && text.parse::<actix_web::http::Uri>().is_ok_and(|uri| uri.host().is_some())
 }
 
 /// Spelled as browsers spell it, so that an exact comparison can succeed: no path, no user, lower

@@ -5,7 +5,7 @@
 //! never those below; a test holds that.
 //!
 //! 0. [`clock`], [`config`] and [`telemetry`]: the only source of now and of fresh ids; checked
-//!    settings; the metrics by name.
+//!    settings; the metrics by name, and the span of an attempt.
 //! 1. [`domain`]: users, sessions, files and jobs as pure functions. [`log`]: streams, revisions,
 //!    positions and a hash chain. They do not know each other.
 //! 2. [`views`]: the read models. [`clerk`]: tokens, keys and webhooks. [`media`]: bytes, links and

@@ -1,8 +1,12 @@
 //! What operators see from outside: the names of all metrics, in Prometheus' naming, and the one
-//! recorder. They are counted where things happen; without a recorder that costs next to nothing.
+//! recorder. They are counted where things happen; without a recorder that costs next to nothing. And
+//! what servers and workers call an attempt at a job in log lines and traces.
+
+use std::fmt::Display;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing::Span;
 
 /// By `method`, `route` (its pattern below the prefix) and `status`.
 pub const HTTP_REQUESTS: &str = "t2m_http_requests_total";
@@ -67,6 +71,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     begin_at_zero();
     metrics_process::Collector::default().describe();
     Ok(handle)
+}
+
+/// The span of all that is done in one attempt at a job.
+pub fn attempt_span(job_id: impl Display, attempt: u32, request_id: Option<&str>) -> Span {
+    tracing::info_span!("attempt", %job_id, attempt, request_id)
 }
 
 /// What happens rarely is there before it does: a series that begins with 1 has not increased.

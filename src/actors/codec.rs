@@ -59,7 +59,8 @@ impl Metadata {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Last {
     pub event_id: Uuid,
-    /// Of the last event that has one; empty where there is none.
+    /// Of the last event that has one and is no worker's: those name the worker's calls. Of the
+    /// first event that has one where all are; empty where there is none.
     pub correlation_id: String,
 }
 
@@ -68,12 +69,30 @@ impl Last {
     pub fn advance(&mut self, events: &[Recorded]) {
         let Some(last) = events.last() else { return };
         self.event_id = last.id;
-        let known = |event: &Recorded| {
-            let metadata: Metadata = serde_json::from_slice(&event.metadata).ok()?;
-            (!metadata.correlation_id.is_empty()).then_some(metadata.correlation_id)
-        };
-        if let Some(correlation_id) = events.iter().rev().find_map(known) {
-            self.correlation_id = correlation_id;
+        let mut began = None;
+        // From the end: mostly the last one tells, and nothing else is decoded.
+        for event in events.iter().rev() {
+            if let Ok(origin) = serde_json::from_slice::<Metadata>(&event.metadata)
+                && !origin.correlation_id.is_empty()
+            {
+                let is_call = origin.source == Source::Worker;
+                began = Some(origin);
+                if !is_call {
+                    break;
+                }
+            }
+        }
+        if let Some(origin) = began {
+            self.go_back_to(&origin);
+        }
+    }
+
+    /// Takes the request that an event's origin names, unless that is a worker's call in the course of
+    /// another one.
+    pub fn go_back_to(&mut self, origin: &Metadata) {
+        let is_call = origin.source == Source::Worker && !self.correlation_id.is_empty();
+        if !origin.correlation_id.is_empty() && !is_call {
+            self.correlation_id.clone_from(&origin.correlation_id);
         }
     }
 }
@@ -419,6 +438,44 @@ mod tests {
             let refused = decode::<File>("file.deleted.v1", bad.to_string().as_bytes());
             assert!(matches!(refused, Err(Error::BadData { .. })), "{bad}: {refused:?}");
         }
+    }
+
+    #[test]
+    fn a_stream_goes_back_to_its_request_and_not_to_a_workers_calls() {
+        use Source::{Api, System, Worker};
+        let recorded = |number: u64, source: Source, id: &str| Recorded {
+            id: Uuid::from_u128(u128::from(number)),
+            stream: "job-1".into(),
+            revision: number,
+            position: number + 1,
+            kind: "job.progressed.v1".into(),
+            time: chrono::DateTime::UNIX_EPOCH,
+            data: bytes::Bytes::new(),
+            metadata: Metadata { correlation_id: id.to_owned(), ..Metadata::by("x", source) }
+                .to_bytes()
+                .into(),
+            hash: [0; 32],
+        };
+        let check = |events: &[(Source, &str)], then: &str| {
+            let numbered = (0..).zip(events);
+            let recorded: Vec<_> =
+                numbered.map(|(number, &(source, id))| recorded(number, source, id)).collect();
+            let (mut at_once, mut one_by_one) = (Last::default(), Last::default());
+            at_once.advance(&recorded);
+            for event in recorded.chunks(1) {
+                one_by_one.advance(event);
+            }
+            let event_id = recorded.last().map_or_else(Uuid::nil, |it| it.id);
+            assert_eq!(at_once, Last { event_id, correlation_id: then.to_owned() }, "{events:?}");
+            assert_eq!(one_by_one, at_once, "{events:?}");
+        };
+        check(&[], "");
+        check(&[(Api, "")], "");
+        check(&[(Api, "asked"), (Worker, "poll"), (Worker, "report")], "asked");
+        check(&[(Api, "asked"), (Worker, "asked"), (Api, "retry"), (Worker, "poll")], "retry");
+        check(&[(Api, "asked"), (Worker, "poll"), (System, "due"), (System, "")], "due");
+        check(&[(Api, ""), (Worker, "poll"), (Worker, "report")], "poll");
+        check(&[(Worker, "poll"), (Api, "cancel"), (Worker, "report")], "cancel");
     }
 
     #[test]

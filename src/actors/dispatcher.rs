@@ -13,6 +13,7 @@ use std::time::Duration;
 use actix::Arbiter;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::System;
@@ -27,6 +28,7 @@ use crate::domain::job::Kind;
 use crate::media::blobs::{Blobs, Error::NotFound as Absent};
 use crate::media::renderer::pause::Pause;
 use crate::media::renderer::{self, Engine, Made, MadeFile, Progress, Work};
+use crate::telemetry::attempt_span;
 
 /// How often a render without news says that it lives; a third of the lease.
 const HEARTBEAT: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 20_000 });
@@ -105,8 +107,10 @@ async fn run(
                 Some((leased, mine)) => {
                     let (system, rendering) = (Arc::clone(&system), rendering.clone());
                     let (busy, pause, stopping) = (busy.clone(), pause.clone(), stopping.clone());
+                    let span = attempt_span(leased.job_id, leased.attempt, leased.request_id());
                     actix::spawn(async move {
-                        work(&system, &rendering, &leased, &pause, stopping).await;
+                        let attempt = work(&system, &rendering, &leased, &pause, stopping);
+                        attempt.instrument(span).await;
                         drop(mine);
                         sweep(&system, &rendering.scratch, &busy);
                         drop(slot);
@@ -249,7 +253,7 @@ async fn work(
     };
     if let Err(error) = recorded {
         // The lease runs out by itself, and another attempt begins.
-        tracing::warn!(%job_id, %error, "the end of an attempt was not recorded");
+        tracing::warn!(%error, "the end of an attempt was not recorded");
     }
 }
 
@@ -427,6 +431,7 @@ async fn prepare(
     };
     Ok(Work {
         job_id: leased.job_id,
+        request_id: leased.request_id().map(str::to_owned),
         attempt: leased.attempt,
         prompt: request.prompt_text().to_owned(),
         options: request.options.clone(),
@@ -484,7 +489,7 @@ async fn ask(rendering: &Rendering, leased: &Leased, progress: Option<Progress>)
         Ok(report) => report.cancelled.then_some(Broken::Cancelled),
         Err(Error::Job(Failure::Refused(_))) => Some(Broken::LeaseLost),
         Err(error) => {
-            tracing::warn!(%job_id, %error, "progress was not recorded");
+            tracing::warn!(%error, "progress was not recorded");
             None
         }
     }
@@ -542,59 +547,5 @@ async fn store(rendering: &Rendering, slot: &Slot, file: &MadeFile) -> Result<Ha
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future;
-
-    use chrono::TimeDelta;
-
-    use super::*;
-    use crate::actors::leasing::tests::World;
-    use crate::domain::job::LEASE;
-
-    fn rendering(world: &World) -> Rendering {
-        Rendering {
-            engine: Engine::Storyboard { threads: 1 },
-            kind: Kind::Video,
-            leasing: Arc::clone(&world.leasing),
-            blobs: Arc::new(world.blobs.clone()),
-            secrets: Secrets::new(world.vault()),
-            scratch: PathBuf::new(),
-            slots: 1,
-        }
-    }
-
-    #[actix::test]
-    async fn a_lease_is_renewed_for_as_long_as_files_are_moved_and_its_loss_ends_that() {
-        let world = World::new().await;
-        let (rendering, id) = (rendering(&world), world.ask("ada").await);
-        let leased = world.lease("w").await;
-        let first_end = leased.expires_at;
-        world.pass(LEASE - TimeDelta::seconds(1)).await;
-        let renewed = async {
-            let look = || world.leasing.look(id, leased.lease_id);
-            while look().await.is_ok_and(|report| report.expires_at == first_end) {
-                tokio::task::yield_now().await;
-            }
-            Ok(())
-        };
-        assert!(while_held(&rendering, &leased, renewed).await.is_ok());
-        world.pass(TimeDelta::seconds(1)).await;
-        assert!(world.leasing.look(id, leased.lease_id).await.is_ok(), "its first end has passed");
-        world.pass(LEASE).await;
-        let lost = while_held(&rendering, &leased, future::pending::<Result<(), _>>()).await;
-        assert!(matches!(lost, Err(Broken::LeaseLost)));
-    }
-
-    #[actix::test]
-    async fn what_a_machine_without_a_scratch_directory_leases_is_no_attempt_and_it_pauses() {
-        let (world, file) = (World::new().await, tempfile::NamedTempFile::new().unwrap());
-        let rendering = Rendering { scratch: file.path().to_owned(), ..rendering(&world) };
-        let (id, pause) = (world.ask("ada").await, Pause::default());
-        let (_stop, stopping) = watch::channel(false);
-        let leased = world.lease("w").await;
-        work(&world.system, &rendering, &leased, &pause, stopping).await;
-        let job = world.system.views.job(&id).unwrap().unwrap();
-        assert_eq!((job.state.as_str(), job.attempt), ("queued", 0));
-        assert!(pause.left().is_some());
-    }
-}
+#[path = "dispatcher_tests.rs"]
+mod tests;

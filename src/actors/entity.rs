@@ -215,9 +215,7 @@ impl<A: Aggregate> Entity<A> {
         self.position = appended.position;
         let last = self.last.get_or_insert_default();
         last.event_id = event_id;
-        if !origin.correlation_id.is_empty() {
-            last.correlation_id = origin.correlation_id;
-        }
+        last.go_back_to(&origin);
         self.loaded = true;
         Ok(())
     }

@@ -67,6 +67,11 @@ impl Leased {
     pub fn origin(&self, worker_id: &str) -> Metadata {
         by(worker_id).after(&self.last)
     }
+
+    /// The request that the job came from, if one is known.
+    pub fn request_id(&self) -> Option<&str> {
+        Some(&*self.last.correlation_id).filter(|id| !id.is_empty())
+    }
 }
 
 /// What a worker's call came to, and where in the log that lies.

@@ -289,6 +289,27 @@ async fn what_comes_of_a_request_goes_back_to_it() {
 }
 
 #[actix::test]
+async fn a_job_goes_back_to_its_request_whatever_ids_its_workers_calls_bear() {
+    let world = World::new().await;
+    let named = |id: &str, by: Metadata| Metadata { correlation_id: id.to_owned(), ..by };
+    let (id, request) = (JobId(world.clock.fresh_id()), video_of(world.user("ada"), "a pier"));
+    let asked = named("req_1", Metadata::by("ada", Source::Api));
+    let asked = world.system.jobs.execute(id, Command::Request(request), asked).await.unwrap();
+    world.system.visible(asked.position).await.unwrap();
+    let poll = named("poll_1", by("w"));
+    let leased = world.leasing.lease(&poll, &ANY, |_| false).await.unwrap().unwrap();
+    assert_eq!(leased.last.correlation_id, "req_1");
+    let origin = named("report_1", by("w"));
+    world.leasing.progress(id, leased.lease_id, &origin, 50, None).await.unwrap();
+    world.leasing.progress(id, leased.lease_id, &by("w"), 60, None).await.unwrap();
+    let events = world.system.log.read_all(asked.position, 100).await.unwrap();
+    let ids = events
+        .iter()
+        .map(|event| serde_json::from_slice::<Metadata>(&event.metadata).unwrap().correlation_id);
+    assert_eq!(ids.collect::<Vec<_>>(), ["poll_1", "report_1", "req_1"]);
+}
+
+#[actix::test]
 async fn a_worker_learns_of_a_cancellation_and_its_result_is_thrown_away() {
     let world = World::new().await;
     let id = world.ask("ada").await;

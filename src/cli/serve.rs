@@ -20,7 +20,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
     // Ends last, so that what is said at the very end is sent too.
-    let telemetry = telemetry::init(&ready.settings)?;
+    let (format, collector) = (ready.settings.log_format, &ready.settings.otlp_endpoint);
+    let telemetry = telemetry::init("t2m", format, collector.as_deref())?;
     descriptors::raise_limit();
     if ready.settings.dev_mode {
         tracing::warn!(

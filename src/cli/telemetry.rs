@@ -14,12 +14,13 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::config::{LogFormat, Settings};
+use crate::config::LogFormat;
 
 /// How long what is left may take to be sent, unless somebody says by when.
 const LAST_TRACES: Duration = Duration::from_secs(5);
-/// What a server says. What the libraries of the traces cannot send is told, and nothing else of them.
-const SERVERS: &str = "info,opentelemetry=warn";
+/// What a server or a worker says. What the libraries of the traces cannot send is told, and nothing
+/// else of them.
+const SERVICES: &str = "info,opentelemetry=warn";
 /// What a command of an operator says besides what it prints.
 const COMMANDS: &str = "off,t2m=warn";
 
@@ -36,15 +37,19 @@ impl Telemetry {
     }
 }
 
-/// Log lines to stderr, as text or as JSON, filtered by `RUST_LOG`; traces by OTLP over HTTP if
-/// `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector.
+/// Log lines to stderr, as text or as JSON, filtered by `RUST_LOG`; traces of this service by OTLP over
+/// HTTP if there is a collector. Not within a runtime: who sends the traces has one of its own.
 ///
 /// # Errors
 /// The collector's address is none, or there is a subscriber already.
-pub fn init(settings: &Settings) -> anyhow::Result<Telemetry> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(SERVERS));
-    let lines = lines(settings.log_format);
-    let provider = settings.otlp_endpoint.as_deref().map(provider).transpose()?;
+pub fn init(
+    service: &'static str,
+    format: LogFormat,
+    collector: Option<&str>,
+) -> anyhow::Result<Telemetry> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(SERVICES));
+    let lines = lines(format);
+    let provider = collector.map(|collector| provider(service, collector)).transpose()?;
     let traces = provider.as_ref().map(|provider| {
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer()
@@ -58,12 +63,6 @@ pub fn init(settings: &Settings) -> anyhow::Result<Telemetry> {
         .try_init()
         .context("setting up the log lines")?;
     Ok(Telemetry { traces: provider, by: None })
-}
-
-/// The same log lines without traces, for a worker.
-pub fn lines_alone(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::registry().with(lines(format).with_filter(filter)).init();
 }
 
 fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
@@ -83,13 +82,13 @@ pub fn warn_alone() {
     lines.with_ansi(std::io::stderr().is_terminal()).without_time().init();
 }
 
-fn provider(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
+fn provider(service: &'static str, endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
         .build()
         .context("preparing to send traces to OTEL_EXPORTER_OTLP_ENDPOINT")?;
-    let resource = Resource::builder().with_service_name("t2m").build();
+    let resource = Resource::builder().with_service_name(service).build();
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 

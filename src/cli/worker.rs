@@ -6,12 +6,13 @@ mod server;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 use url::Url;
 
 use self::attempt::Attempt;
@@ -20,10 +21,11 @@ use self::server::{Lease, Refused, Server};
 use super::assemble::engine_of;
 use super::interrupt::Interrupt;
 use super::{BadConfiguration, telemetry};
-use crate::config::{self, LimitOptions, LogFormat, Secret};
+use crate::config::{self, LimitOptions, LogFormat, Secret, TraceOptions};
 use crate::domain::job::Kind;
 use crate::media::renderer::Engine;
 use crate::media::renderer::pause::Pause;
+use crate::telemetry::attempt_span;
 
 /// How long one request for a job waits at the server.
 const WAIT: Duration = Duration::from_secs(20);
@@ -31,6 +33,8 @@ const WAIT: Duration = Duration::from_secs(20);
 /// that not all workers come back at once.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// How long after it was told to stop the last traces may still be on their way.
+const DRAIN: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub struct Worker {
@@ -61,6 +65,8 @@ pub struct Worker {
     #[arg(long, env = "T2M_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     #[command(flatten)]
+    traces: TraceOptions,
+    #[command(flatten)]
     limits: LimitOptions,
 }
 
@@ -70,6 +76,8 @@ struct Ready {
     server: Server,
     kinds: Vec<Kind>,
     concurrency: usize,
+    /// Of traces.
+    collector: Option<String>,
     pause: Pause,
 }
 
@@ -77,10 +85,14 @@ impl Worker {
     pub fn run(self) -> anyhow::Result<()> {
         let (log_format, above) = (self.log_format, self.scratch.clone());
         let ready = Arc::new(self.check()?);
-        telemetry::lines_alone(log_format);
+        // Ends last, so that what is left at the very end is sent too.
+        let telemetry = telemetry::init("t2m-worker", log_format, ready.collector.as_deref())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let scratch = Scratch::take(&scratch::shared(above.as_deref())?)?;
-        runtime.block_on(work(ready, scratch.path()))
+        let by = runtime.block_on(work(ready, scratch.path()))?;
+        drop((scratch, runtime));
+        telemetry.end_by(by);
+        Ok(())
     }
 
     fn check(self) -> Result<Ready, BadConfiguration> {
@@ -90,6 +102,7 @@ impl Worker {
             faults.push(format!("T2M_ENGINE: {fault}"));
         }
         let limits = self.limits.check().map_err(|found| faults.extend(found)).ok();
+        let collector = self.traces.check(&mut faults);
         let kinds: Option<Vec<Kind>> =
             self.kinds.iter().map(|kind| Kind::parse(kind.trim())).collect();
         // Clap would not name the variables.
@@ -131,15 +144,16 @@ impl Worker {
         match (engine, server, kinds) {
             (Some(engine), Some(server), Some(kinds)) if faults.is_empty() => {
                 let concurrency = usize::from(self.concurrency);
-                Ok(Ready { engine, server, kinds, concurrency, pause: Pause::default() })
+                let pause = Pause::default();
+                Ok(Ready { engine, server, kinds, concurrency, collector, pause })
             }
             _ => Err(BadConfiguration(faults)),
         }
     }
 }
 
-/// Works until it is told to stop; then gives back what it has.
-async fn work(ready: Arc<Ready>, scratch: &Path) -> anyhow::Result<()> {
+/// Works until it is told to stop; then gives back what it has. Answers by when all must have ended.
+async fn work(ready: Arc<Ready>, scratch: &Path) -> anyhow::Result<Instant> {
     let (stop, stopping) = watch::channel(false);
     let mut interrupt = Interrupt::listen()?;
     let mut slots = JoinSet::new();
@@ -152,10 +166,11 @@ async fn work(ready: Arc<Ready>, scratch: &Path) -> anyhow::Result<()> {
         // A slot ends by itself only when the server will not have it.
         ended = slots.join_next() => ended.unwrap_or(Ok(Ok(()))).context("a slot broke off")?,
     };
+    let by = Instant::now() + DRAIN;
     tracing::info!("stopping: jobs are given back");
     stop.send_replace(true);
     while slots.join_next().await.is_some() {}
-    outcome
+    outcome.map(|()| by)
 }
 
 /// One job after the other.
@@ -176,8 +191,9 @@ async fn slot(
             Ok(Some(lease)) => {
                 delay = FIRST_DELAY;
                 let directory = scratch.join(format!("{number}-{}", lease.lease_id));
+                let span = attempt_span(lease.job_id, lease.attempt, lease.request_id.as_deref());
                 let attempt = Attempt::new(&ready.engine, &ready.server, lease, &directory);
-                attempt.run(&ready.pause, stopping.clone()).await;
+                attempt.run(&ready.pause, stopping.clone()).instrument(span).await;
                 let _ = tokio::fs::remove_dir_all(&directory).await;
             }
             Ok(None) => delay = FIRST_DELAY,

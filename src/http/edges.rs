@@ -46,9 +46,21 @@ static X_DEV_MODE: HeaderName = HeaderName::from_static("x-dev-mode");
 pub struct FreshIds(pub Arc<dyn Fn() -> String + Send + Sync>);
 
 /// The id of this request, in its extensions and as an extractor: the caller's own, if it is 1 to
-/// 128 visible ASCII characters, else a fresh one. It is the events' correlation id.
+/// 128 visible ASCII characters, else a fresh one. It is the events' correlation id. In the extensions
+/// of an answer it is the one that the answer bears instead, as the events do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestId(pub String);
+pub struct RequestId {
+    pub id: String,
+    /// Sent by the caller, and not made here.
+    pub is_given: bool,
+}
+
+impl RequestId {
+    /// Whether a request may go by this id.
+    pub fn is_usable(id: &[u8]) -> bool {
+        (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+    }
+}
 
 impl FromRequest for RequestId {
     type Error = Problem;
@@ -121,7 +133,8 @@ pub async fn edge(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let began = Instant::now();
-    let id = request_id(&req);
+    let request_id = request_id(&req);
+    let id = request_id.id.clone();
     let method = req.method().clone();
     let protection = Protection::of(&req);
     let app = req.app_data::<web::Data<App>>().cloned();
@@ -129,7 +142,7 @@ pub async fn edge(
     // Kept for when the request does not come back: with a panic it is gone.
     let (uri, routes) = (req.uri().clone(), req.app_data::<web::Data<Routes>>().cloned());
     let span = trace::span(&req, &id);
-    req.extensions_mut().insert(RequestId(id.clone()));
+    req.extensions_mut().insert(request_id);
     // No clone of the request may live across this call: actix writes to it on the way in.
     let called = async {
         match foreign_origin(&req) {
@@ -144,6 +157,7 @@ pub async fn edge(
     match outcome {
         Ok(response) => {
             let mut response = in_one_form(response.map_into_boxed_body());
+            let id = other_id(response.response()).unwrap_or(id);
             finish_headers(response.headers_mut(), &id, &protection);
             // The pattern, never the path or query: those hold ids, signatures and tokens.
             let route = response.request().match_pattern();
@@ -172,14 +186,21 @@ pub async fn edge(
     }
 }
 
-fn request_id(req: &ServiceRequest) -> String {
+fn request_id(req: &ServiceRequest) -> RequestId {
     let given = req.headers().get(&X_REQUEST_ID).map(HeaderValue::as_bytes).unwrap_or_default();
-    let usable = (1..=128).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic);
-    match (usable, req.app_data::<web::Data<FreshIds>>()) {
+    let is_given = RequestId::is_usable(given);
+    let id = match (is_given, req.app_data::<web::Data<FreshIds>>()) {
         (true, _) => String::from_utf8_lossy(given).into_owned(),
         (false, Some(ids)) => (ids.0)(),
         (false, None) => "unnumbered".to_owned(),
-    }
+    };
+    RequestId { id, is_given }
+}
+
+/// The id that an answer bears instead of its request's, which nobody chose.
+fn other_id(response: &HttpResponse) -> Option<String> {
+    let other = response.extensions().get::<RequestId>().map(|other| other.id.clone())?;
+    RequestId::is_usable(other.as_bytes()).then_some(other)
 }
 
 /// CSRF: a browser says where a state-changing request comes from; compared exactly. It stands

@@ -1,7 +1,7 @@
 //! What the edge adds, catches and rewords.
 
 use actix_web::{App, dev::Service, http::Method, middleware::from_fn, test};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -10,7 +10,15 @@ async fn handler_panics() -> HttpResponse {
 }
 
 async fn echo_id(id: RequestId) -> HttpResponse {
-    super::super::answer::ok(id.0)
+    super::super::answer::ok(json!({ "id": id.id, "is_given": id.is_given }))
+}
+
+/// Answers as a part of what another request brought about.
+async fn of_another(id: web::Path<String>) -> HttpResponse {
+    let mut response = HttpResponse::NoContent().finish();
+    let id = id.replace('_', " ");
+    response.extensions_mut().insert(RequestId { id, is_given: false });
+    response
 }
 
 async fn number(path: web::Path<u32>) -> HttpResponse {
@@ -45,6 +53,7 @@ async fn send(request: test::TestRequest) -> Answer {
         .service(web::resource("/n/{n}").route(web::get().to(number)))
         .service(web::resource("/own").route(web::get().to(echo_id)).default_service(only("GET")))
         .route("/panic/{n}", web::get().to(handler_panics))
+        .route("/of/{id}", web::get().to(of_another))
         .default_service(web::to(unmatched));
     let app = test::init_service(app).await;
     let response = match app.call(request.to_request()).await {
@@ -69,8 +78,17 @@ async fn a_visible_request_id_is_kept_and_another_replaced() {
         (&"x".repeat(129), "fresh-1"),
     ] {
         let answer = send(get("/id").insert_header(("x-request-id", given))).await;
-        assert_eq!(answer.body["data"], used);
+        let is_given = given == used;
+        assert_eq!(answer.body["data"], json!({ "id": used, "is_given": is_given }));
         assert_eq!(answer.header("x-request-id"), Some(used));
+    }
+}
+
+#[actix_web::test]
+async fn an_answer_may_bear_the_id_of_another_request_if_that_is_one() {
+    for (named, used) in [("req-7", "req-7"), ("two_words", "fresh-1")] {
+        let answer = send(get(&format!("/of/{named}"))).await;
+        assert_eq!((answer.status, answer.header("x-request-id")), (204, Some(used)));
     }
 }
 

@@ -39,7 +39,7 @@ pub async fn identify(app: &App, request: &HttpRequest) -> Result<Caller, Proble
 }
 
 fn request_id(request: &HttpRequest) -> String {
-    request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default()
+    request.extensions().get::<RequestId>().map(|it| it.id.clone()).unwrap_or_default()
 }
 
 /// Development mode: whoever the request says it is, with every right.

@@ -100,7 +100,7 @@ pub async fn use_or_keep(
     request_id: RequestId,
 ) -> Result<Outcome, Problem> {
     let mut origin = Metadata::by("clerk", Source::Clerk);
-    origin.correlation_id = request_id.0;
+    origin.correlation_id = request_id.id;
     origin.causation_id = Some(delivery.message_id.to_owned());
     let outcome = match command(&delivery) {
         Ok(Some(command)) => execute(app, command, origin).await?,

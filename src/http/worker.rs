@@ -3,25 +3,19 @@
 
 use std::time::Duration;
 
-use actix_web::body::BoxBody;
-use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header;
-use actix_web::middleware::Next;
-use actix_web::{Error, HttpRequest, HttpResponse, web};
-use aws_lc_rs::constant_time::verify_slices_are_equal;
+use actix_web::{HttpRequest, HttpResponse, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::app::App;
 use super::body::{BodyLimits, declared_length, payload_problem, too_large, unstalled};
 use super::edges::RequestId;
-use super::identity::bearer;
 use super::jobs::{OutputAnswer, at_position};
 use super::json::{Fields, FromFields, Json};
 use super::links::{LinkAnswer, sign};
@@ -37,6 +31,10 @@ use crate::domain::translation::Format;
 use crate::media::blobs::Stored;
 use crate::media::renderer::{self, output::TextCheck};
 
+mod tokens;
+
+pub use tokens::{WorkerTokens, guard};
+
 /// The longest that one call waits for a job, in seconds, and the longest that a worker may ask for.
 const LONGEST_WAIT_S: u64 = 30;
 const LONGEST_WAIT_ASKED_S: u64 = 3600;
@@ -47,44 +45,6 @@ const LONGEST_ERROR: usize = 16_384;
 const SOURCE_LINK_S: i64 = 2 * 3600;
 /// The actor of what is done under a lease that nobody holds any more.
 const UNKNOWN: &str = "worker";
-
-/// The bearer tokens that workers may have, as digests: of equal length, so that comparing them
-/// takes the same time whatever is sent.
-pub struct WorkerTokens(Vec<[u8; 32]>);
-
-impl WorkerTokens {
-    pub fn new(tokens: &[Secret]) -> Self {
-        Self(tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect())
-    }
-
-    fn contains(&self, token: &str) -> bool {
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        // All are compared, so that the time does not tell which.
-        let same = self.0.iter().filter(|known| verify_slices_are_equal(*known, &digest).is_ok());
-        same.count() > 0
-    }
-}
-
-/// Stands before the handlers for workers, before a body is read.
-pub async fn guard(
-    request: ServiceRequest,
-    next: Next<BoxBody>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
-    match admit(request.request()) {
-        Ok(()) => next.call(request).await,
-        Err(problem) => Ok(request.error_response(problem)),
-    }
-}
-
-fn admit(request: &HttpRequest) -> Result<(), Problem> {
-    let app = request.app_data::<web::Data<App>>();
-    let app = app
-        .ok_or_else(|| Problem::new(Code::InternalError).caused_by("the app's data is missing"))?;
-    match app.worker_tokens.contains(bearer(request)?) {
-        true => Ok(()),
-        false => Err(Problem::new(Code::TokenInvalid)),
-    }
-}
 
 /// The body of `POST worker/lease`.
 #[derive(Debug, utoipa::ToSchema)]
@@ -128,6 +88,10 @@ pub struct LeaseAnswer {
     /// Every further call names it.
     pub lease_id: Uuid,
     pub job_id: Uuid,
+    /// The id of the request that the job came from: sent as `X-Request-Id` with the calls under this
+    /// lease, it makes them part of what that request brought about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
     pub kind: &'static str,
     /// From 1.
     pub attempt: u32,
@@ -154,12 +118,14 @@ pub struct OutputWanted {
 
 impl LeaseAnswer {
     fn new(app: &App, leased: Leased, api_key: Option<&Secret>) -> Self {
+        let request_id = leased.request_id().map(str::to_owned);
         let request = leased.request;
         let source = request.options.source_file_id();
         let wanted = |slot: &Slot| OutputWanted { name: slot.name, content_types: slot.types() };
         Self {
             lease_id: leased.lease_id.0,
             job_id: leased.job_id.0,
+            request_id,
             kind: request.kind.as_str(),
             attempt: leased.attempt,
             expires_at: leased.expires_at,
@@ -174,7 +140,7 @@ impl LeaseAnswer {
 
 /// What the events of a worker's call say of their origin.
 fn origin(worker_id: &str, request_id: RequestId) -> Metadata {
-    Metadata { correlation_id: request_id.0, ..by(worker_id) }
+    Metadata { correlation_id: request_id.id, ..by(worker_id) }
 }
 
 /// The same, by the worker that holds the lease.
@@ -188,7 +154,8 @@ async fn origin_under(
     origin(holder.as_deref().unwrap_or(UNKNOWN), request_id)
 }
 
-/// `POST worker/lease`
+/// `POST worker/lease`: of a call that names no request, all that comes of it bears the id of the
+/// request that the job came from.
 pub async fn lease(
     app: web::Data<App>,
     request_id: RequestId,
@@ -197,12 +164,27 @@ pub async fn lease(
     let kinds: Vec<Kind> = body.0.kinds.iter().filter_map(|name| kind(name)).collect();
     let wait = Duration::from_secs(body.0.wait_s.unwrap_or(0));
     let stopping = app.stopping.clone();
-    let origin = origin(&body.0.worker_id, request_id);
+    let is_given = request_id.is_given;
+    let origin = match is_given {
+        true => origin(&body.0.worker_id, request_id),
+        false => by(&body.0.worker_id),
+    };
     let leased = app.leasing.lease_within(&origin, &kinds, wait, stopping).await?;
     let Some(leased) = leased else { return Ok(HttpResponse::NoContent().finish()) };
+    let of_job = leased.request_id().filter(|_| !is_given).map(str::to_owned);
+    let given = give(&app, &origin, leased).await;
+    let mut response = given.unwrap_or_else(HttpResponse::from_error);
+    if let Some(id) = of_job {
+        response.extensions_mut().insert(RequestId { id, is_given });
+    }
+    Ok(response)
+}
+
+/// The answer with a job, and with its secret if it needs one; a job without it is failed instead.
+async fn give(app: &App, origin: &Metadata, leased: Leased) -> Result<HttpResponse, Problem> {
     let position = leased.position;
     let given = |leased, key: Option<&Secret>| {
-        at_position(answer::ok(LeaseAnswer::new(&app, leased, key)), position)
+        at_position(answer::ok(LeaseAnswer::new(app, leased, key)), position)
     };
     if !leased.request.options.needs_secret() {
         return Ok(given(leased, None));
@@ -220,7 +202,7 @@ pub async fn lease(
     };
     // Nobody can work on it.
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
-    app.leasing.fail(job_id, lease_id, &origin, error.to_owned(), retryable).await?;
+    app.leasing.fail(job_id, lease_id, origin, error.to_owned(), retryable).await?;
     answer
 }
 

@@ -7,12 +7,13 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
 
+use prost::Message as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::server::{LOG_FILE, Server, Setup, ask};
+use crate::worker::{Remote, TOKEN};
 
 const ADA: &str = "user_ada";
 
@@ -140,27 +141,8 @@ fn the_log_lines_of_a_worker_are_json_too() {
 
 #[tokio::test]
 async fn a_trace_goes_to_the_collector_within_the_callers_own() {
-    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", collector.local_addr().unwrap());
-    let (sender, received) = mpsc::channel();
-    std::thread::spawn(move || {
-        for stream in collector.incoming() {
-            let (Ok(mut stream), sender) = (stream, sender.clone()) else { return };
-            std::thread::spawn(move || {
-                let mut bytes = Vec::new();
-                let mut chunk = [0; 65_536];
-                stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-                while let Ok(count) = stream.read(&mut chunk) {
-                    bytes.extend_from_slice(&chunk[..count]);
-                    if count == 0 {
-                        break;
-                    }
-                }
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
-                let _ = sender.send(bytes);
-            });
-        }
-    });
+    let collector = Collector::start();
+    let address = &collector.address;
     let mut server = Server::start(Setup::clerk().with("OTEL_EXPORTER_OTLP_ENDPOINT", address));
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let request = server.request_of(ADA, Method::POST, "videos/generate");
@@ -168,18 +150,171 @@ async fn a_trace_goes_to_the_collector_within_the_callers_own() {
     ask(request.json(&json!({ "prompt": "a lighthouse" }))).await.data(202);
     // What is left is sent on the way out.
     server.stop();
-    let id: Vec<u8> =
-        (0..16).map(|at| u8::from_str_radix(&trace[at * 2..at * 2 + 2], 16).unwrap()).collect();
-    let (mut of_caller, mut commands) = (false, false);
-    while let Ok(bytes) = received.recv_timeout(Duration::from_secs(5)) {
-        of_caller |= bytes.windows(16).any(|part| part == id);
-        commands |= bytes.windows(7).any(|part| part == b"command");
-        assert!(bytes.starts_with(b"POST /v1/traces"));
-        if of_caller && commands {
-            return;
+    let of_caller: Vec<Span> =
+        collector.spans().into_iter().filter(|span| hex::encode(&span.trace_id) == trace).collect();
+    for name in ["request", "command"] {
+        assert!(of_caller.iter().any(|span| span.name == name), "no {name} in {of_caller:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_worker_asks_of_the_server_belongs_to_the_trace_of_its_attempt() {
+    let (of_server, of_worker) = (Collector::start(), Collector::start());
+    let setup = Setup::clerk()
+        .with("T2M_WORKER_TOKENS", TOKEN)
+        .with("OTEL_EXPORTER_OTLP_ENDPOINT", &of_server.address);
+    let mut server = Server::start(setup);
+    let setup = Setup::development().with("OTEL_EXPORTER_OTLP_ENDPOINT", &of_worker.address);
+    let mut worker = Remote::start(&server, setup);
+    worker.may_go_on();
+    let job = server.generate(ADA, "a lighthouse").await;
+    let mut events = server.events(ADA, &format!("jobs/{job}/events"), Some(0)).await;
+    while events.next().await.unwrap().kind != "job.completed" {}
+    drop(events);
+    worker.terminate();
+    server.stop();
+    let spans = of_worker.spans();
+    let attempt = spans.iter().find(|span| span.name == "attempt");
+    let attempt = attempt.unwrap_or_else(|| panic!("no attempt in {spans:?}"));
+    assert_eq!(attempt.service, "t2m-worker");
+    let mut spans = of_server.spans();
+    spans.retain(|span| span.trace_id == attempt.trace_id);
+    assert!(spans.iter().all(|span| span.service == "t2m"), "{spans:?}");
+    let calls = spans.iter().filter(|it| it.name == "request" && it.parent == attempt.span_id);
+    assert!(calls.count() >= 2, "an output and a completion: {spans:?}");
+    assert!(spans.iter().any(|span| span.name == "command"), "{spans:?}");
+}
+
+/// Takes traces by OTLP over HTTP.
+struct Collector {
+    address: String,
+    received: mpsc::Receiver<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Span {
+    service: String,
+    name: String,
+    trace_id: Vec<u8>,
+    span_id: Vec<u8>,
+    parent: Vec<u8>,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, received) = mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (Ok(mut stream), sender) = (stream, sender.clone()) else { return };
+                std::thread::spawn(move || {
+                    let (mut bytes, mut chunk) = (Vec::<u8>::new(), [0; 65_536]);
+                    while body(&bytes).is_none() {
+                        match stream.read(&mut chunk) {
+                            Ok(count @ 1..) => bytes.extend_from_slice(&chunk[..count]),
+                            _ => return,
+                        }
+                    }
+                    // Before the answer: whoever waited for that and ended has been heard.
+                    let _ = sender.send(bytes);
+                    let answer =
+                        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                    let _ = stream.write_all(answer.as_bytes());
+                });
+            }
+        });
+        Self { address, received }
+    }
+
+    /// What came from processes that have ended since.
+    fn spans(&self) -> Vec<Span> {
+        let mut spans = Vec::new();
+        for request in self.received.try_iter() {
+            assert!(request.starts_with(b"POST /v1/traces"));
+            let sent = otlp::Sent::decode(body(&request).unwrap()).unwrap();
+            for process in sent.processes {
+                let service = process.service();
+                for span in process.scopes.into_iter().flat_map(|scope| scope.spans) {
+                    let otlp::Span { trace_id, span_id, parent, name } = span;
+                    spans.push(Span { service: service.clone(), name, trace_id, span_id, parent });
+                }
+            }
+        }
+        spans
+    }
+}
+
+/// Of an HTTP request that is there as a whole.
+fn body(request: &[u8]) -> Option<&[u8]> {
+    let end = request.windows(4).position(|part| part == b"\r\n\r\n")?;
+    let head = String::from_utf8_lossy(&request[..end]).to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length: usize = length.expect("it tells its length").parse().unwrap();
+    request.get(end + 4..end + 4 + length)
+}
+
+/// As much of `opentelemetry.proto.collector.trace.v1` as is looked at.
+mod otlp {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Sent {
+        #[prost(message, repeated, tag = "1")]
+        pub processes: Vec<Process>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Process {
+        #[prost(message, optional, tag = "1")]
+        pub resource: Option<Resource>,
+        #[prost(message, repeated, tag = "2")]
+        pub scopes: Vec<Scope>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Resource {
+        #[prost(message, repeated, tag = "1")]
+        pub attributes: Vec<Attribute>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Attribute {
+        #[prost(string, tag = "1")]
+        pub key: String,
+        #[prost(message, optional, tag = "2")]
+        pub value: Option<Text>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Text {
+        #[prost(string, tag = "1")]
+        pub text: String,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Scope {
+        #[prost(message, repeated, tag = "2")]
+        pub spans: Vec<Span>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Span {
+        #[prost(bytes = "vec", tag = "1")]
+        pub trace_id: Vec<u8>,
+        #[prost(bytes = "vec", tag = "2")]
+        pub span_id: Vec<u8>,
+        #[prost(bytes = "vec", tag = "4")]
+        pub parent: Vec<u8>,
+        #[prost(string, tag = "5")]
+        pub name: String,
+    }
+
+    impl Process {
+        pub fn service(&self) -> String {
+            let attributes = self.resource.iter().flat_map(|it| &it.attributes);
+            let mut named = attributes.filter(|it| it.key == "service.name");
+            named.find_map(|it| Some(it.value.as_ref()?.text.clone())).unwrap_or_default()
         }
     }
-    panic!("of the caller's trace: {of_caller}, with a command in it: {commands}");
 }
 
 #[tokio::test]

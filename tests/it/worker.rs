@@ -1,19 +1,21 @@
-//! `t2m worker` against a server that plays the other side of the lease protocol.
+//! `t2m worker` against a server that plays the other side of the lease protocol, and against a real
+//! one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use t2m::clock::Clock;
 use tempfile::TempDir;
 
-use crate::server::{LOG_FILE, Setup};
+use crate::server::{LOG_FILE, Server, Setup, ask};
 
-const TOKEN: &str = "worker-token-of-the-tests-1234";
+pub const TOKEN: &str = "worker-token-of-the-tests-1234";
 const KEY: &str = "sk-marker-in-the-lease";
 const JOB: &str = "019cadd3-83f9-7302-bd91-ff81a461489e";
 const LEASE: &str = "019cadd4-6689-7f9d-adde-d1ca619cf948";
@@ -70,6 +72,9 @@ async fn answer(shared: web::Data<Shared>, request: HttpRequest, body: web::Byte
     if side.out_of_order > 0 {
         side.out_of_order -= 1;
         return HttpResponse::ServiceUnavailable().finish();
+    }
+    if request.headers().contains_key("x-request-id") {
+        side.faults.push("an id that is none was sent".to_owned());
     }
     let authorization = request.headers().get("authorization").map(|it| it.to_str().unwrap());
     if path.starts_with("/source") {
@@ -171,7 +176,7 @@ fn translation(address: &str) -> Value {
     json!({
         "lease_id": LEASE, "job_id": JOB, "kind": "translation", "attempt": 1,
         "expires_at": Clock::system().now() + chrono::TimeDelta::seconds(60),
-        "prompt": "a.txt", "api_key": KEY,
+        "prompt": "a.txt", "api_key": KEY, "request_id": "fit for no\nheader",
         "options": { "source_file_id": JOB, "format": "text", "model_name": "m",
                      "segment_size": 100, "has_api_key": true },
         "source": { "url": format!("{address}/source?signature=s") },
@@ -279,11 +284,104 @@ async fn a_worker_that_is_not_welcome_ends_and_bad_settings_are_named() {
     assert!(bench.printed().contains("401"));
     let setup = Setup::development();
     let bad = ["worker", "--engine", "nothing", "--server", "ftp://x", "--token", "t-0-p"];
-    let output = setup.run(bench.dir.path(), &[&bad[..], &["--kinds", "poem"]].concat());
+    let worse = ["--kinds", "poem", "--otlp-endpoint", "127.0.0.1:4318"];
+    let output = setup.run(bench.dir.path(), &[&bad[..], &worse].concat());
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{errors}");
-    for variable in ["T2M_ENGINE", "T2M_SERVER", "T2M_WORKER_KINDS"] {
+    for variable in ["T2M_ENGINE", "T2M_SERVER", "T2M_WORKER_KINDS", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+    {
         assert!(errors.contains(variable), "{variable} is not in {errors}");
     }
     assert!(!errors.contains("t-0-p"), "{errors}");
+}
+
+/// A worker of a real server, whose engine writes its job down and makes a video once it may.
+pub struct Remote {
+    process: Child,
+    dir: TempDir,
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Remote {
+    pub fn start(server: &Server, setup: Setup) -> Self {
+        let dir = TempDir::new().unwrap();
+        let script = r#"cat > ../../../../job
+            until test -e ../../../../go; do sleep 0.02; done
+            printf "\0\0\0\030ftypisom\0\0\0\0isommp42" > ../output.mp4"#;
+        let setup = setup
+            .with("T2M_ENGINE", format!("command:/bin/sh -c '{script}'"))
+            .with("T2M_SERVER", &server.address)
+            .with("T2M_WORKER_TOKEN", TOKEN)
+            .with("T2M_WORKER_SCRATCH", dir.path().to_str().unwrap())
+            .with("T2M_LOG_FORMAT", "json")
+            .with(LOG_FILE, dir.path().join("stderr").to_str().unwrap());
+        let process = setup.command(dir.path(), &["worker"]).stdout(Stdio::null()).spawn().unwrap();
+        Self { process, dir }
+    }
+
+    pub fn may_go_on(&self) {
+        std::fs::write(self.dir.path().join("go"), "").unwrap();
+    }
+
+    pub fn terminate(&mut self) {
+        kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
+        assert!(self.process.wait().unwrap().success());
+    }
+
+    /// The log line with this message, once it is there.
+    async fn line(&self, message: &str) -> Value {
+        let waiting = async {
+            loop {
+                let text = std::fs::read_to_string(self.dir.path().join("stderr")).unwrap();
+                let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+                let found: Vec<Value> = lines.collect();
+                if let Some(line) = found.into_iter().find(|line| line["message"] == message) {
+                    return line;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it says so")
+    }
+}
+
+#[tokio::test]
+async fn all_that_a_worker_does_for_a_job_bears_the_id_of_the_request_for_it() {
+    let server = Server::start(Setup::clerk().with("T2M_WORKER_TOKENS", TOKEN));
+    let worker = Remote::start(&server, Setup::development().with("RUST_LOG", "t2m=info"));
+    let id = "req_of_a_test";
+    let request = server.request_of("user_ada", Method::POST, "videos/generate");
+    let request = request.header("x-request-id", id).json(&json!({ "prompt": "a pier" }));
+    let job = ask(request).await.data(202)["job_id"].as_str().unwrap().to_owned();
+    let mut events = server.events("user_ada", &format!("jobs/{job}/events"), Some(0)).await;
+    while events.next().await.unwrap().kind != "job.progressed" {}
+    worker.may_go_on();
+    while events.next().await.unwrap().kind != "job.completed" {}
+
+    let shown = server.printed(&["log", "show", "--json"]);
+    let all = shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut kinds = BTreeSet::new();
+    for event in all {
+        let is_of_job = event["stream"] == format!("job-{job}") || event["data"]["job_id"] == job;
+        if is_of_job {
+            assert_eq!(event["metadata"]["correlation_id"], id, "{event}");
+            let kind = event["type"].as_str().unwrap();
+            kinds.insert(kind.split_once(".v").map_or(kind, |(kind, _)| kind).to_owned());
+        }
+    }
+    let expected =
+        ["file.stored", "job.completed", "job.leased", "job.progressed", "job.requested"];
+    assert_eq!(kinds, BTreeSet::from(expected.map(str::to_owned)));
+    let told = std::fs::read(worker.dir.path().join("job")).unwrap();
+    let told: Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!((&told["job_id"], &told["request_id"]), (&json!(job), &json!(id)), "{told}");
+    let line = worker.line("completed").await;
+    let attempt = json!({ "name": "attempt", "job_id": job, "attempt": 1, "request_id": id });
+    assert_eq!(line["span"], attempt, "{line}");
 }

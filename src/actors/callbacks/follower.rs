@@ -13,9 +13,10 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::json;
 use tokio::sync::watch;
+use tracing::Instrument;
 use uuid::Uuid;
 
-use super::record::{Ending, Record};
+use super::record::{End, Record};
 use super::sender::{Answer, Message, Sender};
 use super::{Callbacks, Error, KEPT_FOR, Show, name, url_of};
 use crate::actors::supervise::supervise;
@@ -172,7 +173,7 @@ impl Follower {
     }
 
     async fn take_in(&mut self, recorded: &Recorded) -> Result<(), Error> {
-        let Some(ending) = Ending::of(&recorded.kind) else { return Ok(()) };
+        let Some(end) = End::of(recorded) else { return Ok(()) };
         let (category, id) = recorded.stream.split_once('-').unwrap_or_default();
         let (true, Ok(id)) = (category == Job::CATEGORY, Uuid::try_parse(id)) else {
             return Ok(());
@@ -186,7 +187,7 @@ impl Follower {
         let is_first = known.is_none();
         let mut record = known.unwrap_or_else(|| Record::new(user_id));
         let delays = &callbacks.delays;
-        if record.add(job_id, recorded.revision, ending, recorded.time, delays) {
+        if record.add(job_id, end, delays) {
             if !is_first {
                 callbacks.keep(job_id, &record).await?;
             } else if !callbacks.keep_first(job_id, &record).await? {
@@ -368,8 +369,11 @@ impl Delivery {
             "data": (self.show)(&row)?,
         }))?;
         let at = self.system.clock.now();
-        let message = Message { url: &url, id: &callback.id, at, body };
-        let answer = self.sender.send(message).await;
+        let (id, request_id) = (callback.id.as_str(), callback.request_id.as_deref());
+        let message = Message { url: &url, id, request_id, at, body };
+        // Not the address: its owner alone may know it.
+        let span = tracing::info_span!("callback", otel.kind = "client", %job_id, request_id);
+        let answer = self.sender.send(message).instrument(span).await;
         Ok(Outcome::Attempted { revision: callback.revision, at, answer })
     }
 }

@@ -7,7 +7,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::sender::Answer;
+use crate::actors::codec::Metadata;
 use crate::domain::ids::{JobId, UserId};
+use crate::log::Recorded;
 
 /// A job that is retried by its user has many ends; so many of the last ones are kept.
 const MOST_CALLBACKS: usize = 50;
@@ -31,10 +33,33 @@ pub struct Callback {
     #[serde(rename = "type")]
     pub ending: Ending,
     pub happened_at: DateTime<Utc>,
+    /// The event's `correlation_id`: sent along, so that both sides' logs can be read together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
     pub attempts: Vec<Attempt>,
     /// Absent once it was delivered or given up.
     pub next_attempt_at: Option<DateTime<Utc>>,
     pub delivered: bool,
+}
+
+/// An event that ends a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// In the job's stream.
+    pub revision: u64,
+    pub ending: Ending,
+    pub happened_at: DateTime<Utc>,
+    pub request_id: Option<String>,
+}
+
+impl End {
+    /// None if the event ends nothing.
+    pub fn of(event: &Recorded) -> Option<Self> {
+        let ending = Ending::of(&event.kind)?;
+        let metadata: Option<Metadata> = serde_json::from_slice(&event.metadata).ok();
+        let request_id = metadata.map(|it| it.correlation_id).filter(|id| !id.is_empty());
+        Some(Self { revision: event.revision, ending, happened_at: event.time, request_id })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,14 +122,8 @@ impl Record {
     }
 
     /// Adds an end of the job that is to be told; false if it is known already.
-    pub fn add(
-        &mut self,
-        job_id: JobId,
-        revision: u64,
-        ending: Ending,
-        happened_at: DateTime<Utc>,
-        delays: &[Duration],
-    ) -> bool {
+    pub fn add(&mut self, job_id: JobId, end: End, delays: &[Duration]) -> bool {
+        let End { revision, ending, happened_at, request_id } = end;
         // They come in the order of the stream, so that it holds also for what was dropped.
         if self.callbacks.last().is_some_and(|last| last.revision >= revision) {
             return false;
@@ -115,6 +134,7 @@ impl Record {
             revision,
             ending,
             happened_at,
+            request_id,
             attempts: Vec::new(),
             next_attempt_at: Some(happened_at + first),
             delivered: false,
@@ -181,9 +201,14 @@ mod tests {
         DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
     }
 
+    fn end(revision: u64, ending: Ending, happened_at: DateTime<Utc>) -> End {
+        End { revision, ending, happened_at, request_id: None }
+    }
+
     fn record() -> Record {
         let mut record = Record::new(UserId::try_from("ada".to_owned()).unwrap());
-        assert!(record.add(JobId(Uuid::from_u128(7)), 3, Ending::Failed, at(100), &DELAYS));
+        let end = end(3, Ending::Failed, at(100));
+        assert!(record.add(JobId(Uuid::from_u128(7)), end, &DELAYS));
         record
     }
 
@@ -234,15 +259,23 @@ mod tests {
     fn an_end_is_told_once_however_often_the_log_is_read() {
         let mut record = record();
         let id = JobId(Uuid::from_u128(7));
-        assert!(!record.add(id, 3, Ending::Failed, at(100), &DELAYS));
-        assert!(!record.add(id, 1, Ending::Failed, at(50), &DELAYS));
-        assert!(record.add(id, 6, Ending::Completed, at(200), &DELAYS));
+        assert!(!record.add(id, end(3, Ending::Failed, at(100)), &DELAYS));
+        assert!(!record.add(id, end(1, Ending::Failed, at(50)), &DELAYS));
+        assert!(record.add(id, end(6, Ending::Completed, at(200)), &DELAYS));
         let ids: Vec<_> = record.callbacks.iter().map(|it| it.id.as_str()).collect();
         assert_eq!(ids[0], "job_00000000000000000000000000000007_3");
         assert_ne!(ids[0], ids[1]);
         for revision in 7..200 {
-            record.add(id, revision, Ending::Failed, at(300), &DELAYS);
+            record.add(id, end(revision, Ending::Failed, at(300)), &DELAYS);
         }
         assert_eq!(record.callbacks.len(), MOST_CALLBACKS);
+    }
+
+    #[test]
+    fn a_record_of_before_the_request_ids_is_read_and_left_as_it_was() {
+        let record = record();
+        let json = serde_json::to_value(&record).unwrap();
+        assert_eq!(json["callbacks"][0].get("request_id"), None);
+        assert_eq!(serde_json::from_value::<Record>(json).unwrap(), record);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 
@@ -33,6 +33,8 @@ pub struct Message<'a> {
     pub url: &'a str,
     /// The same at every attempt.
     pub id: &'a str,
+    /// Of the request that brought about what is told.
+    pub request_id: Option<&'a str>,
     pub at: DateTime<Utc>,
     pub body: Vec<u8>,
 }
@@ -85,7 +87,7 @@ impl Sender {
         let url = address::check(message.url, self.allow_private);
         let url = url.map_err(|_| Trouble::AddressRefused)?;
         let signature = self.signature(&message).map_err(|_| Trouble::Unsendable)?;
-        let request = self
+        let mut request = self
             .client
             .post(url)
             .header("content-type", "application/json")
@@ -93,6 +95,11 @@ impl Sender {
             .header("webhook-timestamp", message.at.timestamp())
             .header("webhook-signature", signature)
             .body(message.body);
+        // A log that was brought here may hold ids that no header can.
+        let request_id = message.request_id.and_then(|id| HeaderValue::try_from(id).ok());
+        if let Some(id) = request_id {
+            request = request.header("x-request-id", id);
+        }
         request.send().await.map_err(|error| trouble(&error))
     }
 

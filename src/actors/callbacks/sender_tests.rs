@@ -35,7 +35,8 @@ fn at() -> DateTime<Utc> {
 async fn send(url: &str, allow_private: bool) -> Answer {
     let secrets = Secret::from(format!("{ONE}, {TWO}"));
     let sender = Sender::new(&secrets, allow_private).unwrap();
-    sender.send(Message { url, id: "job_1_2", at: at(), body: b"{}".to_vec() }).await
+    let request_id = Some("req_1");
+    sender.send(Message { url, id: "job_1_2", request_id, at: at(), body: b"{}".to_vec() }).await
 }
 
 #[tokio::test]
@@ -51,6 +52,7 @@ async fn every_secret_signs_and_a_verifier_takes_it() {
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name, value.as_bytes()))
         .collect();
+    assert!(headers.contains(&("x-request-id", b"req_1")), "{head}");
     for secret in [ONE, TWO] {
         let verifier = WebhookVerifier::parse(secret).unwrap();
         let verified = verifier.verify(headers.iter().copied(), body.as_bytes(), at());

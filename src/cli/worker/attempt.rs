@@ -97,13 +97,12 @@ impl<'a> Attempt<'a> {
 
     /// Does the job, and says how it ended.
     pub async fn run(self, pause: &Pause, stopping: watch::Receiver<bool>) {
-        let job_id = self.lease.job_id;
         let fail = async |error: &str, retryable: bool| {
-            tracing::info!(%job_id, retryable, "ended without a result");
+            tracing::info!(retryable, "ended without a result");
             self.persist(|| self.server.fail(&self.lease, error, retryable)).await
         };
         let give_back = async |why: &str| {
-            tracing::info!(%job_id, why, "given back");
+            tracing::info!(why, "given back");
             self.persist(|| self.server.give_back(&self.lease, why)).await
         };
         let outcome = self.attempt(stopping).await;
@@ -113,8 +112,8 @@ impl<'a> Attempt<'a> {
             Err(_) => {}
         }
         let told = match outcome {
-            Ok(()) => return tracing::info!(%job_id, "completed"),
-            Err(Ended::LeaseLost) => return tracing::warn!(%job_id, "the lease was lost"),
+            Ok(()) => return tracing::info!("completed"),
+            Err(Ended::LeaseLost) => return tracing::warn!("the lease was lost"),
             Err(Ended::Cancelled) => fail("cancelled", false).await,
             Err(Ended::Machine(error)) => fail(&error, true).await,
             Err(Ended::Failed { error, retryable }) => fail(&error, retryable).await,
@@ -123,7 +122,7 @@ impl<'a> Attempt<'a> {
         };
         if let Err(error) = told {
             // The lease runs out by itself, and another attempt begins.
-            tracing::warn!(%job_id, %error, "the end of an attempt was not heard");
+            tracing::warn!(%error, "the end of an attempt was not heard");
         }
     }
 
@@ -158,6 +157,7 @@ impl<'a> Attempt<'a> {
         })?;
         let work = Work {
             job_id: JobId(self.lease.job_id),
+            request_id: self.lease.request_id.clone(),
             attempt: self.lease.attempt,
             prompt: self.lease.prompt.clone(),
             options: self.lease.options.clone(),
@@ -176,7 +176,8 @@ impl<'a> Attempt<'a> {
         let needed = matches!(self.engine, Engine::Command(_));
         let Some(link) = self.lease.source.as_ref().filter(|_| needed) else { return Ok(None) };
         let path = self.directory.join("source");
-        let fetched = self.persist(|| self.server.download(link, &path, LARGEST_SOURCE)).await;
+        let download = || self.server.download(&self.lease, link, &path, LARGEST_SOURCE);
+        let fetched = self.persist(download).await;
         match fetched {
             Ok(()) => Ok(Some(path)),
             Err(Refused::Unacceptable(_) | Refused::Unwelcome(_)) => {

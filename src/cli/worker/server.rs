@@ -8,17 +8,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, stream};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use opentelemetry::propagation::Injector;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use url::Url;
 use uuid::Uuid;
 
 use crate::config::Secret;
 use crate::domain::job::{Kind, Options};
+use crate::http::edges::RequestId;
 use crate::media::renderer::{Made, MadeFile, Progress};
 
 /// Of a call without a body worth mentioning.
@@ -60,6 +64,9 @@ pub struct Lease {
     pub lease_id: Uuid,
     pub job_id: Uuid,
     pub attempt: u32,
+    /// Of the request that the job came from.
+    #[serde(default)]
+    pub request_id: Option<String>,
     pub expires_at: DateTime<Utc>,
     #[serde(default)]
     pub prompt: String,
@@ -127,7 +134,8 @@ impl Server {
     pub async fn lease(&self, kinds: &[Kind], wait: Duration) -> Result<Option<Lease>, Refused> {
         let kinds: Vec<_> = kinds.iter().map(|kind| kind.as_str()).collect();
         let body = json!({ "worker_id": self.worker_id, "kinds": kinds, "wait_s": wait.as_secs() });
-        let request = self.request(Method::POST, "lease").json(&body).timeout(wait + PATIENCE);
+        let request = self.request(Method::POST, "lease", None);
+        let request = request.json(&body).timeout(wait + PATIENCE);
         let response = sent(request).await?;
         match response.status() {
             StatusCode::NO_CONTENT => Ok(None),
@@ -144,9 +152,16 @@ impl Server {
     }
 
     /// Fetches what the job works on.
-    pub async fn download(&self, link: &Link, path: &Path, most: u64) -> Result<(), Refused> {
+    pub async fn download(
+        &self,
+        lease: &Lease,
+        link: &Link,
+        path: &Path,
+        most: u64,
+    ) -> Result<(), Refused> {
         // The link is its own permission: our token is not for whoever serves it.
-        let response = sent(self.http.get(&link.url)).await?;
+        let request = self.http.get(&link.url).headers(whence(Some(lease)));
+        let response = sent(request).await?;
         let mut file = tokio::fs::File::create(path).await?;
         let (mut chunks, mut size) = (response.bytes_stream(), 0u64);
         while let Some(chunk) = chunks.next().await {
@@ -167,7 +182,7 @@ impl Server {
         let name: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
         let path = format!("jobs/{}/output?lease_id={}&name={name}", lease.job_id, lease.lease_id);
         let request = self
-            .request(Method::PUT, &path)
+            .request(Method::PUT, &path, Some(lease))
             .header(CONTENT_TYPE, &made.content_type)
             .header(CONTENT_LENGTH, size)
             .header("content-digest", format!("sha-256=:{}:", STANDARD.encode(digest)))
@@ -201,12 +216,38 @@ impl Server {
     }
 
     fn about(&self, lease: &Lease, what: &str) -> RequestBuilder {
-        self.request(Method::POST, &format!("jobs/{}/{what}", lease.job_id))
+        self.request(Method::POST, &format!("jobs/{}/{what}", lease.job_id), Some(lease))
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    fn request(&self, method: Method, path: &str, under: Option<&Lease>) -> RequestBuilder {
         let request = self.http.request(method, format!("{}/{path}", self.base));
-        request.header("authorization", self.authorization.clone())
+        request.header("authorization", self.authorization.clone()).headers(whence(under))
+    }
+}
+
+/// What a call is a part of: the request that the lease's job came from, if its id is one that a
+/// server takes, and the trace that is under way (W3C Trace Context), if there is a collector.
+fn whence(under: Option<&Lease>) -> HeaderMap {
+    let mut headers = Headers(HeaderMap::new());
+    let request_id = under.and_then(|lease| lease.request_id.as_deref());
+    if let Some(id) = request_id.filter(|id| RequestId::is_usable(id.as_bytes())) {
+        headers.set("x-request-id", id.to_owned());
+    }
+    let context = Span::current().context();
+    opentelemetry::global::get_text_map_propagator(|propagator| {
+        propagator.inject_context(&context, &mut headers);
+    });
+    headers.0
+}
+
+struct Headers(HeaderMap);
+
+impl Injector for Headers {
+    /// What cannot stand in a header is left out.
+    fn set(&mut self, name: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            self.0.insert(name, value);
+        }
     }
 }
 

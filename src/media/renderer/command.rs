@@ -63,6 +63,8 @@ pub struct Limits {
 #[derive(Serialize)]
 struct Document<'a> {
     job_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
     kind: &'static str,
     attempt: u32,
     prompt: &'a str,
@@ -192,6 +194,7 @@ fn document(work: &Work, output_path: &Path, scratch_dir: &Path) -> Result<Vec<u
     };
     let document = Document {
         job_id: work.job_id.to_string(),
+        request_id: work.request_id.as_deref(),
         kind: work.kind().as_str(),
         attempt: work.attempt,
         prompt: &work.prompt,

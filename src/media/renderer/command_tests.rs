@@ -29,6 +29,7 @@ fn translation(format: Format) -> Work {
     };
     Work {
         job_id: JobId(Uuid::from_u128(2)),
+        request_id: Some("req_of_the_tests".to_owned()),
         attempt: 1,
         prompt: "film.srt".to_owned(),
         options: Options::Translation(options),
@@ -114,8 +115,12 @@ async fn a_program_gets_the_job_and_its_file_is_the_result() {
         (&job["kind"], &job["api_key"]),
         (&"translation".into(), &"key-of-the-tests".into())
     );
+    assert_eq!(job["request_id"], "req_of_the_tests");
     assert_eq!(job["options"]["segment_size"], 15_000);
     assert_eq!(job["output_path"], made.main.path.to_str().unwrap());
+    let unknown = Work { request_id: None, ..translation(Format::Text) };
+    let told = document(&unknown, "output".as_ref(), "scratch".as_ref()).unwrap();
+    assert!(!String::from_utf8(told).unwrap().contains("request_id"));
 }
 
 #[tokio::test]

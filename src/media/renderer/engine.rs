@@ -26,6 +26,8 @@ pub enum Engine {
 #[derive(Debug, Clone)]
 pub struct Work {
     pub job_id: JobId,
+    /// Of the request that the job came from, if one is known.
+    pub request_id: Option<String>,
     /// From 1.
     pub attempt: u32,
     /// May be a secret of its user: an engine shows it to nobody but itself.
@@ -123,8 +125,9 @@ async fn draw(
     };
     let spec = spec(&work.prompt, options)?;
     let (done, finished) = oneshot::channel();
-    let directory = directory.to_owned();
+    let (directory, span) = (directory.to_owned(), tracing::Span::current());
     let thread = std::thread::Builder::new().name("render".to_owned()).spawn(move || {
+        let _attempt = span.enter();
         // On Linux this is the thread's own nice value, which the encoder threads inherit.
         if let Err(error) = rustix::process::setpriority_process(None, 15) {
             tracing::warn!(%error, "the renderer runs at normal priority");

@@ -126,8 +126,12 @@ async fn generate(server: &Server, url: &str) -> String {
     job["job_id"].as_str().unwrap().to_owned()
 }
 
+/// By a request of this id.
+const CANCELLING: &str = "req_cancelling";
+
 async fn cancel(server: &Server, job: &str) {
-    server.post(ADA, &format!("jobs/{job}/cancel"), &json!({})).await.data(200);
+    let request = server.request_of(ADA, Method::POST, &format!("jobs/{job}/cancel"));
+    ask(request.header("x-request-id", CANCELLING).json(&json!({}))).await.data(200);
 }
 
 async fn callbacks(server: &Server, job: &str) -> Value {
@@ -171,6 +175,7 @@ async fn an_end_is_told_until_it_is_heard_and_then_no_more() {
         assert_eq!(body["data"], shown);
         assert_eq!(call.header("webhook-id"), item["id"]);
         assert_eq!(call.query, "token=a-secret-in-the-query");
+        assert_eq!(call.header("x-request-id"), CANCELLING);
         assert_eq!(call.header("content-type"), "application/json");
         assert_eq!(call.header("authorization"), "");
     }

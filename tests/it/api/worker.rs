@@ -34,6 +34,15 @@ async fn lease(server: &Server) -> Answer {
     post(server, "lease", &json!({ "worker_id": "w", "kinds": ["video"] })).await
 }
 
+/// What an administrator sees of the log.
+async fn events(server: &Server, query: &str) -> Vec<Value> {
+    let mut admin = crate::server::claims("user_admin");
+    admin["role"] = json!("admin");
+    let request = server.request(Method::GET, &format!("admin/events?{query}"));
+    let mut found = ask(request.bearer_auth(crate::server::signed(&admin))).await.data(200);
+    serde_json::from_value(found["items"].take()).unwrap()
+}
+
 /// A worker with a job.
 struct Held {
     job: String,
@@ -103,8 +112,6 @@ async fn a_remote_worker_makes_a_video() {
 #[tokio::test]
 async fn what_a_worker_does_is_told_as_its_own_and_where_it_lies() {
     let server = server();
-    let mut admin = crate::server::claims("user_admin");
-    admin["role"] = json!("admin");
     server.generate(ADA, "a lighthouse").await;
     server.generate(ADA, "a pier").await;
     let named = |request: RequestBuilder, id: &str| request.header("x-request-id", id.to_owned());
@@ -129,14 +136,9 @@ async fn what_a_worker_does_is_told_as_its_own_and_where_it_lies() {
         }
     }
     assert_eq!(steps.last().unwrap().2, server.log_position().await);
-    let request = server.request(Method::GET, "admin/events?limit=200");
-    let all = ask(request.bearer_auth(crate::server::signed(&admin))).await.data(200);
-    let all = all["items"].as_array().unwrap();
+    let all = events(&server, "limit=200").await;
     for (worker, step, position) in steps {
-        let path = format!("admin/events?from={}&limit=1", position - 1);
-        let request = server.request(Method::GET, &path);
-        let found = ask(request.bearer_auth(crate::server::signed(&admin))).await.data(200);
-        let event = &found["items"][0];
+        let event = &events(&server, &format!("from={}&limit=1", position - 1)).await[0];
         let before = event["revision"].as_u64().unwrap() - 1;
         let is_before = |it: &&Value| it["stream"] == event["stream"] && it["revision"] == before;
         let expected = json!({
@@ -145,8 +147,39 @@ async fn what_a_worker_does_is_told_as_its_own_and_where_it_lies() {
             "actor": worker,
             "source": "worker",
         });
-        assert_eq!(event["metadata"], expected, "{found}");
+        assert_eq!(event["metadata"], expected, "{event}");
     }
+}
+
+#[tokio::test]
+async fn a_lease_tells_the_request_of_the_job_and_is_part_of_it_unless_the_worker_names_another() {
+    let server = server();
+    for (of_job, of_call) in [("req_one", None), ("req_two", Some("poll_two"))] {
+        let request = server.request_of(ADA, Method::POST, "videos/generate");
+        let request = request.header("x-request-id", of_job).json(&json!({ "prompt": "a pier" }));
+        let job = ask(request).await.data(202);
+        let body = json!({ "worker_id": "w", "kinds": ["video"] });
+        let mut request = call(&server, Method::POST, "lease").json(&body);
+        if let Some(id) = of_call {
+            request = request.header("x-request-id", id);
+        }
+        let leased = ask(request).await;
+        let borne = of_call.unwrap_or(of_job);
+        assert_eq!(leased.header("x-request-id"), borne);
+        let event = &events(&server, &format!("from={}&limit=1", leased.position() - 1)).await[0];
+        assert_eq!(event["type"], "job.leased.v1");
+        assert_eq!(event["metadata"]["correlation_id"], borne);
+        let leased = leased.data(200);
+        assert_eq!(
+            (&leased["job_id"], &leased["request_id"]),
+            (&job["job_id"], &json!(of_job)),
+            "{leased}"
+        );
+    }
+    let nothing = lease(&server).await;
+    assert_eq!(nothing.status, 204);
+    let fresh = nothing.header("x-request-id");
+    assert!(!["", "req_one", "req_two"].contains(&fresh), "{fresh}");
 }
 
 #[tokio::test]
