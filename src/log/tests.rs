@@ -49,6 +49,22 @@ fn every_field_and_the_predecessor_are_in_the_hash() {
     assert_ne!(whole.hash(&[0; 32]), whole.hash(&GENESIS));
 }
 
+#[test]
+fn an_event_may_have_as_many_bytes_as_the_limit_says_and_no_more() {
+    let event = |data, metadata| NewEvent {
+        id: Uuid::nil(),
+        kind: "thing.done.v1".to_owned(),
+        time: DateTime::UNIX_EPOCH,
+        data: vec![b' '; data],
+        metadata: vec![b' '; metadata],
+    };
+    assert_eq!(check_limits("thing-1", &[event(MAX_BYTES, MAX_BYTES)]), Ok(()));
+    for (data, metadata) in [(MAX_BYTES + 1, 0), (0, MAX_BYTES + 1)] {
+        let refused = check_limits("thing-1", &[event(data, metadata)]);
+        assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_unknown_engine_is_refused_without_repeating_its_password() {
     let dir = tempfile::tempdir().unwrap();

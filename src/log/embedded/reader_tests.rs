@@ -1,6 +1,8 @@
-//! How far ahead of a walk names are read.
+//! How far ahead of a walk names are read, and what a page may not lack.
 
 use super::*;
+use crate::log::embedded::EmbeddedLog;
+use crate::log::{EventLog, Expected, NewEvent};
 
 const MOST: usize = 64;
 
@@ -47,4 +49,29 @@ fn whoever_jumps_begins_anew_and_one_name_from_before_breaks_no_walk() {
     assert_eq!(ends(&[1, 3, 7, 900, 901]), [2, 6, 14, 900, 902]);
     assert_eq!(ends(&[500, 903]), [902, 906]);
     assert_eq!(ends(&[501, 502, 504]), [501, 503, 507], "a second one near it is another walk");
+}
+
+#[tokio::test]
+async fn a_stream_that_lacks_an_event_is_not_read_past_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log.sqlite");
+    let log = EmbeddedLog::open(&path).unwrap();
+    for number in 1..=6 {
+        let event = NewEvent {
+            id: Uuid::from_u128(number),
+            kind: "thing.happened.v1".to_owned(),
+            time: DateTime::UNIX_EPOCH,
+            data: b"{}".to_vec(),
+            metadata: b"{}".to_vec(),
+        };
+        log.append(&format!("thing-{}", number % 2), Expected::Any, vec![event]).await.unwrap();
+    }
+    Connection::open(&path).unwrap().execute("DELETE FROM events WHERE position = 3", []).unwrap();
+    let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.stream_page("thing-1", 0, 1).unwrap().len(), 1);
+    for from in [0, 1] {
+        let found = reader.stream_page("thing-1", from, 10).unwrap_err();
+        assert!(matches!(found, Error::Corrupt { position: 5, .. }), "{found:?}");
+    }
+    assert_eq!(reader.stream_page("thing-1", 2, 10).unwrap().len(), 1);
 }

@@ -213,7 +213,8 @@ fn a_foreign_file_is_refused_and_left_unchanged() {
     for content in [b"".to_vec(), b"hello".to_vec(), vec![0; 4096], database] {
         std::fs::write(&path, &content).unwrap();
         for opened in [EmbeddedLog::open(&path), EmbeddedLog::open_read_only(&path)] {
-            assert!(matches!(refused(opened), Error::Foreign(_)));
+            let Error::Foreign(why) = refused(opened) else { panic!("it is foreign") };
+            assert!(why.contains("is not a T2M log"), "{why}");
         }
         assert_eq!(std::fs::read(&path).unwrap(), content);
         assert!(!beside(&path, "-wal").exists());
@@ -384,6 +385,9 @@ async fn a_log_says_that_it_cannot_be_written_for_as_long_as_there_is_no_room() 
     assert_eq!(log.append("thing-1", Expected::Any, vec![event(1)]).await.map(drop), full);
     log.shared.set_full(false);
     assert_eq!(log.writable(), Ok(()));
+    // The writer has not heard of it.
+    log.shared.stop("a checkpoint", &"no disk");
+    assert_eq!(log.writable(), Err(Error::Unwritable("a checkpoint failed: no disk".into())));
 }
 
 #[tokio::test]
