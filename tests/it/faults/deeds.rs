@@ -2,11 +2,10 @@
 //! they are here and tombstones once they are gone. A record of what was promised of them, to which the
 //! server is held.
 
-use reqwest::multipart::{Form, Part};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use super::until;
+use super::{until, uploads};
 use crate::server::{Answer, Server, ask, try_ask};
 
 const OWNER: &str = "user_fay";
@@ -27,11 +26,7 @@ enum Deed {
 impl Deed {
     fn request(&self, server: &Server) -> RequestBuilder {
         match self {
-            Self::File(name) => {
-                let part = Part::bytes(bytes_of(name)).file_name(name.clone());
-                let request = server.request_of(OWNER, Method::POST, "files/upload");
-                request.header("idempotency-key", name).multipart(Form::new().part("file", part))
-            }
+            Self::File(name) => uploads::at_once(server, OWNER, name, uploads::bytes_of(name)),
             Self::Arrival(user) => {
                 let data = json!({
                     "id": user, "first_name": format!("{user} the first"),
@@ -121,11 +116,8 @@ impl Deeds {
             match deed {
                 Deed::File(name) => {
                     let id = told["file_id"].as_str().expect("a file has an id");
-                    let link = format!("files/{id}/signed-url");
-                    let link = server.post(OWNER, &link, &json!({})).await.data(200);
-                    let link = link["url"].as_str().expect("a link").replace(&server.address, "");
-                    let file = ask(server.request(Method::GET, &link)).await;
-                    assert!(file.status == 200 && file.bytes == bytes_of(name), "{name} is lost");
+                    let bytes = uploads::bytes_of(name);
+                    assert!(uploads::is_there(server, OWNER, id, &bytes).await, "{name} is lost");
                 }
                 Deed::Arrival(user) if *is_known && !self.may_have_left(user) => {
                     let me = server.get(user, "me").await.data(200);
@@ -172,10 +164,6 @@ impl Deeds {
 
 async fn try_me(server: &Server, user: &str) -> Option<Answer> {
     try_ask(server.request_of(user, Method::GET, "me")).await.ok()
-}
-
-fn bytes_of(name: &str) -> Vec<u8> {
-    name.repeat(500).into_bytes()
 }
 
 fn email_of(user: &str) -> String {

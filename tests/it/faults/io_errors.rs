@@ -14,7 +14,7 @@ use super::ledger::Ledger;
 use super::{rounds, skip, until};
 use crate::server::{Server, Setup, UNDER};
 
-mod files;
+pub mod files;
 
 /// How SQLite writes, and how it and the stores of files sync.
 const CALLS: [&str; 3] = ["pwrite64", "fdatasync,fsync", "ftruncate"];
@@ -136,7 +136,7 @@ impl Clients {
         let server = server.unwrap_or_else(|said| panic!("it does not start again: {said:?}"));
         self.deeds.settle(&server).await;
         self.deeds.wait_for_erasures(&server).await;
-        self.ledger.audit_jobs(&server).await;
+        self.ledger.audit_promises(&server).await;
         server.printed(&["log", "verify"]);
         // Views that are renewed once somebody left come from before that: who has no key any more has
         // a name in them, until they have caught up.

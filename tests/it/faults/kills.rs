@@ -2,13 +2,13 @@
 
 use rustix::process::Signal;
 
-use super::ledger::Ledger;
+use super::ledger::{ALL_KINDS, Ledger};
 use super::rounds;
 use crate::server::{Server, Setup};
 
 #[tokio::test]
 async fn whatever_was_acknowledged_outlives_every_kill() {
-    let mut ledger = Ledger::new();
+    let mut ledger = Ledger::of(&ALL_KINDS);
     let mut server = Server::start(Setup::clerk());
     let rounds = rounds(100);
     for round in 1..=rounds {
@@ -18,7 +18,7 @@ async fn whatever_was_acknowledged_outlives_every_kill() {
         ledger.settle(&server).await;
         if round % 50 == 0 || round == rounds {
             ledger.audit(&server).await;
-            println!("{round} kills, {} promises", ledger.promises());
+            println!("{round} kills, {}", ledger.tally());
         }
     }
 }

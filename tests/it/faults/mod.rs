@@ -16,6 +16,7 @@ mod ledger;
 mod power;
 mod repeats;
 mod room;
+mod uploads;
 
 pub use disk::library;
 
@@ -33,6 +34,10 @@ impl Dice {
         let fresh = || Clock::system().fresh_id().as_u64_pair().1;
         let seed = variable("T2M_SEED").unwrap_or_else(fresh);
         println!("T2M_SEED={seed}");
+        Self::of(seed)
+    }
+
+    pub fn of(seed: u64) -> Self {
         Self(seed)
     }
 

@@ -3,9 +3,9 @@
 // written to.
 //
 // The file that TEST_FAULT_PLAN names says which: `CALL N PART` for the Nth such call on a path that
-// holds PART, `CALL N PART lasting` for all from the Nth on until that file is gone. A path ends in `$`,
-// so that PART can name its end. Calls are counted over all threads, from when the plan is there; what
-// fails is noted in it.
+// holds PART, `CALL N PART lasting` for all from the Nth on until that file is gone, `fsync N PART lies`
+// for the same, which then do nothing and succeed. A path ends in `$`, so that PART can name its end.
+// Calls are counted over all threads, from when the plan is there; what fails, or lies, is noted in it.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -99,7 +99,8 @@ ssize_t write(int fd, const void *bytes, size_t count) {
 }
 
 int fsync(int fd) {
-  return fails_on("fsync", fd) ? -1 : REAL(fsync)(fd);
+  if (!fails_on("fsync", fd)) return REAL(fsync)(fd);
+  return strcmp(lasting, "lies") ? -1 : 0;
 }
 
 // A new name, whether the old one goes or stays.

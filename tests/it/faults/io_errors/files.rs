@@ -53,14 +53,14 @@ enum Asked {
 }
 
 /// The library, and what it is told.
-struct Faults {
+pub struct Faults {
     place: TempDir,
 }
 
 impl Faults {
     /// # Errors
     /// Why it cannot be made here.
-    fn new() -> Result<Self, String> {
+    pub fn new() -> Result<Self, String> {
         let place = TempDir::new().map_err(|error| error.to_string())?;
         let faults = Self { place };
         let mut compiler = Command::new("cc");
@@ -82,20 +82,20 @@ impl Faults {
         self.place.path().join("plan")
     }
 
-    fn setup(&self) -> Setup {
+    pub fn setup(&self) -> Setup {
         let [library, plan] = [self.library(), self.plan()];
         let setup = Setup::clerk().with("LD_PRELOAD", library.to_string_lossy());
         setup.with("TEST_FAULT_PLAN", plan.to_string_lossy())
     }
 
     /// From now on calls are counted.
-    fn make(&self, plan: &str) {
+    pub fn make(&self, plan: &str) {
         let draft = self.place.path().join("draft");
         std::fs::write(&draft, format!("{plan}\n")).expect("the plan is written");
         std::fs::rename(draft, self.plan()).expect("the plan has its name");
     }
 
-    fn happened(&self) -> bool {
+    pub fn happened(&self) -> bool {
         std::fs::read_to_string(self.plan()).is_ok_and(|plan| plan.contains(INJECTED))
     }
 
