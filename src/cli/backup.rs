@@ -74,7 +74,7 @@ impl Backup {
                 json!({
                     "events": log.events, "head_hash": log.head_hash, "blobs": blobs.count,
                     "blob_bytes": blobs.bytes, "missing_blobs": blobs.missing, "parts": parts.len(),
-                    "unopened_keys": unopened,
+                    "unopened_keys": unopened.len(), "unopened": unopened,
                 })
             ));
             return Ok(());
@@ -89,12 +89,18 @@ impl Backup {
                 blobs.missing.len()
             ));
         }
+        if !unopened.is_empty() {
+            say(format_args!(
+                "unopened   {} of the sealed keys and secrets do not open with the master key",
+                unopened.len()
+            ));
+        }
         say(format_args!("keep `keys` apart from the rest: with it, all of this can be read"));
         Ok(())
     }
 
-    /// With how many of the keys and secrets do not open.
-    async fn make(&self) -> anyhow::Result<(Manifest, usize)> {
+    /// With the keys and secrets that do not open.
+    async fn make(&self) -> anyhow::Result<(Manifest, Vec<String>)> {
         let store = BlobStore::parse(&self.store)
             .map_err(|fault| super::BadConfiguration(vec![format!("T2M_BLOBS: {fault}")]))?;
         let given = given_master_key(self.master_key.as_ref())?;

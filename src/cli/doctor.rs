@@ -1,20 +1,23 @@
 //! `t2m doctor`: is everything there that a server needs, and does it fit together? It works beside
 //! a running server and on a stopped one, and changes nothing.
 
+mod blobs;
+mod keys;
 mod users;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::log::{Which, bar, unit};
 use super::{assemble, layout, say};
-use crate::actors::keyring::{KEYS, Keyring};
-use crate::actors::secrets::SECRETS;
+use crate::actors::keyring::Keyring;
 use crate::actors::standing::{self, Standing};
 use crate::clock::Clock;
 use crate::config::{BlobStore, Options};
@@ -22,12 +25,10 @@ use crate::domain::ids::UserId;
 use crate::log::{self, EventLog};
 use crate::media::blobs::Blobs;
 use crate::media::disk::Space;
-use crate::media::vault::{MasterKey, Vault};
+use crate::media::vault::MasterKey;
 use crate::views::{self, Parked, Peek, Seen, peek};
 
-/// Sealed documents that are opened to see whether the master key is theirs.
-const TRIED: usize = 20;
-/// Users that are named of those whose keys are in disorder.
+/// How many are named of those that are in disorder.
 const NAMED: usize = 20;
 /// Clocks of several machines never agree quite.
 const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(5);
@@ -36,7 +37,7 @@ const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(5);
 pub struct Doctor {
     #[command(flatten)]
     options: Box<Options>,
-    /// Verify the whole log, not only its end
+    /// Verify the whole log, not only its end, and try every sealed key, not only some
     #[arg(long)]
     full: bool,
     /// How many events at the log's end are verified; where positions leave gaps, all are
@@ -60,6 +61,9 @@ struct Finding {
     check: &'static str,
     verdict: Verdict,
     says: String,
+    /// All that it is about, where `says` names only the first of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    details: Vec<Value>,
 }
 
 /// What there is to hold everything else against.
@@ -86,7 +90,7 @@ impl Doctor {
         if self.json {
             say(format_args!("{}", serde_json::to_string(&findings)?));
         } else {
-            for Finding { check, verdict, says } in &findings {
+            for Finding { check, verdict, says, .. } in &findings {
                 let verdict = match verdict {
                     Verdict::Ok => "ok",
                     Verdict::Warning => "warning",
@@ -260,53 +264,6 @@ impl Doctoring {
         }
     }
 
-    async fn keys(&mut self, asked: &Doctor, store: &Blobs) {
-        let path = self.data_dir.join(layout::MASTER_KEY);
-        let given = asked.options.master_key.as_ref();
-        let master = match given.filter(|key| !key.reveal().trim().is_empty()) {
-            // Several while one takes another's place.
-            Some(keys) => match MasterKey::parse(keys.reveal()) {
-                Ok(master) => Some(master),
-                // Said already, of the configuration.
-                Err(_) => return,
-            },
-            None if path.exists() => Some(MasterKey::kept_in(&path)),
-            None => None,
-        };
-        let (mut sealed, mut opened) = (0, 0);
-        for folder in [KEYS, SECRETS] {
-            let names = match store.names_in(folder).await {
-                Ok(names) => names,
-                Err(error) => return self.fault("keys", error),
-            };
-            sealed += names.len();
-            let Some(master) = &master else { continue };
-            let vault = Vault::new(store, folder, master.clone());
-            // What is escaped in the store has another name in the vault.
-            for name in names.iter().filter(|name| !name.contains('%')).take(TRIED) {
-                match vault.open(name).await {
-                    Ok(_) => opened += 1,
-                    Err(error) => return self.fault("keys", format!("{folder}/{name}: {error}")),
-                }
-            }
-        }
-        match (master.is_some(), sealed) {
-            (false, 0) => self.ok("keys", "there is no master key yet, and nothing was sealed"),
-            (false, sealed) => self.fault(
-                "keys",
-                format!(
-                    "{sealed} sealed keys and secrets, and no master key at {}",
-                    path.display()
-                ),
-            ),
-            (true, sealed) => {
-                let says = format!("the master key opens {opened} of {sealed} that were sealed");
-                let tried = "the others were not tried";
-                self.ok("keys", if opened == sealed { says } else { format!("{says}; {tried}") });
-            }
-        }
-    }
-
     /// Users known from the read model, else from the whole log.
     async fn keys_of_users(
         &mut self,
@@ -328,43 +285,19 @@ impl Doctoring {
             self.ok(CHECK, says);
         }
         if !lost.is_empty() {
-            let remedy = "bring them back, or give them up with `t2m erase`";
-            self.fault(CHECK, format!("lost, with no note in `erased`: {}; {remedy}", few(&lost)));
+            let (lost, remedy) =
+                (few(lost.iter()), "bring them back, or give them up with `t2m erase`");
+            self.fault(CHECK, format!("lost, with no note in `erased`: {lost}; {remedy}"));
         }
         if !returned.is_empty() {
-            let remedy = "a server destroys them at its start";
-            self.fault(CHECK, format!("destroyed and there again: {}; {remedy}", few(&returned)));
+            let (returned, remedy) = (few(returned.iter()), "a server destroys them at its start");
+            self.fault(CHECK, format!("destroyed and there again: {returned}; {remedy}"));
         }
         if !unerased.is_empty() {
-            let remedy = "a server destroys their keys within moments of its start";
-            self.warning(CHECK, format!("deleted, and not erased: {}; {remedy}", few(&unerased)));
+            let (unerased, remedy) =
+                (few(unerased.iter()), "a server destroys their keys within moments of its start");
+            self.warning(CHECK, format!("deleted, and not erased: {unerased}; {remedy}"));
         }
-    }
-
-    async fn blobs(&mut self, store: &Blobs, needed: Option<HashMap<String, u64>>) {
-        let sizes = match store.sizes().await {
-            Ok(sizes) => sizes,
-            Err(error) => return self.fault("blobs", error),
-        };
-        let Some(needed) = needed else {
-            return self.warning("blobs", "not checked: the read model knows the files");
-        };
-        let bytes: u64 = needed.values().sum();
-        let missing: Vec<_> =
-            needed.iter().filter(|(sha256, size)| sizes.get(*sha256) != Some(*size)).collect();
-        if let Some((first, _)) = missing.first() {
-            let count = missing.len();
-            self.fault("blobs", format!("{count} files without their bytes, such as {first}"));
-        } else {
-            self.ok("blobs", format!("{} with {bytes} bytes, all there", needed.len()));
-        }
-        let spare: Vec<u64> = sizes
-            .iter()
-            .filter(|(sha256, _)| !needed.contains_key(*sha256))
-            .map(|(_, size)| *size)
-            .collect();
-        let (count, bytes) = (spare.len(), spare.iter().sum::<u64>());
-        self.ok("spare blobs", format!("{count} with {bytes} bytes that no file refers to"));
     }
 
     fn disk(&mut self) {
@@ -401,14 +334,26 @@ impl Doctoring {
     }
 
     fn note(&mut self, check: &'static str, verdict: Verdict, says: impl ToString) {
-        self.findings.push(Finding { check, verdict, says: says.to_string() });
+        self.list(check, verdict, says, Vec::new());
+    }
+
+    /// The same with all that it is about.
+    fn list(
+        &mut self,
+        check: &'static str,
+        verdict: Verdict,
+        says: impl ToString,
+        details: Vec<Value>,
+    ) {
+        self.findings.push(Finding { check, verdict, says: says.to_string(), details });
     }
 }
 
-/// The first of the users, and how many more there are.
-fn few(users: &BTreeSet<UserId>) -> String {
-    let named: Vec<&str> = users.iter().take(NAMED).map(UserId::as_str).collect();
-    match users.len() - named.len() {
+/// The first of them, and how many more there are.
+pub fn few<T: Display>(all: impl ExactSizeIterator<Item = T>) -> String {
+    let more = all.len().saturating_sub(NAMED);
+    let named: Vec<String> = all.take(NAMED).map(|it| it.to_string()).collect();
+    match more {
         0 => named.join(", "),
         more => format!("{} and {more} more", named.join(", ")),
     }

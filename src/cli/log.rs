@@ -190,19 +190,26 @@ impl Which {
     }
 
     /// The same of a log that is to be written, before it is opened for that: whoever closes it then
-    /// deletes its WAL, and with it the events that lie there behind a damage.
+    /// deletes its WAL, and with it the events that lie there behind a damage. One that is not there
+    /// at all is not made either.
     ///
     /// # Errors
     /// As [`read_model::ensure_no_loss`]; the log cannot be read.
     pub async fn ensure_no_loss_before_opening(&self) -> anyhow::Result<()> {
         // Whatever else is wrong with the read model is said when it is opened.
         let Ok(Some(seen)) = self.seen() else { return Ok(()) };
-        if !self.file().is_some_and(|file| file.exists()) {
-            return Ok(());
-        }
-        let opened = log::open_for_reading(&self.setting, &self.data_dir).await;
-        let log = opened.context("opening the log")?;
-        let standing = standing::of(&*log, &seen).await.context("reading the log")?;
+        let Some(file) = self.file() else { return Ok(()) };
+        let standing = match file.exists() {
+            true => {
+                let opened = log::open_for_reading(&self.setting, &self.data_dir).await;
+                let log = opened.context("opening the log")?;
+                standing::of(&*log, &seen).await.context("reading the log")?
+            }
+            false if seen.position == 0 => Standing::Same,
+            // Who opens it is told more of a WAL that lies there alone, and nothing is made either.
+            false if file.with_extension("sqlite-wal").exists() => Standing::Same,
+            false => Standing::Empty,
+        };
         read_model::ensure_no_loss(standing, &seen, self)
     }
 
@@ -409,6 +416,36 @@ pub mod tests {
         std::fs::write(&wal, &damaged).unwrap();
         which.ensure_no_loss_before_opening().await.unwrap();
         drop(log);
+    }
+
+    #[tokio::test]
+    async fn no_log_is_made_beside_a_read_model_that_has_seen_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, which) = (dir.path(), embedded_in(dir.path()));
+        // A read model that has seen nothing is no reason.
+        drop(Views::open(&place.join(layout::VIEWS)).unwrap());
+        which.ensure_no_loss_before_opening().await.unwrap();
+        let log = filled(place, 1..=20).await;
+        see(place, &log.read_all(0, 20).await.unwrap());
+        drop(log);
+        which.ensure_no_loss_before_opening().await.unwrap();
+        let file = which.file().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        // Who has only read it may have left these.
+        let wal = place.join(format!("{}-wal", layout::LOG));
+        let _ = std::fs::remove_file(&wal);
+        let before = which.ensure_no_loss_before_opening().await.unwrap_err();
+        let opening = which.open_alone().await.map(drop).unwrap_err();
+        for refused in [before.to_string(), opening.to_string()] {
+            assert!(refused.contains("is empty, but the read model in"), "{refused}");
+            assert!(refused.contains("has seen 20 of"), "{refused}");
+        }
+        assert!(!file.exists(), "an empty log was left behind");
+        // Of the last events this may be all that is left.
+        std::fs::write(&wal, "a WAL").unwrap();
+        let told = which.open_alone().await.map(drop).unwrap_err();
+        assert!(format!("{told:#}").contains("lies there without its log"), "{told:#}");
+        assert!(wal.exists() && !file.exists());
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
+use super::super::doctor::few;
 use super::super::layout::{self, MASTER_KEY};
 use super::manifest::Part;
 use super::{copy_folder, files};
@@ -38,8 +39,8 @@ pub struct Keys<'a> {
 #[derive(Debug)]
 pub struct Copied {
     pub parts: Vec<Part>,
-    /// How much of what is sealed does not open with the master key.
-    pub unopened: usize,
+    /// What of it does not open with the master key, by folder and name.
+    pub unopened: Vec<String>,
 }
 
 impl Keys<'_> {
@@ -81,15 +82,15 @@ impl Keys<'_> {
         );
         let kept = master.then(|| MasterKey::kept_in(&backup.join(path_of(MASTER_KEY))));
         let unopened = match given.or(kept.as_ref()) {
-            Some(master) => count_unopened(&parts, backup, master)?,
-            None => 0,
+            Some(master) => unopened_by(master, &parts, backup)?,
+            None => Vec::new(),
         };
-        if sealed > 0 && unopened == sealed {
+        if sealed > 0 && unopened.len() == sealed {
             let place = data_dir.join(MASTER_KEY);
             let place = place.display();
             let other_kept = kept.filter(|_| given.is_some());
             let opened_by_kept = match other_kept {
-                Some(kept) => sealed - count_unopened(&parts, backup, &kept)?,
+                Some(kept) => sealed - unopened_by(&kept, &parts, backup)?.len(),
                 None => 0,
             };
             let (which, remedy) = match given {
@@ -107,14 +108,16 @@ impl Keys<'_> {
                  {remedy}; or T2M_DATA_DIR or T2M_BLOBS is not the server's"
             );
         }
-        if unopened > 0 {
+        if !unopened.is_empty() {
             let (which, other) = match given {
                 Some(_) => ("T2M_MASTER_KEY", "another one seals them"),
                 None => ("the master.key in this backup", "T2M_MASTER_KEY is what seals them"),
             };
             eprintln!(
-                "{unopened} of the sealed keys and secrets do not open with {which}: they are \
-                 damaged, or {other}"
+                "{} of the sealed keys and secrets do not open with {which}: {}; they are damaged, \
+                 or {other}",
+                unopened.len(),
+                few(unopened.iter())
             );
         }
         Ok(Copied { parts, unopened })
@@ -180,17 +183,18 @@ fn read(data_dir: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     }
 }
 
-/// How much of what is sealed does not open with a master key.
-fn count_unopened(parts: &[Part], backup: &Path, master: &MasterKey) -> anyhow::Result<usize> {
-    let mut unopened = 0;
+/// What of the sealed a master key does not open, by folder and name.
+fn unopened_by(master: &MasterKey, parts: &[Part], backup: &Path) -> anyhow::Result<Vec<String>> {
+    let mut unopened = Vec::new();
     for part in parts {
-        let below = part.path.strip_prefix("keys/").and_then(|below| below.split_once('/'));
-        let Some((folder, name)) = below.filter(|(folder, _)| SEALED.contains(folder)) else {
-            continue;
-        };
+        let Some(below) = part.path.strip_prefix("keys/") else { continue };
+        let sealed = below.split_once('/').filter(|(folder, _)| SEALED.contains(folder));
+        let Some((folder, name)) = sealed else { continue };
         let sealed = part.read(backup, &backup.join("keys"))?;
         // A master key that is broken opens nothing either.
-        unopened += usize::from(!master.has_sealed(folder, name, &sealed));
+        if !master.has_sealed(folder, name, &sealed) {
+            unopened.push(below.to_owned());
+        }
     }
     Ok(unopened)
 }
@@ -233,7 +237,8 @@ mod tests {
         });
         let parts = copied.await.unwrap();
         let kept = MasterKey::kept_in(&backup.join(path_of(MASTER_KEY)));
-        assert_eq!((parts.len(), count_unopened(&parts, &backup, &kept).unwrap()), (3, 0));
+        let unopened = unopened_by(&kept, &parts, &backup).unwrap();
+        assert_eq!((parts.len(), unopened), (3, vec![]));
         assert_eq!(rounds, 2);
         let mut rounds = 0;
         let copied = under_one_key(data.path(), to.path(), async || {
@@ -247,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_another_master_key_has_sealed_is_counted_and_with_none_at_all_it_is_refused() {
+    async fn what_another_master_key_has_sealed_is_named_and_with_none_at_all_it_is_refused() {
         let [data, to, without] = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let blobs = Blobs::open(&BlobStore::File, data.path()).unwrap();
         let kept = |name: &str| MasterKey::kept_in(&data.path().join(name));
@@ -260,12 +265,12 @@ mod tests {
         let late = keys.copy(without.path(), false).await.unwrap_err().to_string();
         assert_eq!(late, refused);
         vault(MASTER_KEY).seal("job-2", b"a secret").await.unwrap();
-        for (given, unopened) in [(None, 1), (Some(&given), 1)] {
+        for (given, unopened) in [(None, "secrets/job-1"), (Some(&given), "secrets/job-2")] {
             let to = to.path().join(format!("{}", given.is_some()));
             let keys = Keys { given, ..keys };
             keys.ensure_openable().await.unwrap();
             let copied = keys.copy(&to, false).await.unwrap();
-            assert_eq!((copied.parts.len(), copied.unopened), (3, unopened));
+            assert_eq!((copied.parts.len(), copied.unopened), (3, vec![unopened.to_owned()]));
         }
     }
 
@@ -287,7 +292,7 @@ mod tests {
         let refused = copy(None).await.unwrap_err();
         assert!(refused.starts_with("none of the 1 sealed keys or secrets"), "{refused}");
         assert!(refused.contains("T2M_MASTER_KEY is what seals them"), "{refused}");
-        assert_eq!(copy(Some(&given)).await, Ok(0));
+        assert_eq!(copy(Some(&given)).await, Ok(vec![]));
 
         let wrong = MasterKey::parse(&format!("{}Bwc=", "BwcH".repeat(10))).unwrap();
         let refused = copy(Some(&wrong)).await.unwrap_err();

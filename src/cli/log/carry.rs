@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use serde_json::json;
 
@@ -431,15 +431,29 @@ async fn pump(
     mut take: impl AsyncFnMut(&[Recorded]) -> Result<(), Stopped>,
 ) -> anyhow::Result<()> {
     let bar = bar(what, header.events, "events")?;
-    let (mut read, mut end) = (0, (0, GENESIS));
+    let (mut read, mut hash) = (0, GENESIS);
     loop {
         let mut page = source.page().await?;
-        if page.line.is_none() {
-            // What was appended since is left to the next time.
-            let left = usize::try_from(header.events - read).unwrap_or(usize::MAX);
-            page.events.truncate(left);
+        let left = usize::try_from(header.events - read).unwrap_or(usize::MAX);
+        // In a log, what was appended since is left to the next time.
+        let surplus = page.line.filter(|_| page.events.len() > left);
+        page.events.truncate(left);
+        let is_end = page.events.is_empty();
+        if let Some(last) = page.events.last() {
+            hash = last.hash;
+            take(&page.events).await.map_err(|stopped| page.fault(stopped))?;
+            read += page.events.len() as u64;
+            bar.set_position(read);
         }
-        let Some(last) = page.events.last() else {
+        // Not before: with one missing the last has a position that is too high, and no surplus.
+        if let Some(first) = surplus {
+            bail!(
+                "line {}: the export has more than the {} events that its header names",
+                first + left as u64,
+                header.events
+            );
+        }
+        if is_end {
             let line = page.line.map_or(String::new(), |line| format!("line {line}: "));
             ensure!(
                 read == header.events,
@@ -447,21 +461,11 @@ async fn pump(
                 header.events
             );
             ensure!(
-                hex::encode(end.1) == header.head_hash,
+                hex::encode(hash) == header.head_hash,
                 "line 1: the last event's hash is not the one that the header names"
             );
             break;
-        };
-        end = (last.position, last.hash);
-        ensure!(
-            end.0 <= header.events,
-            "{}the export has more than the {} events that its header names",
-            page.line.map_or(String::new(), |line| format!("line {line}: ")),
-            header.events
-        );
-        take(&page.events).await.map_err(|stopped| page.fault(stopped))?;
-        read += page.events.len() as u64;
-        bar.set_position(read);
+        }
         // So that an interruption is heard.
         tokio::task::yield_now().await;
     }

@@ -260,7 +260,25 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
     std::fs::rename(&hidden, data.join("blobs")).unwrap();
     std::fs::rename(data.join("log.sqlite"), &hidden).unwrap();
     assert_eq!(verdicts(&[]), ["views"], "they have seen what is not there");
+    // What lies beside it is a part of it.
+    let beside = ["log.sqlite-wal", "log.sqlite-shm"]
+        .map(|it| (data.join(it), data.join(format!("{it}.hidden"))));
+    for (left, hidden) in beside.iter().filter(|(left, _)| left.exists()) {
+        std::fs::rename(left, hidden).unwrap();
+    }
+    for (command, sentence) in [
+        (&["serve"][..], "is empty, but the read model in"),
+        (&["erase", ADA], "there is no log at"),
+        (&["keys", "rotate"], "there is no log at"),
+    ] {
+        let refused = run(&data, command).unwrap_err();
+        assert!(refused.contains(sentence), "{refused}");
+        assert!(!data.join("log.sqlite").exists(), "{command:?} has left an empty log");
+    }
     std::fs::rename(&hidden, data.join("log.sqlite")).unwrap();
+    for (left, hidden) in beside.iter().filter(|(_, hidden)| hidden.exists()) {
+        std::fs::rename(hidden, left).unwrap();
+    }
     let log = rusqlite::Connection::open(data.join("log.sqlite")).unwrap();
     let set = |data: &[u8]| {
         log.execute("UPDATE events SET data = ?1 WHERE position = 3", [data]).unwrap();
@@ -474,7 +492,12 @@ async fn who_was_erased_since_the_backup_has_no_key_after_it() {
         server.deliver("session.created", &unusable).await.data(200);
     }
     let backup = path(&place, "backup");
-    server.printed(&["backup", &backup]);
+    let made = parsed(&server.printed(&["backup", &backup, "--json"]));
+    let unopened = made["unopened"].as_array().unwrap();
+    for user in ["keys/user_ada", "keys/user_bob"] {
+        assert!(unopened.contains(&json!(user)), "{made}");
+    }
+    assert!(!unopened.contains(&json!("keys/user_eve")), "{made}");
     std::fs::write(store.join("erased/user_bob"), TOMBSTONE).unwrap();
     let list = path(&place, "erased.txt");
     std::fs::write(&list, "user_bob\n").unwrap();
