@@ -2,6 +2,7 @@
 //! the other, on a thread of its own; meanwhile the next pages are read and decoded, on threads beside
 //! the runtime's, which may be a single one and a server's.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -342,10 +343,6 @@ impl Rebuilds {
         if last.as_ref().is_some_and(|last| last.state == State::Running) {
             return Err(Refused::UnderWay);
         }
-        // The lock is held still: what was refused leaves none in force, and nobody else begins.
-        if !skip.is_empty() {
-            views::skip(&self.views.path(), skip)?;
-        }
         let status = Status {
             state: State::Running,
             position: 0,
@@ -357,9 +354,12 @@ impl Rebuilds {
         };
         *last = Some(status.clone());
         drop(last);
-        let rebuilds = self.clone();
+        let (rebuilds, skip) = (self.clone(), skip.to_vec());
         tokio::spawn(async move {
-            let outcome = if compare { rebuilds.compare().await } else { rebuilds.replace().await };
+            let outcome = match compare {
+                true => rebuilds.compare().await,
+                false => rebuilds.replace(&skip).await,
+            };
             let (state, why) = match outcome {
                 Ok(()) => (State::Completed, None),
                 Err(error) => {
@@ -375,12 +375,25 @@ impl Rebuilds {
         Ok(status)
     }
 
-    async fn replace(&self) -> Result<(), Error> {
-        let building = beside(&self.views.path()).await?;
+    /// What of `skip` is passed over is noted once nothing can refuse the replacement.
+    async fn replace(&self, skip: &[u64]) -> Result<(), Error> {
+        let base = self.views.path();
+        let known = views::skipped(&base).map_err(views::Error::from)?;
+        let skipped = BTreeSet::from_iter(known.iter().chain(skip).copied());
+        let building = beside(&base).await?.passing_over(Arc::new(skipped));
         let until = *self.log.head().borrow();
         let (log, keyring) = (Arc::clone(&self.log), self.keyring.clone());
         let built = rebuild(log, keyring, building, until, self.seen()).await?;
-        blocking(move || built.finish_as_current().map(drop)).await?;
+        let (views, skip) = (self.views.clone(), skip.to_vec());
+        let finish = move || {
+            built.ensure_no_worse_than(views.reach()?.as_ref())?;
+            let note = || match skip.is_empty() {
+                true => Ok(()),
+                false => views::skip(&base, &skip).map_err(views::Error::from),
+            };
+            built.finish_as_current_after(note).map(drop)
+        };
+        blocking(finish).await?;
         Ok(taken_over(&self.views, TAKEN_OVER_WITHIN).await?)
     }
 
@@ -418,7 +431,8 @@ impl Rebuilds {
     }
 }
 
-/// Why a rebuild failed, for whoever may ask for one: without paths, addresses and what was read.
+/// Why a rebuild failed, for whoever may ask for one: without paths, addresses and what was read, but
+/// for why a view would stand still, which whoever asks is told of those that do.
 fn sentence(error: &Error) -> String {
     let sentence = match error {
         Error::Log(log::Error::Corrupt { position: position @ 1.., .. }) => {
@@ -426,6 +440,11 @@ fn sentence(error: &Error) -> String {
         }
         Error::Views(views::Error::NoRoom { needed, free }) => {
             return format!("The read model needs {needed} bytes beside it, and {free} are free");
+        }
+        Error::Views(error @ views::Error::StandsStill(_)) => {
+            return format!(
+                "Nothing was replaced: {error}. `t2m replay --even-if-parked` replaces it all the same"
+            );
         }
         Error::Log(log::Error::Corrupt { .. }) => "The log is damaged",
         Error::Log(_) => "The log could not be read; the server's log lines say why",

@@ -13,14 +13,14 @@ use super::draft::Draft;
 use super::interrupt::Interrupt;
 use super::keys::Place;
 use super::log::{bar, unit};
-use super::point::{self, Point};
-use super::{layout, owner, read_model, say, server_lock};
+use super::point::{self, By, Point};
+use super::{layout, owner, read_model, restore, say, server_lock};
 use crate::actors::keyring::Keyring;
 use crate::actors::metadata_sync;
 use crate::actors::rebuild::{beside, ensure_unreadable, rebuild};
 use crate::actors::standing::{self, Standing};
-use crate::log::EventLog;
-use crate::views::{self, Building, Difference, Parked, Seen, Snapshot, View, Views};
+use crate::log::{self, EventLog};
+use crate::views::{self, Building, Difference, Parked, Reach, Seen, Snapshot, View, Views};
 
 #[derive(Args)]
 pub struct Replay {
@@ -46,6 +46,9 @@ pub struct Replay {
     /// counts from now on
     #[arg(long, conflicts_with_all = ["to", "diff"])]
     from_what_is_left: bool,
+    /// Replace what the server reads even if a view will stand still that went on there
+    #[arg(long, conflicts_with_all = ["to", "diff"])]
+    even_if_parked: bool,
 }
 
 fn view(name: &str) -> Result<View, String> {
@@ -66,6 +69,9 @@ impl Replay {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let done = runtime.block_on(async {
+            if self.from_what_is_left {
+                self.ensure_a_log().await?;
+            }
             let log = self.place.log.open_for_reading().await?;
             if self.diff {
                 return self.compare(log).await;
@@ -78,6 +84,20 @@ impl Replay {
         // Whoever interrupts it does not wait for a thread that is at work on what is gone.
         runtime.shutdown_background();
         done
+    }
+
+    /// Where a read model has seen a log and there is no file of one, nothing is left: that is what counts
+    /// from now on.
+    async fn ensure_a_log(&self) -> anyhow::Result<()> {
+        let (which, data_dir) = (&self.place.log, self.place.data_dir());
+        let is_there = which.file().is_none_or(|file| file.exists());
+        let seen = which.seen().context("reading the read model")?;
+        if is_there || seen.is_none_or(|seen| seen.position == 0) {
+            return Ok(());
+        }
+        restore::refuse_unfinished(data_dir)?;
+        let _held = server_lock::take(data_dir)?.context("a server runs")?;
+        which.open().await.map(drop)
     }
 
     /// Beside the views in use, and then in their place. Until those are replaced nothing is changed.
@@ -98,13 +118,19 @@ impl Replay {
         let building = beside(&base).await.context("making the read model")?;
         let building = building.passing_over(Arc::new(skipped.clone()));
         let built = with_bar(log, keyring, building, until).await?;
+        if before.usable && !self.even_if_parked {
+            let present = Reach::of(&base).context("reading the read model in use")?;
+            built
+                .ensure_no_worse_than(present.as_ref())
+                .context("nothing was replaced (it would be with --even-if-parked)")?;
+        }
         let views = built
             .finish_as_current_after(|| self.settle(&before, skipped, head))
             .context("making the read model durable")?;
         for position in &self.skip {
             say(format_args!("event {position} is passed over from now on"));
         }
-        Summary::of(&views)?.print(head, &base)?;
+        Summary::of(&views)?.print(head, &views.present_file())?;
         let then = match before.held {
             None => "A server that runs takes it over within a second or two.",
             Some(_) => "The next server goes on from there.",
@@ -119,7 +145,7 @@ impl Replay {
         let data_dir = self.place.data_dir();
         let hold = || server_lock::take(data_dir);
         let seen = match Seen::of(&self.base()) {
-            Ok(None) => return Ok(Before { seen: None, held: None }),
+            Ok(None) => return Ok(Before { seen: None, usable: true, held: None }),
             Ok(Some(seen)) => seen,
             // It is to be replaced anyhow.
             Err(error) => {
@@ -130,12 +156,12 @@ impl Replay {
                         data_dir.display()
                     )
                 })?;
-                return Ok(Before { seen: None, held: Some(held) });
+                return Ok(Before { seen: None, usable: false, held: Some(held) });
             }
         };
         let standing = standing::of(log, &seen).await.context("reading the log")?;
         if standing == Standing::Same {
-            return Ok(Before { seen: None, held: None });
+            return Ok(Before { seen: None, usable: true, held: None });
         }
         let held = hold()?.with_context(|| {
             format!(
@@ -147,7 +173,7 @@ impl Replay {
         if !self.from_what_is_left {
             read_model::ensure_no_loss(standing, &seen, &self.place.log)?;
         }
-        Ok(Before { seen: Some((standing, seen)), held: Some(held) })
+        Ok(Before { seen: Some((standing, seen)), usable: false, held: Some(held) })
     }
 
     /// What is passed over from now on: what was, as far as that is of this log, and what was asked for.
@@ -187,7 +213,11 @@ impl Replay {
         let until = match self.until {
             None => head,
             Some(Point::Position(position)) => position.min(head),
-            Some(Point::Time(time)) => position_at(log, time).await?,
+            Some(Point::Time(time)) => {
+                let by = position_at(log, time).await?;
+                by.warn();
+                by.position()
+            }
         };
         Ok((head, until))
     }
@@ -267,6 +297,8 @@ impl Replay {
 struct Before {
     /// What it has seen of another log, or of what this one has lost.
     seen: Option<(Standing, Seen)>,
+    /// Whether a server would go on with it, as far as can be told.
+    usable: bool,
     /// So that no server is at work there.
     held: Option<File>,
 }
@@ -333,20 +365,21 @@ async fn with_bar(
     built.context("replaying the log")
 }
 
-/// The last position whose event happened at `time` or before.
-async fn position_at(log: &dyn EventLog, time: DateTime<Utc>) -> anyhow::Result<u64> {
-    let mut position = 0;
+/// The last position whose event happened at `time` or before. All of the log is looked at, for a clock
+/// may have been wrong for a while; of one that is damaged, what lies before that, if it goes as far.
+async fn position_at(log: &dyn EventLog, time: DateTime<Utc>) -> anyhow::Result<By> {
+    let (mut by, mut after) = (By::new(time), 0);
     loop {
-        let page = log.read_all(position, 1000).await.context("reading the log")?;
-        if page.is_empty() {
-            return Ok(position);
-        }
-        for event in page {
-            if event.time > time {
-                return Ok(position);
+        let page = match log.read_all(after, 1000).await {
+            Err(error @ log::Error::Corrupt { .. }) if by.is_past() => {
+                eprintln!("{error}; what follows is not searched for events of that time");
+                return Ok(by);
             }
-            position = event.position;
-        }
+            page => page.context("reading the log")?,
+        };
+        let Some(last) = page.last() else { return Ok(by) };
+        after = last.position;
+        page.iter().for_each(|event| by.see(event));
     }
 }
 

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::batch::{self, Held, Rules, Taken};
 use super::parked::{self, Parked, View};
-use super::{Content, Difference, Error, Happened, Snapshot, Views, file};
+use super::{Content, Difference, Error, Happened, Reach, Snapshot, Views, file};
 
 /// Rows of each table held in memory until they are written: some tens of megabytes. What happens to
 /// a row happens mostly within as many others.
@@ -81,14 +81,13 @@ impl Building {
     }
 
     /// To take the place of the views that are called `base`, which may be in use meanwhile. What
-    /// an earlier attempt left there is removed.
+    /// an earlier attempt left there is removed; what is not ours stays, and the next number is taken.
     ///
     /// # Errors
     /// [`Error::Rebuilding`] while somebody else does the same.
     pub fn beside(base: &Path) -> Result<Self, Error> {
         let lock = file::lock(base)?.ok_or(Error::Rebuilding)?;
-        let path = file::next(base, &file::current(base)?);
-        file::remove(&path)?;
+        let path = file::make_way(base, &file::current(base)?)?;
         Self::create(base.to_owned(), path, Some(lock))
     }
 
@@ -164,6 +163,18 @@ impl Building {
             None => self.parked = parked,
         }
         Ok(self.held.let_go(&self.sql, HELD)?)
+    }
+
+    /// Whether it may take the place of those that have come as far as `present`: no view stands still
+    /// here that went on there. To be asked before it is finished.
+    ///
+    /// # Errors
+    /// [`Error::StandsStill`]
+    pub fn ensure_no_worse_than(&self, present: Option<&Reach>) -> Result<(), Error> {
+        match present.and_then(|present| present.went_past(&self.parked)) {
+            Some(parked) => Err(Error::StandsStill(parked.clone())),
+            None => Ok(()),
+        }
     }
 
     fn write_held(&mut self) -> Result<(), Error> {

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -27,6 +27,8 @@ const UNFINISHED: i32 = -1;
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// The most bytes of a WAL that is of no use any more: twice what is written between checkpoints.
 const WAL_KEPT: i64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
+/// What lies beside a database while it is open, under its name and these.
+const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 /// More statements than the views have, so that each is prepared once a connection.
 const STATEMENTS: usize = 80;
 
@@ -168,9 +170,47 @@ pub(super) fn successor(base: &Path, present: &Path) -> Result<Option<PathBuf>, 
     Ok(is_another.then_some(named))
 }
 
-/// The name of the file that may replace `present`.
-pub(super) fn next(base: &Path, present: &Path) -> PathBuf {
-    numbered(base, number(base, present).map_or(1, |number| number + 1))
+/// The name of a file that may replace `present`, where there is none now: the next number, or the
+/// first after it under which nobody keeps anything. What an earlier attempt left is removed. Whoever
+/// asks holds the [`lock`], so that nobody else takes the same.
+pub(super) fn make_way(base: &Path, present: &Path) -> io::Result<PathBuf> {
+    let mut next = number(base, present).map_or(1, |number| number + 1);
+    loop {
+        let path = numbered(base, next);
+        if is_free(&path)? {
+            remove(&path)?;
+            return Ok(path);
+        }
+        let path = path.display();
+        tracing::warn!(%path, "no views file of ours: it stays, and another name is taken");
+        next += 1;
+    }
+}
+
+/// Whether nothing goes with what has this name but what is ours, or empty.
+fn is_free(path: &Path) -> io::Result<bool> {
+    let about = |path: &Path| match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        about => about.map(Some),
+    };
+    match about(path)? {
+        // Of ours the companions go before it.
+        None => {
+            let companions = COMPANIONS.iter().map(|suffix| about(&with(path, suffix)));
+            Ok(companions.collect::<io::Result<Vec<_>>>()?.iter().all(Option::is_none))
+        }
+        Some(about) => Ok(about.is_file() && (recognise(path).is_ok() || bears_our_mark(path))),
+    }
+}
+
+/// Also of what a crash has left half written, and SQLite cannot read: the mark stands there from the
+/// first moment on.
+fn bears_our_mark(path: &Path) -> bool {
+    let mut header = [0; 72];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok()
+        && header.starts_with(b"SQLite format 3\0")
+        && header.ends_with(&APPLICATION.to_be_bytes())
 }
 
 /// From now on `base` stands for `file`, even after a crash; unless it stands for a newer one already.
@@ -236,15 +276,19 @@ pub fn discard(base: &Path) -> Result<(), Error> {
 /// Deletes a database with its companions; itself at the end, since whoever sweeps finds the others by
 /// it if this is broken off.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    for suffix in ["-wal", "-shm", ""] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        match fs::remove_file(&name) {
+    for suffix in COMPANIONS.into_iter().chain([""]) {
+        match fs::remove_file(with(path, suffix)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
     }
     Ok(())
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 pub(super) enum Found {

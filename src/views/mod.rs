@@ -19,6 +19,7 @@ mod page;
 mod parked;
 mod peek;
 mod queue;
+mod reach;
 mod sessions;
 mod shards;
 mod tallies;
@@ -52,6 +53,7 @@ pub use jobs::{JobFilter, JobRow};
 pub use page::{Cursor, Page};
 pub use parked::{Parked, View, skip, skipped};
 pub use peek::{Peek, peek};
+pub use reach::Reach;
 pub use sessions::{SessionCursor, SessionRow, SessionStanding};
 pub use tallies::Period;
 pub use usage::Usage;
@@ -123,6 +125,12 @@ pub enum Error {
     NotTakenOver,
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
+    /// What was built shows less than what it is to replace.
+    #[error(
+        "the view {} would stand still at position {}, where the present read model went on: {}",
+        .0.view.as_str(), .0.position, .0.reason
+    )]
+    StandsStill(Parked),
     /// A full disk would stop the log.
     #[error("the read model needs {needed} bytes of room beside it, and there are {free}")]
     NoRoom { needed: u64, free: u64 },

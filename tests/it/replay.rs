@@ -178,4 +178,38 @@ async fn an_event_of_a_newer_version_parks_its_view_until_it_is_skipped() {
     let prompts: Vec<_> =
         jobs["items"].as_array().unwrap().iter().map(|job| job["prompt"].clone()).collect();
     assert_eq!(prompts, ["late", "a lighthouse", "a pier"]);
+    // Once nobody knows any more that it was given up, what goes on is not replaced by what does not.
+    std::fs::remove_file(server.data_dir().join("views.skipped")).unwrap();
+    ask(admin(&server, Method::POST, "admin/replay")).await.data(202);
+    let status = ended(&server).await;
+    let error = status["error"].as_str().unwrap();
+    let told = format!("the view jobs would stand still at position {position}, where");
+    assert_eq!(status["state"], "failed");
+    assert!(error.starts_with("Nothing was replaced") && error.contains(&told), "{error}");
+    assert!(error.contains("job.teleported.v7"), "{error}");
+    let refused = server.run(&["replay"]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("nothing was replaced") && errors.contains(&told), "{errors}");
+    ask(server.request(Method::GET, "system/ready")).await.data(200);
+    assert_eq!(server.get(ADA, "jobs").await.data(200)["items"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_replay_that_lacks_a_key_leaves_what_is_read_in_its_place() {
+    let server = Server::start(Setup::clerk());
+    let job_id = server.generate(ADA, "a lighthouse").await;
+    let key = server.data_dir().join("blobs/keys").join(ADA);
+    let kept = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    let refused = server.run(&["replay"]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("nothing was replaced"), "{errors}");
+    assert!(errors.contains("the key of the user user_ada is missing"), "{errors}");
+    assert!(!server.data_dir().join("views-1.sqlite").exists());
+    std::fs::write(&key, kept).unwrap();
+    let printed = server.printed(&["replay"]);
+    assert!(printed.contains("views-1.sqlite"), "{printed}");
+    assert_eq!(server.get(ADA, &format!("jobs/{job_id}")).await.data(200)["state"], "queued");
 }

@@ -10,7 +10,7 @@ fn replay(data_dir: &Path, from_what_is_left: bool) -> Replay {
     let log = Which { data_dir: data_dir.to_owned(), setting: "embedded".to_owned() };
     let place = Place { log, blobs: "file".to_owned(), master_key: None };
     let (until, to, view, diff, skip) = (None, None, None, false, vec![]);
-    Replay { place, until, to, view, diff, skip, from_what_is_left }
+    Replay { place, until, to, view, diff, skip, from_what_is_left, even_if_parked: false }
 }
 
 /// Ids of events that no version understands.
@@ -61,6 +61,22 @@ async fn the_last_that_knows_of_lost_events_is_replaced_only_where_that_is_meant
     let another = log_of(&dir.path().join("another"), &[9]).await;
     replay(dir.path(), false).take_over(another).await.unwrap();
     assert!(at() == 1 && !position.exists() && aside.exists());
+}
+
+#[test]
+fn where_no_log_is_left_nothing_is_what_counts_from_now_on_and_only_where_that_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let seen = log_of(&dir.path().join("seen"), &[1, 2, 3]).await;
+        replay(dir.path(), true).take_over(seen).await.unwrap();
+    });
+    let (log, views) = (dir.path().join("log.sqlite"), dir.path().join("views.sqlite"));
+    let refused = format!("{:#}", replay(dir.path(), false).run().unwrap_err());
+    assert!(refused.contains("there is no log") && !log.exists(), "{refused}");
+    assert_eq!(Seen::of(&views).unwrap().unwrap().position, 3);
+    replay(dir.path(), true).run().unwrap();
+    assert!(log.exists());
+    assert_eq!(Seen::of(&views).unwrap().unwrap().position, 0);
 }
 
 #[tokio::test]
@@ -142,6 +158,113 @@ async fn an_event_that_was_given_up_is_passed_over_in_a_file_elsewhere_too() {
     let skipping = Replay { skip: vec![2], ..replay(data.path(), false) };
     skipping.take_over(Arc::clone(&log)).await.unwrap();
     replay(data.path(), false).build(log, &to, untold()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_would_stand_still_does_not_replace_what_went_on_unless_that_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("views.sqlite");
+    let log = log_of(&dir.path().join("log"), &[1, 101, 2]).await;
+    let take_over = async |skip: &[u64], even_if_parked| {
+        let replay = replay(dir.path(), false);
+        let replay = Replay { skip: skip.to_vec(), even_if_parked, ..replay };
+        replay.take_over(Arc::clone(&log)).await.map_err(|error| format!("{error:#}"))
+    };
+    let present = || views::present_file(&base).unwrap();
+    let parked = || views::peek(&base).unwrap().unwrap().parked.len();
+    take_over(&[2], false).await.unwrap();
+    let before = present();
+    // What was given up is not known any more.
+    std::fs::remove_file(dir.path().join("views.skipped")).unwrap();
+    let refused = take_over(&[], false).await.unwrap_err();
+    let words = "the view users would stand still at position 2, where the present read model";
+    assert!(refused.starts_with("nothing was replaced") && refused.contains(words), "{refused}");
+    assert!(refused.contains("user.unheard_of.v1"), "{refused}");
+    assert_eq!((present(), parked()), (before.clone(), 0));
+    assert!(!dir.path().join("views-2.sqlite").exists(), "the draft is gone");
+
+    let stands = take_over(&[], true).await.unwrap_err();
+    assert!(stands.starts_with("event at position 2: "), "{stands}");
+    assert_eq!((present() == before, parked()), (false, 1));
+    // Those stand still already.
+    let before = present();
+    take_over(&[], false).await.unwrap_err();
+    assert_eq!((present() == before, parked()), (false, 1));
+    // Those no server goes on with.
+    take_over(&[2], false).await.unwrap();
+    std::fs::remove_file(dir.path().join("views.skipped")).unwrap();
+    let outdated = rusqlite::Connection::open(present()).unwrap();
+    outdated.pragma_update(None, "user_version", 1).unwrap();
+    drop(outdated);
+    take_over(&[], false).await.unwrap_err();
+    assert_eq!(parked(), 1);
+}
+
+#[tokio::test]
+async fn what_somebody_keeps_under_the_next_name_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = log_of(&dir.path().join("log"), &[1, 2]).await;
+    let foreign = dir.path().join("views-1.sqlite");
+    std::fs::write(&foreign, "somebody's letters").unwrap();
+    replay(dir.path(), false).take_over(log).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&foreign).unwrap(), "somebody's letters");
+    let base = dir.path().join("views.sqlite");
+    assert_eq!(views::present_file(&base).unwrap(), dir.path().join("views-2.sqlite"));
+    assert_eq!(views::peek(&base).unwrap().unwrap().seen.position, 2);
+}
+
+fn at(second: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(second)
+}
+
+/// An event at each of these seconds, in this order.
+async fn log_at(path: &Path, seconds: impl IntoIterator<Item = i64>) -> EmbeddedLog {
+    let log = EmbeddedLog::open(path).unwrap();
+    let event = |(number, second)| NewEvent {
+        id: Uuid::from_u128(number),
+        kind: "user.banned.v1".to_owned(),
+        time: at(second),
+        data: b"{}".to_vec(),
+        metadata: b"{}".to_vec(),
+    };
+    let events: Vec<_> = (1..).zip(seconds).map(event).collect();
+    for events in events.chunks(1000) {
+        log.append("user-ada", Expected::Any, events.to_vec()).await.unwrap();
+    }
+    log
+}
+
+#[tokio::test]
+async fn a_clock_that_was_wrong_for_a_while_cuts_nothing_off() {
+    let dir = tempfile::tempdir().unwrap();
+    // More than a page of them follow.
+    let seconds = [1, 2, 99].into_iter().chain(std::iter::repeat_n(3, 1200)).chain([7, 8]);
+    let log = log_at(&dir.path().join("log"), seconds).await;
+    for (second, position) in
+        [(0, 0), (1, 1), (2, 2), (3, 1203), (6, 1203), (7, 1204), (50, 1205), (100, 1205)]
+    {
+        let by = position_at(&log, at(second)).await.unwrap();
+        assert_eq!(by.position(), position, "{second}");
+    }
+    let until = Some(Point::Time(at(6)));
+    let replay = Replay { until, ..replay(dir.path(), false) };
+    replay.take_over(Arc::new(log)).await.unwrap();
+    let seen = Seen::of(&dir.path().join("views.sqlite")).unwrap().unwrap();
+    assert_eq!(seen.position, 1203);
+}
+
+#[tokio::test]
+async fn where_the_log_is_damaged_later_an_earlier_time_is_found_still() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let _writer = log_at(&path, std::iter::repeat_n(5, 1100)).await;
+    let stranger = rusqlite::Connection::open(&path).unwrap();
+    stranger.execute("UPDATE events SET data = X'7b' WHERE position = 1050", []).unwrap();
+    // The one that writes has them in memory still.
+    let log = EmbeddedLog::open_read_only(&path).unwrap();
+    assert_eq!(position_at(&log, at(4)).await.unwrap().position(), 0);
+    let damaged = position_at(&log, at(5)).await.unwrap_err();
+    assert!(format!("{damaged:#}").contains("damaged at position 1050"), "{damaged:#}");
 }
 
 /// A log that cannot be read to its end.

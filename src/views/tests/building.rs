@@ -22,6 +22,39 @@ fn a_file_that_was_built_has_the_tables_and_indexes_of_one_that_followed() {
 }
 
 #[test]
+fn what_is_not_ours_keeps_its_name_and_another_is_taken() {
+    let views = after(history());
+    let place = |name: &str| views.directory.path().join(name);
+    let letters = "somebody's letters".repeat(99);
+    fs::write(place("views-1.sqlite"), &letters).unwrap();
+    let theirs = || Connection::open(place("views-2.sqlite")).unwrap();
+    theirs().execute_batch("CREATE TABLE theirs (x)").unwrap();
+    fs::create_dir(place("views-3.sqlite")).unwrap();
+    fs::write(place("views-4.sqlite-wal"), &letters).unwrap();
+    std::os::unix::fs::symlink(place("views.sqlite"), place("views-5.sqlite")).unwrap();
+    // Of ours the beginning, and what a crash left of the rest.
+    let mut broken = fs::read(views.present_file()).unwrap();
+    broken[100..].fill(0xff);
+    fs::write(place("views-6.sqlite"), broken).unwrap();
+
+    let mut building = Building::beside(&views.path()).unwrap();
+    building.apply(&log(history()), 0).unwrap();
+    let fresh = building.finish_as_current().unwrap();
+    assert_eq!(fresh.present_file(), place("views-6.sqlite"));
+    assert_eq!(fresh.content_hash().unwrap(), views.content_hash().unwrap());
+    views.replace_with(fresh).unwrap();
+    views.sweep();
+    for name in ["views-1.sqlite", "views-4.sqlite-wal"] {
+        assert_eq!(fs::read_to_string(place(name)).unwrap(), letters);
+    }
+    theirs().execute_batch("SELECT x FROM theirs").unwrap();
+    assert!(place("views-3.sqlite").is_dir());
+    assert!(!place("views.sqlite").exists(), "the one before is not needed");
+    drop(Building::beside(&views.path()).unwrap().finish_as_current().unwrap());
+    assert!(place("views-7.sqlite").exists());
+}
+
+#[test]
 fn ticks_are_kept_for_so_many_positions_and_all_else_for_ever() {
     let mut history = log(vec![
         job(1, requested("ada")),
