@@ -73,9 +73,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// The span of all that is done in one attempt at a job.
+/// The span of all that is done in one attempt at a job. Its lines name the job by it, so that it is
+/// there where nothing but errors is told.
 pub fn attempt_span(job_id: impl Display, attempt: u32, request_id: Option<&str>) -> Span {
-    tracing::info_span!("attempt", %job_id, attempt, request_id)
+    tracing::error_span!("attempt", %job_id, attempt, request_id)
 }
 
 /// What happens rarely is there before it does: a series that begins with 1 has not increased.

@@ -55,6 +55,11 @@ impl Metadata {
     }
 }
 
+/// Whether a request may go by this id: 1 to 128 visible ASCII characters.
+pub fn is_request_id(id: &[u8]) -> bool {
+    (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+}
+
 /// The last event of a stream, and the request that it began with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Last {

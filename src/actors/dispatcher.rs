@@ -233,7 +233,8 @@ async fn work(
         Err(Broken::NotBegun | Broken::Machine(_)) => pause.failed(),
         Err(_) => {}
     }
-    let (leasing, origin) = (&rendering.leasing, leased.origin(rendering.engine.name()));
+    // It answers to what happened last: who cancelled is not who asked.
+    let (leasing, origin) = (&rendering.leasing, by(rendering.engine.name()));
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
     let recorded = match outcome {
         Ok(()) | Err(Broken::LeaseLost) => return,
@@ -337,8 +338,12 @@ async fn attempt(
     let handed = while_held(rendering, leased, hand_in(rendering, &made)).await?;
     let shape = Shape { duration: made.duration, width: made.width, height: made.height };
     let (job_id, lease_id, request) = (leased.job_id, leased.lease_id, &leased.request);
-    let origin = leased.origin(rendering.engine.name());
-    let finish = rendering.leasing.finish(job_id, lease_id, &origin, request, &handed, shape);
+    let leasing = &rendering.leasing;
+    let finish = async {
+        let (_, last) = leasing.hold(job_id, lease_id).await?;
+        let origin = by(rendering.engine.name()).after(&last);
+        leasing.finish(job_id, lease_id, &origin, request, &handed, shape).await
+    };
     match finish.await {
         Ok(_) => Ok(()),
         Err(Error::Job(Failure::Refused(_))) => Err(Broken::LeaseLost),
@@ -476,8 +481,7 @@ async fn open_secret(rendering: &Rendering, job_id: JobId) -> Result<Secret, Bro
 /// if it must.
 async fn ask(rendering: &Rendering, leased: &Leased, progress: Option<Progress>) -> Option<Broken> {
     let (job_id, lease_id) = (leased.job_id, leased.lease_id);
-    let origin = leased.origin(rendering.engine.name());
-    let leasing = &rendering.leasing;
+    let (leasing, origin) = (&rendering.leasing, by(rendering.engine.name()));
     let report = match progress {
         Some(Progress { percent, message }) => {
             let told = leasing.progress(job_id, lease_id, &origin, percent, message).await;

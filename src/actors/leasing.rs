@@ -63,11 +63,6 @@ pub struct Leased {
 }
 
 impl Leased {
-    /// The origin of what this program does under the lease: it answers to that.
-    pub fn origin(&self, worker_id: &str) -> Metadata {
-        by(worker_id).after(&self.last)
-    }
-
     /// The request that the job came from, if one is known.
     pub fn request_id(&self) -> Option<&str> {
         Some(&*self.last.correlation_id).filter(|id| !id.is_empty())
@@ -271,13 +266,13 @@ impl Leasing {
         }
     }
 
-    /// The worker that holds a lease, if it is held.
-    pub async fn holder(&self, job_id: JobId, lease_id: LeaseId) -> Option<String> {
+    /// The worker that holds a lease, if it is held, and the last that happened to the job.
+    pub async fn holder(&self, job_id: JobId, lease_id: LeaseId) -> Option<(String, Last)> {
         let found = self.execute(job_id, Command::Look, &by("")).await.ok()?;
         let Job::Requested(job) = found.state else { return None };
         match job.phase {
             Phase::Running(lease) | Phase::Cancelling(lease) if lease.id == lease_id => {
-                Some(lease.worker_id)
+                Some((lease.worker_id, found.last.unwrap_or_default()))
             }
             _ => None,
         }

@@ -255,7 +255,7 @@ async fn what_comes_of_a_request_goes_back_to_it() {
     world.system.visible(asked.position).await.unwrap();
     let leased = world.lease("w").await;
     world.hand_in(&leased, b"made").await.unwrap();
-    let origin = leased.origin("w");
+    let origin = by("w");
     world.leasing.progress(id, leased.lease_id, &origin, 50, None).await.unwrap();
     world.leasing.complete(id, leased.lease_id, &origin, |_| SHAPE).await.unwrap();
     let events = world.system.log.read_all(asked.position, 100).await.unwrap();
@@ -263,7 +263,7 @@ async fn what_comes_of_a_request_goes_back_to_it() {
     let expected = ["job.leased.v1", "job.progressed.v1", "file.stored.v1", "job.completed.v1"];
     assert_eq!(kinds, expected);
     let requested = world.system.log.read_all(asked.position - 1, 1).await.unwrap().remove(0);
-    for (event, cause) in events.iter().zip([&requested, &events[0], &events[0], &events[0]]) {
+    for (event, cause) in events.iter().zip([&requested, &events[0], &events[1], &events[1]]) {
         let metadata: Metadata = serde_json::from_slice(&event.metadata).unwrap();
         assert_eq!(metadata.correlation_id, "req_1", "{}", event.kind);
         assert_eq!(metadata.causation_id, Some(cause.id.to_string()), "{}", event.kind);

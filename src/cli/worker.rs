@@ -6,7 +6,7 @@ mod server;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -33,8 +33,6 @@ const WAIT: Duration = Duration::from_secs(20);
 /// that not all workers come back at once.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
-/// How long after it was told to stop the last traces may still be on their way.
-const DRAIN: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub struct Worker {
@@ -89,10 +87,9 @@ impl Worker {
         let telemetry = telemetry::init("t2m-worker", log_format, ready.collector.as_deref())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let scratch = Scratch::take(&scratch::shared(above.as_deref())?)?;
-        let by = runtime.block_on(work(ready, scratch.path()))?;
-        drop((scratch, runtime));
-        telemetry.end_by(by);
-        Ok(())
+        let outcome = runtime.block_on(work(ready, scratch.path()));
+        drop((scratch, runtime, telemetry));
+        outcome
     }
 
     fn check(self) -> Result<Ready, BadConfiguration> {
@@ -152,8 +149,8 @@ impl Worker {
     }
 }
 
-/// Works until it is told to stop; then gives back what it has. Answers by when all must have ended.
-async fn work(ready: Arc<Ready>, scratch: &Path) -> anyhow::Result<Instant> {
+/// Works until it is told to stop; then gives back what it has.
+async fn work(ready: Arc<Ready>, scratch: &Path) -> anyhow::Result<()> {
     let (stop, stopping) = watch::channel(false);
     let mut interrupt = Interrupt::listen()?;
     let mut slots = JoinSet::new();
@@ -166,11 +163,10 @@ async fn work(ready: Arc<Ready>, scratch: &Path) -> anyhow::Result<Instant> {
         // A slot ends by itself only when the server will not have it.
         ended = slots.join_next() => ended.unwrap_or(Ok(Ok(()))).context("a slot broke off")?,
     };
-    let by = Instant::now() + DRAIN;
     tracing::info!("stopping: jobs are given back");
     stop.send_replace(true);
     while slots.join_next().await.is_some() {}
-    outcome.map(|()| by)
+    outcome
 }
 
 /// One job after the other.

@@ -27,6 +27,7 @@ use tracing::Instrument;
 use super::app::App;
 use super::problem::{Code, Problem};
 use super::trace;
+use crate::actors::codec::is_request_id;
 
 /// What our answers may load, and who may frame them: nothing and nobody. JSON needs neither.
 const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
@@ -53,13 +54,6 @@ pub struct RequestId {
     pub id: String,
     /// Sent by the caller, and not made here.
     pub is_given: bool,
-}
-
-impl RequestId {
-    /// Whether a request may go by this id.
-    pub fn is_usable(id: &[u8]) -> bool {
-        (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
-    }
 }
 
 impl FromRequest for RequestId {
@@ -188,7 +182,7 @@ pub async fn edge(
 
 fn request_id(req: &ServiceRequest) -> RequestId {
     let given = req.headers().get(&X_REQUEST_ID).map(HeaderValue::as_bytes).unwrap_or_default();
-    let is_given = RequestId::is_usable(given);
+    let is_given = is_request_id(given);
     let id = match (is_given, req.app_data::<web::Data<FreshIds>>()) {
         (true, _) => String::from_utf8_lossy(given).into_owned(),
         (false, Some(ids)) => (ids.0)(),
@@ -200,7 +194,7 @@ fn request_id(req: &ServiceRequest) -> RequestId {
 /// The id that an answer bears instead of its request's, which nobody chose.
 fn other_id(response: &HttpResponse) -> Option<String> {
     let other = response.extensions().get::<RequestId>().map(|other| other.id.clone())?;
-    RequestId::is_usable(other.as_bytes()).then_some(other)
+    is_request_id(other.as_bytes()).then_some(other)
 }
 
 /// CSRF: a browser says where a state-changing request comes from; compared exactly. It stands

@@ -138,9 +138,11 @@ impl LeaseAnswer {
     }
 }
 
-/// What the events of a worker's call say of their origin.
-fn origin(worker_id: &str, request_id: RequestId) -> Metadata {
-    Metadata { correlation_id: request_id.id, ..by(worker_id) }
+/// What the events of a worker's call say of their origin. Of a call that names no request, all that
+/// comes of it bears the id of the request that the job goes back to.
+fn origin(worker_id: &str, request_id: &RequestId) -> Metadata {
+    let given = request_id.is_given.then(|| request_id.id.clone());
+    Metadata { correlation_id: given.unwrap_or_default(), ..by(worker_id) }
 }
 
 /// The same, by the worker that holds the lease.
@@ -148,14 +150,24 @@ async fn origin_under(
     app: &App,
     job_id: JobId,
     lease_id: LeaseId,
-    request_id: RequestId,
+    request_id: &RequestId,
 ) -> Metadata {
-    let holder = app.leasing.holder(job_id, lease_id).await;
-    origin(holder.as_deref().unwrap_or(UNKNOWN), request_id)
+    match app.leasing.holder(job_id, lease_id).await {
+        Some((worker_id, last)) => origin(&worker_id, request_id).after(&last),
+        None => origin(UNKNOWN, request_id),
+    }
 }
 
-/// `POST worker/lease`: of a call that names no request, all that comes of it bears the id of the
-/// request that the job came from.
+/// An answer bears the id that the events bear.
+fn bearing(mut response: HttpResponse, id: &str) -> HttpResponse {
+    if !id.is_empty() {
+        let request_id = RequestId { id: id.to_owned(), is_given: false };
+        response.extensions_mut().insert(request_id);
+    }
+    response
+}
+
+/// `POST worker/lease`
 pub async fn lease(
     app: web::Data<App>,
     request_id: RequestId,
@@ -164,20 +176,15 @@ pub async fn lease(
     let kinds: Vec<Kind> = body.0.kinds.iter().filter_map(|name| kind(name)).collect();
     let wait = Duration::from_secs(body.0.wait_s.unwrap_or(0));
     let stopping = app.stopping.clone();
-    let is_given = request_id.is_given;
-    let origin = match is_given {
-        true => origin(&body.0.worker_id, request_id),
-        false => by(&body.0.worker_id),
-    };
+    let origin = origin(&body.0.worker_id, &request_id);
     let leased = app.leasing.lease_within(&origin, &kinds, wait, stopping).await?;
     let Some(leased) = leased else { return Ok(HttpResponse::NoContent().finish()) };
-    let of_job = leased.request_id().filter(|_| !is_given).map(str::to_owned);
+    let id = match request_id.is_given {
+        true => request_id.id,
+        false => leased.last.correlation_id.clone(),
+    };
     let given = give(&app, &origin, leased).await;
-    let mut response = given.unwrap_or_else(HttpResponse::from_error);
-    if let Some(id) = of_job {
-        response.extensions_mut().insert(RequestId { id, is_given });
-    }
-    Ok(response)
+    Ok(bearing(given.unwrap_or_else(HttpResponse::from_error), &id))
 }
 
 /// The answer with a job, and with its secret if it needs one; a job without it is failed instead.
@@ -254,13 +261,14 @@ pub async fn progress(
     let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
     // Within 0 to 100, so that nothing is cut off.
     let percent = body.0.progress as u8;
-    let origin = origin_under(&app, job_id, lease_id, request_id).await;
+    let origin = origin_under(&app, job_id, lease_id, &request_id).await;
     let message = body.0.message;
     let done = app.leasing.progress(job_id, lease_id, &origin, percent, message).await?;
     let Report { cancelled, expires_at } = done.outcome;
     // Also where it cannot be read yet: whoever hears that his lease was not renewed throws away
     // what he has made.
-    Ok(at_position(answer::ok(ReportAnswer { cancelled, expires_at }), done.position))
+    let told = at_position(answer::ok(ReportAnswer { cancelled, expires_at }), done.position);
+    Ok(bearing(told, &origin.correlation_id))
 }
 
 /// The query of `PUT worker/jobs/{id}/output`.
@@ -483,9 +491,9 @@ pub async fn complete(
 ) -> Result<HttpResponse, Problem> {
     let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
     let shape = |request: &Request| body.0.shape(request);
-    let origin = origin_under(&app, job_id, lease_id, request_id).await;
+    let origin = origin_under(&app, job_id, lease_id, &request_id).await;
     let done = app.leasing.complete(job_id, lease_id, &origin, shape).await?;
-    told(job_id, done)
+    Ok(bearing(told(job_id, done)?, &origin.correlation_id))
 }
 
 /// What cannot be read yet may be asked for again, and is answered the same then; but under the
@@ -533,7 +541,7 @@ pub async fn fail(
     body: Json<FailRequest>,
 ) -> Result<HttpResponse, Problem> {
     let (job_id, lease_id) = (jobs::parse_id(&id)?, LeaseId(body.0.lease_id));
-    let origin = origin_under(&app, job_id, lease_id, request_id).await;
+    let origin = origin_under(&app, job_id, lease_id, &request_id).await;
     let FailRequest { error, retryable, given_back, .. } = body.0;
     let done = match given_back.unwrap_or(false) {
         true => app.leasing.give_back(job_id, lease_id, &origin).await?,
@@ -543,7 +551,8 @@ pub async fn fail(
         }
     };
     // Also where it cannot be read yet: asked again, the lease is gone.
-    Ok(at_position(outcome(job_id, done.outcome, None), done.position))
+    let told = at_position(outcome(job_id, done.outcome, None), done.position);
+    Ok(bearing(told, &origin.correlation_id))
 }
 
 #[cfg(test)]

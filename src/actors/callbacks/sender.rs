@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{HeaderValue, RETRY_AFTER};
+use reqwest::header::RETRY_AFTER;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 
 use super::address::{self, is_public};
 use super::record::Trouble;
+use crate::actors::codec::is_request_id;
 use crate::clerk::webhook;
 use crate::config::Secret;
 
@@ -95,9 +96,8 @@ impl Sender {
             .header("webhook-timestamp", message.at.timestamp())
             .header("webhook-signature", signature)
             .body(message.body);
-        // A log that was brought here may hold ids that no header can.
-        let request_id = message.request_id.and_then(|id| HeaderValue::try_from(id).ok());
-        if let Some(id) = request_id {
+        // A log that was brought here may hold ids that no request may go by.
+        if let Some(id) = message.request_id.filter(|id| is_request_id(id.as_bytes())) {
             request = request.header("x-request-id", id);
         }
         request.send().await.map_err(|error| trouble(&error))

@@ -114,7 +114,10 @@ impl<'a> Attempt<'a> {
         let told = match outcome {
             Ok(()) => return tracing::info!("completed"),
             Err(Ended::LeaseLost) => return tracing::warn!("the lease was lost"),
-            Err(Ended::Cancelled) => fail("cancelled", false).await,
+            Err(Ended::Cancelled) => {
+                tracing::info!("cancelled");
+                self.persist(|| self.server.cancelled(&self.lease)).await
+            }
             Err(Ended::Machine(error)) => fail(&error, true).await,
             Err(Ended::Failed { error, retryable }) => fail(&error, retryable).await,
             Err(Ended::Stopped) => give_back("the worker was stopped").await,

@@ -20,9 +20,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use url::Url;
 use uuid::Uuid;
 
+use crate::actors::codec::is_request_id;
 use crate::config::Secret;
 use crate::domain::job::{Kind, Options};
-use crate::http::edges::RequestId;
 use crate::media::renderer::{Made, MadeFile, Progress};
 
 /// Of a call without a body worth mentioning.
@@ -204,6 +204,14 @@ impl Server {
         self.end(lease, &body).await
     }
 
+    /// Ends a job that was cancelled. It bears no request id: the server knows whose word it was.
+    pub async fn cancelled(&self, lease: &Lease) -> Result<(), Refused> {
+        let path = format!("jobs/{}/fail", lease.job_id);
+        let body = json!({ "lease_id": lease.lease_id, "error": "cancelled", "retryable": false });
+        let request = self.request(Method::POST, &path, None).json(&body);
+        sent(request.timeout(PATIENCE)).await.map(drop)
+    }
+
     /// The job goes on with the next worker at once. To a server that does not know of this, it is an
     /// attempt that failed.
     pub async fn give_back(&self, lease: &Lease, why: &str) -> Result<(), Refused> {
@@ -230,7 +238,7 @@ impl Server {
 fn whence(under: Option<&Lease>) -> HeaderMap {
     let mut headers = Headers(HeaderMap::new());
     let request_id = under.and_then(|lease| lease.request_id.as_deref());
-    if let Some(id) = request_id.filter(|id| RequestId::is_usable(id.as_bytes())) {
+    if let Some(id) = request_id.filter(|id| is_request_id(id.as_bytes())) {
         headers.set("x-request-id", id.to_owned());
     }
     let context = Span::current().context();

@@ -175,6 +175,24 @@ async fn a_lease_tells_the_request_of_the_job_and_is_part_of_it_unless_the_worke
             (&job["job_id"], &json!(of_job)),
             "{leased}"
         );
+        // What is told without an id goes on with it, and an end with whoever brought it about.
+        let job = job["job_id"].as_str().unwrap();
+        let (of, tell) = (
+            format!("jobs/{job}/progress"),
+            json!({ "lease_id": leased["lease_id"], "progress": 5 }),
+        );
+        assert_eq!(post(&server, &of, &tell).await.header("x-request-id"), of_job);
+        let cancel = server.request_of(ADA, Method::POST, &format!("jobs/{job}/cancel"));
+        ask(cancel.header("x-request-id", "req_cancel").json(&json!({}))).await.data(200);
+        let (of, tell) = (
+            format!("jobs/{job}/fail"),
+            json!({ "lease_id": leased["lease_id"], "error": "stopped" }),
+        );
+        let ended = post(&server, &of, &tell).await;
+        assert_eq!((ended.status, ended.header("x-request-id")), (200, "req_cancel"));
+        let event = &events(&server, &format!("from={}&limit=1", ended.position() - 1)).await[0];
+        assert_eq!(event["type"], "job.cancelled.v1");
+        assert_eq!(event["metadata"]["correlation_id"], "req_cancel");
     }
     let nothing = lease(&server).await;
     assert_eq!(nothing.status, 204);
