@@ -52,7 +52,7 @@ pub use files::FileRow;
 pub use jobs::{JobFilter, JobRow};
 pub use page::{Cursor, Page};
 pub use parked::{Parked, View, skip, skipped};
-pub use peek::{Peek, peek};
+pub use peek::{Peek, Referring, peek, referring};
 pub use reach::Reach;
 pub use sessions::{SessionCursor, SessionRow, SessionStanding};
 pub use tallies::Period;

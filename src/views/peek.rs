@@ -4,11 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::column::{Text, unsigned};
+use super::column::{Id, Text, unsigned};
 use super::file::{self, Found};
 use super::parked::{self, Parked};
 use super::{Error, Seen, seen};
-use crate::domain::ids::UserId;
+use crate::domain::ids::{FileId, UserId};
 
 /// What operators ask of views that a server may be using.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,41 @@ pub fn peek(path: &Path) -> Result<Option<Peek>, Error> {
     let users = users.collect::<rusqlite::Result<_>>()?;
     let (parked, skipped) = (parked::load(&moment)?, parked::skipped(path)?);
     Ok(Some(Peek { seen, parked, skipped, blobs, users }))
+}
+
+/// A file that refers to a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Referring {
+    pub file_id: FileId,
+    pub user_id: UserId,
+    pub sha256: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// The files that refer to one of these blobs at present, of views that [`peek`] takes.
+///
+/// # Errors
+/// They cannot be read.
+pub fn referring<'a>(
+    path: &Path,
+    blobs: impl IntoIterator<Item = &'a String>,
+) -> Result<Vec<Referring>, Error> {
+    let sql = file::reader(&file::current(path)?)?;
+    let mut query = sql.prepare("SELECT file_id, user_id, size FROM files WHERE sha256 = ?1")?;
+    let mut found = Vec::new();
+    for sha256 in blobs {
+        let files = query.query_map([sha256], |row| {
+            Ok(Referring {
+                file_id: FileId(row.get::<_, Id>(0)?.0),
+                user_id: row.get::<_, Text<UserId>>(1)?.0,
+                sha256: sha256.clone(),
+                size: unsigned(row.get(2)?),
+            })
+        })?;
+        found.extend(files.collect::<rusqlite::Result<Vec<_>>>()?);
+    }
+    Ok(found)
 }
 
 impl Seen {

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
 use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
@@ -13,11 +11,9 @@ use uuid::Uuid;
 use super::{Doctoring, Verdict, few};
 use crate::cli::layout;
 use crate::media::blobs::Blobs;
-use crate::views;
+use crate::views::{self, Referring};
 
 const CHECK: &str = "blobs";
-/// How long somebody else's lock on the read model is waited for.
-const BUSY: Duration = Duration::from_secs(5);
 
 /// A file whose bytes are not there, or are others.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -68,7 +64,7 @@ impl Doctoring {
             Err(error) => {
                 let (count, named) = (wrong.len(), few(wrong.keys()));
                 let says = format!("{count} are missing or of another size: {named}");
-                self.fault(CHECK, format!("{says}; whose they are cannot be read: {error:#}"));
+                self.fault(CHECK, format!("{says}; whose they are cannot be read: {error}"));
             }
         }
         let spare = sizes.into_iter().filter(|(sha256, _)| !needed.contains_key(sha256));
@@ -96,33 +92,30 @@ impl Doctoring {
 
 /// Those who refer to these blobs now, in the order of their ids; each blob with how many bytes there
 /// are of it.
-fn files_of(views: &Path, blobs: &BTreeMap<String, Option<u64>>) -> anyhow::Result<Vec<Faulty>> {
-    let mut files = Vec::new();
+fn files_of(
+    views: &Path,
+    blobs: &BTreeMap<String, Option<u64>>,
+) -> Result<Vec<Faulty>, views::Error> {
     if blobs.is_empty() {
-        return Ok(files);
+        return Ok(Vec::new());
     }
-    let read_only = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let sql = Connection::open_with_flags(views::present_file(views)?, read_only)?;
-    sql.busy_timeout(BUSY)?;
-    let mut query = sql.prepare("SELECT file_id, user_id, size FROM files WHERE sha256 = ?1")?;
-    for (sha256, found_bytes) in blobs {
-        let mut rows = query.query([sha256])?;
-        while let Some(row) = rows.next()? {
-            files.push(Faulty {
-                file_id: Uuid::from_bytes(row.get(0)?),
-                user_id: row.get(1)?,
-                sha256: sha256.clone(),
-                bytes: u64::try_from(row.get::<_, i64>(2)?)?,
-                found_bytes: *found_bytes,
-            });
-        }
-    }
+    let referring = views::referring(views, blobs.keys())?.into_iter();
+    let mut files: Vec<_> = referring
+        .map(|Referring { file_id, user_id, sha256, size }| Faulty {
+            file_id: file_id.0,
+            user_id: user_id.to_string(),
+            found_bytes: blobs.get(&sha256).copied().flatten(),
+            sha256,
+            bytes: size,
+        })
+        .collect();
     files.sort();
     Ok(files)
 }
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::Connection;
     use sha2::{Digest, Sha256};
 
     use super::*;
