@@ -22,6 +22,13 @@ struct Away {
     refused: Option<String>,
 }
 
+/// What the operator is told of.
+#[derive(Debug, PartialEq)]
+enum News {
+    Away(String),
+    Back,
+}
+
 impl Away {
     fn reason(&self) -> Option<&String> {
         self.unreached.as_ref().or(self.refused.as_ref())
@@ -75,82 +82,65 @@ impl Condition {
 
     /// The server cannot be reached.
     pub(super) fn set_away(&self, why: &str) {
-        self.change(|away| away.unreached = Some(why.to_owned()));
+        self.tell(self.change(|away| away.unreached = Some(why.to_owned())));
     }
 
     /// The server can be reached.
     pub(super) fn set_back(&self) {
-        self.change(|away| away.unreached = None);
+        self.tell(self.change(|away| away.unreached = None));
     }
 
     /// The server took no append in time.
     pub(super) fn set_refused(&self, why: &str) {
-        self.change(|away| away.refused = Some(why.to_owned()));
+        self.tell(self.change(|away| away.refused = Some(why.to_owned())));
     }
 
     /// The server has taken an append.
     pub(super) fn set_taken(&self) {
-        self.change(|away| *away = Away::default());
+        self.tell(self.change(|away| *away = Away::default()));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Away)) {
+    /// What of it is news.
+    fn change(&self, change: impl FnOnce(&mut Away)) -> Option<News> {
         let mut away = guard(&self.away);
         let before = away.reason().is_some();
         change(&mut away);
         match (before, away.reason()) {
-            (false, Some(why)) => {
+            (false, Some(why)) => Some(News::Away(why.clone())),
+            (true, None) => Some(News::Back),
+            _ => None,
+        }
+    }
+
+    fn tell(&self, news: Option<News>) {
+        match news {
+            Some(News::Away(why)) => {
                 tracing::error!(%why, "the log cannot be written at present, {}", self.place);
             }
-            (true, None) => tracing::info!("the log can be written again"),
-            _ => {}
+            Some(News::Back) => tracing::info!("the log can be written again"),
+            None => {}
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
     fn the_operator_is_told_once_when_it_goes_and_once_when_it_is_back() {
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&lines);
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || Lines(Arc::clone(&told)))
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
-            let condition = Condition::new("the database".into());
-            condition.set_back();
-            condition.set_away("nobody answers");
-            condition.set_away("still nobody");
-            condition.set_refused("it is read-only");
-            condition.set_back();
-            condition.set_taken();
-            condition.set_taken();
-        });
-        let lines = String::from_utf8(std::mem::take(&mut guard(&lines))).unwrap();
-        let lines: Vec<_> = lines.lines().collect();
-        let [gone, back] = lines[..] else { panic!("{lines:?}") };
-        for word in ["ERROR", "nobody answers", "cannot be written at present, the database"] {
-            assert!(gone.contains(word), "{gone}");
-        }
-        assert!(back.contains("INFO") && back.contains("can be written again"), "{back}");
-    }
-
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            guard(&self.0).extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
+        let condition = Condition::new("the database".into());
+        let unreached = |why: Option<&str>| {
+            let why = why.map(str::to_owned);
+            condition.change(|away| away.unreached = why)
+        };
+        assert_eq!(unreached(None), None);
+        assert_eq!(unreached(Some("nobody answers")), Some(News::Away("nobody answers".into())));
+        assert_eq!(unreached(Some("still nobody")), None);
+        assert_eq!(condition.change(|away| away.refused = Some("read-only".into())), None);
+        assert_eq!(unreached(None), None, "it is refused still");
+        assert_eq!(condition.change(|away| *away = Away::default()), Some(News::Back));
+        assert_eq!(condition.change(|away| *away = Away::default()), None);
     }
 
     #[test]
