@@ -1,10 +1,8 @@
 //! Uploads that come in pieces: what each is to become, and the bytes it has so far. All of it
 //! lies in the spool under the data directory and outlives a crash at any point.
 //!
-//! `ID.json` is what was asked for, `ID.part` the bytes; the length of the latter is the offset.
-//! (File systems lengthen a file after its bytes are on the disk, so that a power cut costs only
-//! what was not acknowledged.) `ID.unverified` holds the offset behind which bytes are not to be
-//! believed yet: their checksum was not compared.
+//! `ID.json` is what was asked for, `ID.part` the bytes, `ID.offset` how many of them count: those
+//! that are durable and, where a checksum was promised, compared with it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -25,8 +23,10 @@ use uuid::Uuid;
 use super::blobs::{self, Blobs, Stored};
 use super::reservations::{Reservation, Reservations};
 use crate::domain::ids::UserId;
+use note::Note;
 
 mod append;
+mod note;
 
 pub use append::{Algorithm, Appended, Checksum, Ended};
 
@@ -99,6 +99,8 @@ pub struct Upload {
 struct Work {
     /// So many bytes are durable.
     offset: u64,
+    /// What the note says, if that is certain. Never more than are durable.
+    noted: Option<u64>,
     /// Of the bytes up to the offset; absent after a restart or a failure.
     hasher: Option<Sha256>,
     whole: Option<Stored>,
@@ -192,6 +194,7 @@ impl Uploads {
         let written = || {
             // The bytes' file first: a head whose bytes are not there has been adopted.
             File::create(&part)?.sync_all()?;
+            self.note(id).create()?;
             replace(&head, &draft, &json(&wanted))?;
             File::open(&self.spool)?.sync_all()
         };
@@ -199,10 +202,12 @@ impl Uploads {
             // As far as that goes: what stays is overwritten, or swept at the next start, which a
             // head without its bytes would prevent.
             let _ = remove(&head).and_then(|()| remove(&part));
+            let _ = remove(&self.note(id).0);
             let _ = remove(&draft);
             return Err(error);
         }
-        let work = Work { offset: 0, hasher: Some(Sha256::default()), whole: None, gone: false };
+        let hasher = Some(Sha256::default());
+        let work = Work { offset: 0, noted: Some(0), hasher, whole: None, gone: false };
         self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
         Ok(())
     }
@@ -271,35 +276,36 @@ impl Uploads {
             tracing::warn!(%id, "an unfinished upload makes no sense and is removed");
             return remove(&self.path(id, "json"));
         };
-        let offset = match (&wanted.whole, File::options().write(true).open(self.path(id, "part")))
-        {
-            (Some(whole), _) => whole.size,
-            (None, Ok(part)) => self.believed(id, &part)?,
-            (None, Err(error)) => return Err(error),
+        let offset = match &wanted.whole {
+            Some(whole) => whole.size,
+            None => self.believed(id)?,
         };
-        let work = Work { offset, hasher: None, whole: wanted.whole.clone(), gone: false };
+        let (noted, whole) = (Some(offset), wanted.whole.clone());
+        let work = Work { offset, noted, hasher: None, whole, gone: false };
         let Ok(room) = reservations
             .reserve(&wanted.user_id, wanted.length, |_| Ok::<_, std::convert::Infallible>(()));
         self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
         Ok(())
     }
 
-    /// The length of the bytes that need not be doubted; the rest is cut off.
-    fn believed(&self, id: Uuid, part: &File) -> io::Result<u64> {
-        let length = part.metadata()?.len();
-        let doubted = match fs::read_to_string(self.path(id, "unverified")) {
-            // The mark was not whole yet, so that no byte behind it was written.
-            Ok(text) => text.parse().unwrap_or(length),
-            Err(_) => {
-                // Whoever wrote them may have been killed before they were durable.
-                part.sync_all()?;
-                return Ok(length);
-            }
-        };
-        part.set_len(length.min(doubted))?;
-        part.sync_all()?;
-        remove(&self.path(id, "unverified"))?;
-        Ok(length.min(doubted))
+    /// How many bytes count, as the note says now; whatever lies behind them is cut off.
+    fn believed(&self, id: Uuid) -> io::Result<u64> {
+        let part = File::options().write(true).open(self.path(id, "part"))?;
+        let (note, length) = (self.note(id), part.metadata()?.len());
+        let noted = note.read()?;
+        if noted.is_none() {
+            note.create()?;
+            File::open(&self.spool)?.sync_all()?;
+        }
+        let offset = noted.unwrap_or(0).min(length);
+        part.set_len(offset)?;
+        // Even the same: what is read may not have come to the disk before a kill.
+        note.write(offset)?;
+        Ok(offset)
+    }
+
+    fn note(&self, id: Uuid) -> Note {
+        Note(self.path(id, "offset"))
     }
 
     fn path(&self, id: Uuid, extension: &str) -> PathBuf {
@@ -375,7 +381,7 @@ impl Held {
         let ended = in_background(move || {
             let id = self.upload.wanted.id;
             // The head first: without it the rest is removed at the next start.
-            for extension in ["json", "part", "unverified", "draft"] {
+            for extension in ["json", "part", "offset", "draft"] {
                 remove(&self.uploads.path(id, extension))?;
             }
             self.work.gone = true;

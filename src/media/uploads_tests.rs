@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use futures_util::stream;
 use sha2::Digest;
 
+use super::append::NOTED_BYTES;
 use super::*;
 use crate::config::BlobStore;
 
@@ -73,9 +74,8 @@ async fn append(held: &mut Held, body: &[&'static str], sum: Option<&[u8]>) -> (
         "cut" => Err("broken"),
         text => Ok(Bytes::from_static(text.as_bytes())),
     };
-    let checksum = sum.map(|sum| Checksum { algorithm: Algorithm::Sha1, digest: sum.to_vec() });
     let body = stream::iter(body.iter().map(chunk).collect::<Vec<_>>());
-    let appended = held.append(body, checksum).await.unwrap();
+    let appended = held.append(body, sum.and_then(promised)).await.unwrap();
     (format!("{:?}", appended.ended), appended.offset)
 }
 
@@ -133,54 +133,140 @@ async fn bytes_whose_checksum_is_wrong_or_that_are_too_many_change_nothing() {
     assert_eq!(stored.sha256, hex::encode(Sha256::digest("hellohello")));
 }
 
+/// Bytes that nobody has synced or compared with their checksum, or whose number alone has come to the
+/// disk.
 #[tokio::test]
-async fn bytes_that_were_not_verified_before_a_crash_are_cut_off() {
+async fn bytes_behind_those_that_count_are_cut_off_after_a_crash() {
     let place = Place::new();
     let uploads = place.uploads();
     create(&place, &uploads, 10).await;
-    append(&mut hold(&uploads).await, &["hello"], None).await;
-    // What a kill in the midst of an append with a checksum leaves.
+    append(&mut hold(&uploads).await, &["hello", "cut"], None).await;
     fs::write(uploads.path(ID, "part"), "helloBAD").unwrap();
-    fs::write(uploads.path(ID, "unverified"), "5").unwrap();
     drop(uploads);
-    assert_eq!(hold(&place.uploads()).await.offset(), 5);
-    assert_eq!(place.files(), 2);
-}
-
-#[tokio::test]
-async fn an_append_that_cannot_be_closed_counts_for_nothing() {
-    let place = Place::new();
     let uploads = place.uploads();
-    create(&place, &uploads, 10).await;
     let mut held = hold(&uploads).await;
-    append(&mut held, &["hello"], None).await;
-    // When all of the body has come, its mark cannot be removed.
-    let mark = uploads.path(ID, "unverified");
-    let body = stream::iter(["wor", "ld"].into_iter().map(|chunk| {
-        if chunk == "ld" {
-            fs::remove_file(&mark).unwrap();
-            fs::create_dir(&mark).unwrap();
-        }
-        Ok::<_, Infallible>(Bytes::from_static(chunk.as_bytes()))
-    }));
-    let checksum = Checksum { algorithm: Algorithm::Sha1, digest: sha1("world") };
-    assert!(matches!(held.append(body, Some(checksum)).await, Err(Error::Io(_))));
-    assert_eq!(held.offset(), 5);
-    fs::remove_dir(&mark).unwrap();
+    assert_eq!((held.offset(), place.files()), (5, 3));
     assert_eq!(append(&mut held, &["world"], None).await, ("Whole".to_owned(), 10));
     let stored = held.store().await.unwrap();
     assert_eq!(stored.sha256, hex::encode(Sha256::digest("helloworld")));
 }
 
 #[tokio::test]
-async fn the_mark_of_an_append_that_failed_does_not_doubt_what_comes_after_it() {
+async fn an_upload_goes_on_with_what_is_left_where_a_disk_has_lost_bytes_or_their_number() {
+    let short_part: (_, Option<&[u8]>, _) = ("part", Some(b"he"), 2);
+    for (name, left, offset) in
+        [short_part, ("offset", Some(b"he"), 0), ("offset", Some(b"\xff"), 0), ("offset", None, 0)]
+    {
+        let place = Place::new();
+        let uploads = place.uploads();
+        create(&place, &uploads, 10).await;
+        append(&mut hold(&uploads).await, &["hello"], None).await;
+        match left {
+            Some(bytes) => fs::write(uploads.path(ID, name), bytes).unwrap(),
+            None => fs::remove_file(uploads.path(ID, name)).unwrap(),
+        }
+        drop(uploads);
+        let uploads = place.uploads();
+        assert_eq!(hold(&uploads).await.offset(), offset, "{name} {left:?}");
+        append(&mut hold(&uploads).await, &[&"helloworld"[offset as usize..]], None).await;
+        drop(uploads);
+        let stored = hold(&place.uploads()).await.store().await.unwrap();
+        assert_eq!(stored.sha256, hex::encode(Sha256::digest("helloworld")));
+    }
+}
+
+const MIB: usize = 1024 * 1024;
+
+/// Six megabytes of a body; before the last one something happens.
+fn long_body(happens: impl Fn()) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> {
+    stream::iter((0..6).map(move |number| {
+        if number == 5 {
+            happens();
+        }
+        Ok(Bytes::from(vec![number; MIB]))
+    }))
+}
+
+fn promised(digest: &[u8]) -> Option<Checksum> {
+    Some(Checksum { algorithm: Algorithm::Sha1, digest: digest.to_vec() })
+}
+
+/// What a crash would leave now, as an upload of another place.
+fn crash(uploads: &Uploads, other: &Place) {
+    let spool = other.uploads().spool.clone();
+    for name in ["json", "part", "offset"].map(|it| format!("{ID}.{it}")) {
+        fs::copy(uploads.spool.join(&name), spool.join(&name)).unwrap();
+    }
+}
+
+async fn offset_after_a_crash_in_the_midst(checksum: Option<Checksum>) -> u64 {
+    let (place, other) = (Place::new(), Place::new());
+    let uploads = place.uploads();
+    create(&place, &uploads, 7 * MIB as u64).await;
+    let mut held = hold(&uploads).await;
+    append(&mut held, &["hello"], None).await;
+    held.append(long_body(|| crash(&uploads, &other)), checksum).await.unwrap();
+    hold(&other.uploads()).await.offset()
+}
+
+#[tokio::test]
+async fn a_crash_in_the_midst_of_a_long_body_costs_no_more_than_a_few_megabytes() {
+    assert_eq!(offset_after_a_crash_in_the_midst(None).await, 5 + NOTED_BYTES);
+    let checksum = promised(b"whatever");
+    assert_eq!(offset_after_a_crash_in_the_midst(checksum).await, 5, "nothing was compared");
+}
+
+#[tokio::test]
+async fn what_was_noted_of_an_append_that_failed_does_not_count_for_the_bytes_of_the_next() {
+    let (place, other) = (Place::new(), Place::new());
+    let uploads = place.uploads();
+    create(&place, &uploads, 12 * MIB as u64).await;
+    let mut held = hold(&uploads).await;
+    append(&mut held, &["hello"], None).await;
+    // Four megabytes are noted, the end of the body cannot be.
+    let (note, aside) = (uploads.note(ID).0, place.dir.path().join("aside"));
+    let body = long_body(|| fs::rename(&note, &aside).unwrap());
+    assert!(matches!(held.append(body, None).await, Err(Error::Io(_))));
+    fs::rename(&aside, &note).unwrap();
+    assert_eq!(uploads.note(ID).read().unwrap(), Some(5 + NOTED_BYTES));
+    held.append(long_body(|| crash(&uploads, &other)), promised(b"whatever")).await.unwrap();
+    assert_eq!(hold(&other.uploads()).await.offset(), 5);
+}
+
+#[tokio::test]
+async fn a_long_body_that_does_not_count_is_not_noted_either() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, NOTED_BYTES + 5).await;
+    let mut held = hold(&uploads).await;
+    append(&mut held, &["hello"], None).await;
+    let body = [vec![0; NOTED_BYTES as usize], vec![0]].map(|it| Ok::<_, Infallible>(it.into()));
+    let appended = held.append(stream::iter(body), None).await.unwrap();
+    assert!(matches!(appended.ended, Ended::TooLong));
+    assert_eq!((appended.offset, uploads.note(ID).read().unwrap()), (5, Some(5)));
+}
+
+#[tokio::test]
+async fn an_append_that_cannot_be_noted_counts_for_nothing() {
     let place = Place::new();
     let uploads = place.uploads();
     create(&place, &uploads, 10).await;
-    fs::write(uploads.path(ID, "unverified"), "0").unwrap();
-    append(&mut hold(&uploads).await, &["hello", "cut"], None).await;
-    drop(uploads);
-    assert_eq!(hold(&place.uploads()).await.offset(), 5);
+    let mut held = hold(&uploads).await;
+    append(&mut held, &["hello"], None).await;
+    // When all of the body has come, its bytes cannot be noted.
+    let (note, aside) = (uploads.note(ID).0, place.dir.path().join("aside"));
+    let body = stream::iter(["wor", "ld"].into_iter().map(|chunk| {
+        if chunk == "ld" {
+            fs::rename(&note, &aside).unwrap();
+        }
+        Ok::<_, Infallible>(Bytes::from_static(chunk.as_bytes()))
+    }));
+    assert!(matches!(held.append(body, None).await, Err(Error::Io(_))));
+    assert_eq!(held.offset(), 5);
+    fs::rename(&aside, &note).unwrap();
+    assert_eq!(append(&mut held, &["world"], None).await, ("Whole".to_owned(), 10));
+    let stored = held.store().await.unwrap();
+    assert_eq!(stored.sha256, hex::encode(Sha256::digest("helloworld")));
 }
 
 #[tokio::test]

@@ -13,10 +13,13 @@ use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 
 use super::super::blobs::{SNIFF_BYTES, Stored, sniffed};
-use super::{Error, Held, in_background, remove};
+use super::note::Note;
+use super::{Error, Held, in_background};
 
 /// What is gathered before it is written; bounds the memory of an upload.
 const PIECE_BYTES: usize = 1024 * 1024;
+/// After so many bytes those of a long body are made to count, so that a crash costs no more.
+pub(super) const NOTED_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A digest that the client promises of what it sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +77,11 @@ pub struct Appended<E> {
 /// What is being taken in, apart from what counts: it may come to nothing.
 struct Intake {
     file: File,
+    note: Note,
+    /// How many bytes the file has.
+    length: u64,
+    /// How many of them the note says. With a checksum it waits for the end.
+    noted: u64,
     /// Of the bytes of the file, if that of those before them is known.
     hasher: Option<Sha256>,
     /// Of the bytes of the body, if a digest of them is promised.
@@ -91,12 +99,15 @@ impl Held {
         body: impl Stream<Item = Result<Bytes, E>>,
         checksum: Option<Checksum>,
     ) -> Result<Appended<E>, Error> {
-        // Absent until it is put back together with its offset: whatever fails in between, the
-        // digest is made anew from the file.
+        // Absent until they are put back together with the offset: whatever fails in between, the
+        // digest is made anew from the file, and the note is written anew.
         let (before, known) = (self.offset(), self.work.hasher.take());
-        let file = self.opened(checksum.is_some()).await?;
+        let noted = self.work.noted.take();
+        let note = self.uploads.note(self.upload.wanted.id);
+        let file = self.opened(note.clone(), noted).await?;
         let promised = checksum.as_ref().map(|it| it.algorithm.context());
-        let mut intake = Intake { file, hasher: known.clone(), promised };
+        let hasher = known.clone();
+        let mut intake = Intake { file, note, length: before, noted: before, hasher, promised };
         let mut ended = match self.take_in(body, &mut intake).await {
             Ok(ended) => ended,
             Err(error) => {
@@ -105,7 +116,7 @@ impl Held {
                 return Err(cut.err().map_or(error, Error::from));
             }
         };
-        let Intake { file, hasher, promised } = intake;
+        let Intake { file, note, noted, hasher, promised, .. } = intake;
         if let (Ended::Whole, Some(context), Some(promised)) = (&ended, promised, &checksum)
             && context.finish().as_ref() != promised.digest
         {
@@ -116,39 +127,30 @@ impl Held {
             Ended::BrokenOff(_) | Ended::Hurried => checksum.is_some(),
             Ended::TooLong | Ended::Corrupted => true,
         };
-        let length = undone.then_some(before);
-        let mark = self.uploads.path(self.upload.wanted.id, "unverified");
-        let spool = self.uploads.spool.clone();
         self.work.offset = in_background(move || {
-            if let Some(length) = length {
-                file.set_len(length)?;
+            if undone {
+                file.set_len(before)?;
             }
-            // A failed sync is told once: the next start would find the bytes and believe them.
-            file.sync_all().inspect_err(|_| drop(file.set_len(before)))?;
-            // Also one that a failure left behind: no byte before the offset is in doubt now.
-            if mark.try_exists()? {
-                remove(&mark)?;
-                // Else a power cut could bring the mark back, and the bytes would be cut off.
-                File::open(spool)?.sync_all()?;
+            file.sync_all()?;
+            let offset = file.metadata()?.len();
+            if offset != noted {
+                note.write(offset)?;
             }
-            file.metadata().map(|it| it.len())
+            Ok(offset)
         })
         .await?;
+        self.work.noted = Some(self.work.offset);
         self.work.hasher = if undone { known } else { hasher };
         Ok(Appended { ended, offset: self.work.offset })
     }
 
-    /// The bytes' file, standing at the offset; what a failure left behind it is cut off.
-    async fn opened(&self, doubtful: bool) -> Result<File, Error> {
-        let (id, offset) = (self.upload.wanted.id, self.offset());
-        let (part, mark) = (self.uploads.path(id, "part"), self.uploads.path(id, "unverified"));
-        let spool = self.uploads.spool.clone();
+    /// The bytes' file, standing at the offset; what a failure left behind it is cut off, and no
+    /// longer noted: other bytes are about to be there.
+    async fn opened(&self, note: Note, noted: Option<u64>) -> Result<File, Error> {
+        let (offset, part) = (self.offset(), self.uploads.path(self.upload.wanted.id, "part"));
         Ok(in_background(move || {
-            if doubtful {
-                let mut mark = File::create(mark)?;
-                mark.write_all(offset.to_string().as_bytes())?;
-                mark.sync_all()?;
-                File::open(spool)?.sync_all()?;
+            if noted != Some(offset) {
+                note.write(offset)?;
             }
             let mut file = File::options().write(true).open(part)?;
             file.set_len(offset)?;
@@ -204,7 +206,17 @@ impl Intake {
     /// error the digests are lost.
     async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
         let (mut file, bytes) = (self.file.try_clone()?, piece.clone());
-        let writing = spawn_blocking(move || file.write_all(&bytes));
+        self.length += piece.len() as u64;
+        let is_due = self.promised.is_none() && self.length - self.noted >= NOTED_BYTES;
+        let due = is_due.then(|| (self.note.clone(), self.length));
+        let writing = spawn_blocking(move || {
+            file.write_all(&bytes)?;
+            if let Some((note, length)) = due {
+                file.sync_all()?;
+                note.write(length)?;
+            }
+            io::Result::Ok(())
+        });
         let (mut hasher, mut promised) = (self.hasher.take(), self.promised.take());
         let hashing = spawn_blocking(move || {
             if let Some(hasher) = &mut hasher {
@@ -217,6 +229,9 @@ impl Intake {
         });
         let (written, hashed) = tokio::join!(writing, hashing);
         written.map_err(io::Error::other)??;
+        if is_due {
+            self.noted = self.length;
+        }
         (self.hasher, self.promised) = hashed.map_err(io::Error::other)?;
         Ok(())
     }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::disk::{Disk, library};
 use super::io_errors::files::Faults;
-use super::ledger::{Kind, Ledger};
+use super::ledger::{ALL_KINDS, Kind, Ledger};
 use super::{rounds, skip};
 use crate::server::{LOG_FILE, Server, Setup};
 
@@ -22,15 +22,12 @@ const LOST: [&str; 5] = [
     "the log was cut or exchanged",
 ];
 
-/// No uploads in pieces: of one that nobody acknowledged, a restart believes as many bytes as the file has,
-/// and a power cut may leave their number without them.
-const WHOLE: [Kind; 5] = [Kind::File, Kind::Job, Kind::FirstJob, Kind::Job, Kind::Job];
-
 /// Files whose syncs alone are taken away, what is then lost, and what a server may say instead that
 /// does not start.
-const ALONE: [(&str, &[Kind], &[&str]); 3] = [
+const ALONE: [(&str, &[Kind], &[&str]); 4] = [
     ("/blobs/incoming/", &[Kind::File], &[]),
-    ("/blobs/uploads/", &[Kind::Pieces], &[]),
+    (".part$", &[Kind::Pieces], &[]),
+    (".offset$", &[Kind::Pieces], &[]),
     (
         "/blobs/keys/",
         &[Kind::FirstJob],
@@ -75,7 +72,7 @@ async fn keeps_what_was_acknowledged(kind: &str) {
         Ok(disk) => disk,
         Err(why) => return skip(&format!("power cuts on {kind}"), &why),
     };
-    let mut ledger = Ledger::of(&WHOLE);
+    let mut ledger = Ledger::of(&ALL_KINDS);
     let mut server = Server::try_start_on(Setup::clerk(), disk.data_dir()).expect("it starts");
     let rounds = rounds(20);
     for round in 1..=rounds {
@@ -101,7 +98,7 @@ async fn loses_what_is_not_synced(kind: &str) {
         Err(why) => return skip(&test, &why),
     };
     let setup = Setup::clerk().with("LD_PRELOAD", unsynced.to_string_lossy());
-    let is_lost = loses_something(&disk, &setup, &WHOLE, &LOST).await;
+    let is_lost = loses_something(&disk, &setup, &ALL_KINDS, &LOST).await;
     assert!(is_lost, "five power cuts, nothing was synced, and nothing is lost");
 }
 
