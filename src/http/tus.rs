@@ -341,7 +341,8 @@ async fn take_in(
     held: &mut Held,
     piece: Option<Piece>,
 ) -> Result<Advanced, Problem> {
-    if let Some((body, checksum)) = piece {
+    // One that is sealed waits only for its event.
+    if let Some((body, checksum)) = piece.filter(|_| !held.is_sealed()) {
         let appended = held.append(body, checksum).await?;
         match appended.ended {
             Ended::Whole => {}

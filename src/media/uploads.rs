@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub struct Upload {
     /// Requests that wait for their turn; the one that has it then makes haste.
     waiting: AtomicUsize,
     hurry: Notify,
+    /// What is left of it, if anything, is to be removed.
+    gone: AtomicBool,
     /// The digest, once it is noted: for who must not wait for a turn.
     sha256: OnceLock<String>,
     /// Held for its drop.
@@ -99,12 +101,11 @@ pub struct Upload {
 struct Work {
     /// So many bytes are durable.
     offset: u64,
-    /// What the note says, if that is certain. Never more than are durable.
-    noted: Option<u64>,
+    /// The note is sure to say just that.
+    is_noted: bool,
     /// Of the bytes up to the offset; absent after a restart or a failure.
     hasher: Option<Sha256>,
     whole: Option<Stored>,
-    gone: bool,
 }
 
 /// Counts a request as waiting, also when its client goes away.
@@ -148,7 +149,8 @@ impl Uploads {
     /// Finds what earlier runs have left, and reserves its room again. Blocking; for the start.
     ///
     /// # Errors
-    /// The spool cannot be read or made. A single upload that makes no sense is removed.
+    /// The spool cannot be read or made, or an upload in it; the latter is named. One that makes no
+    /// sense is removed.
     pub fn open(blobs: &Blobs, reservations: &Reservations) -> io::Result<Self> {
         let spool = blobs.spool();
         fs::create_dir_all(&spool)?;
@@ -157,15 +159,21 @@ impl Uploads {
         }
         let (open, begun) = (Mutex::default(), Mutex::default());
         let uploads = Self { spool, blobs: blobs.clone(), open, begun };
-        for entry in fs::read_dir(&uploads.spool)? {
-            let path = entry?.path();
-            let id = path.file_stem().and_then(|stem| Uuid::try_parse(stem.to_str()?).ok());
-            let is_head = path.extension().is_some_and(|it| it == "json");
+        let files = fs::read_dir(&uploads.spool)?.map(|entry| Ok(entry?.path()));
+        let files = files.collect::<io::Result<Vec<_>>>()?;
+        let id = |path: &Path| Uuid::try_parse(path.file_stem()?.to_str()?).ok();
+        let is_head = |path: &&PathBuf| path.extension().is_some_and(|it| it == "json");
+        for id in files.iter().filter(is_head).filter_map(|path| id(path)) {
+            uploads.load(id, reservations).map_err(|error| {
+                let which = uploads.path(id, "*");
+                io::Error::new(error.kind(), format!("{}: {error}", which.display()))
+            })?;
+        }
+        for path in files {
+            let head = id(&path).map(|id| uploads.path(id, "json"));
             // Without its head a file was never acknowledged, or is what is left of an end.
-            match id {
-                Some(id) if is_head => uploads.load(id, reservations)?,
-                Some(id) if uploads.path(id, "json").exists() => {}
-                _ => fs::remove_file(&path)?,
+            if !head.map_or(Ok(false), |head| head.try_exists())? {
+                remove(&path)?;
             }
         }
         Ok(uploads)
@@ -207,14 +215,15 @@ impl Uploads {
             return Err(error);
         }
         let hasher = Some(Sha256::default());
-        let work = Work { offset: 0, noted: Some(0), hasher, whole: None, gone: false };
+        let work = Work { offset: 0, is_noted: true, hasher, whole: None };
         self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
         Ok(())
     }
 
     /// An upload that is neither finished nor over.
     pub fn find(&self, id: Uuid, now: DateTime<Utc>) -> Option<Arc<Upload>> {
-        self.opened().get(&id).filter(|upload| now < upload.wanted.expires_at).cloned()
+        let is_open = |upload: &&Arc<Upload>| now < upload.wanted.expires_at && !upload.is_gone();
+        self.opened().get(&id).filter(is_open).cloned()
     }
 
     /// Waits for an upload's turn. Whoever has it is told to make haste: a client that comes again
@@ -227,7 +236,7 @@ impl Uploads {
         let work = tokio::time::timeout(TURN, Arc::clone(&upload.turn).lock_owned()).await;
         drop(waiting);
         let work = work.map_err(|_| Error::Busy)?;
-        if work.gone {
+        if upload.is_gone() {
             return Err(Error::Gone);
         }
         Ok(Held { uploads: Arc::clone(self), upload, work })
@@ -243,10 +252,10 @@ impl Uploads {
         self.opened().values().filter_map(|upload| upload.sha256.get().cloned()).collect()
     }
 
-    /// Ends the uploads whose time is over and says how many. One that is in use has until its
-    /// request ends.
+    /// Ends the uploads whose time is over, or whose end was not whole, and says how many. One that
+    /// is in use has until its request ends.
     pub async fn sweep(self: &Arc<Self>, now: DateTime<Utc>) -> usize {
-        self.end_those(|upload| now >= upload.wanted.expires_at).await.0
+        self.end_those(|upload| now >= upload.wanted.expires_at || upload.is_gone()).await.0
     }
 
     /// Ends what a user has begun, and says whether nothing is left: one that is in use has until
@@ -280,8 +289,8 @@ impl Uploads {
             Some(whole) => whole.size,
             None => self.believed(id)?,
         };
-        let (noted, whole) = (Some(offset), wanted.whole.clone());
-        let work = Work { offset, noted, hasher: None, whole, gone: false };
+        let whole = wanted.whole.clone();
+        let work = Work { offset, is_noted: true, hasher: None, whole };
         let Ok(room) = reservations
             .reserve(&wanted.user_id, wanted.length, |_| Ok::<_, std::convert::Infallible>(()));
         self.opened().insert(id, Arc::new(Upload::new(wanted, work, room)));
@@ -292,15 +301,17 @@ impl Uploads {
     fn believed(&self, id: Uuid) -> io::Result<u64> {
         let part = File::options().write(true).open(self.path(id, "part"))?;
         let (note, length) = (self.note(id), part.metadata()?.len());
-        let noted = note.read()?;
-        if noted.is_none() {
+        let Some(noted) = note.read()? else {
+            tracing::warn!(%id, "the note of an unfinished upload is lost; it begins anew");
             note.create()?;
             File::open(&self.spool)?.sync_all()?;
-        }
-        let offset = noted.unwrap_or(0).min(length);
-        part.set_len(offset)?;
-        // Even the same: what is read may not have come to the disk before a kill.
-        note.write(offset)?;
+            part.set_len(0)?;
+            return Ok(0);
+        };
+        let offset = noted.min(length);
+        // Also where there is nothing to cut: what is read may not have come to the disk before a
+        // kill.
+        note.cut(&part, offset)?;
         Ok(offset)
     }
 
@@ -339,9 +350,13 @@ impl Upload {
         if let Some(whole) = &work.whole {
             let _ = sha256.set(whole.sha256.clone());
         }
-        let (turn, waiting, hurry) =
-            (Arc::new(Turn::new(work)), AtomicUsize::new(0), Notify::new());
-        Self { wanted, turn, waiting, hurry, sha256, _room: room }
+        let (turn, waiting) = (Arc::new(Turn::new(work)), AtomicUsize::new(0));
+        let (hurry, gone) = (Notify::new(), AtomicBool::new(false));
+        Self { wanted, turn, waiting, hurry, gone, sha256, _room: room }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
     }
 }
 
@@ -354,6 +369,11 @@ impl Held {
     /// All bytes are there.
     pub fn is_full(&self) -> bool {
         self.work.offset == self.upload.wanted.length
+    }
+
+    /// Their digest is noted, and they may have left the spool.
+    pub fn is_sealed(&self) -> bool {
+        self.work.whole.is_some()
     }
 
     /// Makes a blob of the bytes, which must all be there. May be repeated, also after a crash.
@@ -376,16 +396,21 @@ impl Held {
     /// all the same: half of it would be an upload that nobody can go on with or end.
     ///
     /// # Errors
-    /// The spool cannot be written; it may be tried again.
-    pub async fn end(mut self) -> Result<(), Error> {
+    /// The spool cannot be written; [`Uploads::sweep`] tries again what it had begun.
+    pub async fn end(self) -> Result<(), Error> {
         let ended = in_background(move || {
-            let id = self.upload.wanted.id;
+            // Its turn too, which is over only then.
+            let held = self;
+            let (uploads, id) = (&held.uploads, held.upload.wanted.id);
             // The head first: without it the rest is removed at the next start.
-            for extension in ["json", "part", "offset", "draft"] {
-                remove(&self.uploads.path(id, extension))?;
+            remove(&uploads.path(id, "json"))?;
+            held.upload.gone.store(true, Ordering::SeqCst);
+            for extension in ["part", "offset", "draft"] {
+                remove(&uploads.path(id, extension))?;
             }
-            self.work.gone = true;
-            self.uploads.opened().remove(&id);
+            // A power cut must not bring back what was erased.
+            File::open(&uploads.spool)?.sync_all()?;
+            uploads.opened().remove(&id);
             Ok(())
         });
         Ok(ended.await?)

@@ -68,15 +68,19 @@ async fn hold(uploads: &Arc<Uploads>) -> Held {
     uploads.hold(uploads.find(ID, at(0)).unwrap()).await.unwrap()
 }
 
-/// Chunks; a number breaks the body off.
+/// Chunks; `cut` breaks the body off.
 async fn append(held: &mut Held, body: &[&'static str], sum: Option<&[u8]>) -> (String, u64) {
     let chunk = |text: &&'static str| match *text {
         "cut" => Err("broken"),
         text => Ok(Bytes::from_static(text.as_bytes())),
     };
     let body = stream::iter(body.iter().map(chunk).collect::<Vec<_>>());
-    let appended = held.append(body, sum.and_then(promised)).await.unwrap();
+    let appended = held.append(body, sum.map(promised)).await.unwrap();
     (format!("{:?}", appended.ended), appended.offset)
+}
+
+fn promised(digest: &[u8]) -> Checksum {
+    Checksum { algorithm: Algorithm::Sha1, digest: digest.to_vec() }
 }
 
 fn sha1(text: &str) -> Vec<u8> {
@@ -146,6 +150,7 @@ async fn bytes_behind_those_that_count_are_cut_off_after_a_crash() {
     let uploads = place.uploads();
     let mut held = hold(&uploads).await;
     assert_eq!((held.offset(), place.files()), (5, 3));
+    assert_eq!(fs::read(uploads.path(ID, "part")).unwrap(), b"hello");
     assert_eq!(append(&mut held, &["world"], None).await, ("Whole".to_owned(), 10));
     let stored = held.store().await.unwrap();
     assert_eq!(stored.sha256, hex::encode(Sha256::digest("helloworld")));
@@ -168,6 +173,7 @@ async fn an_upload_goes_on_with_what_is_left_where_a_disk_has_lost_bytes_or_thei
         drop(uploads);
         let uploads = place.uploads();
         assert_eq!(hold(&uploads).await.offset(), offset, "{name} {left:?}");
+        assert_eq!(uploads.note(ID).read().unwrap(), Some(offset), "{name} {left:?}");
         append(&mut hold(&uploads).await, &[&"helloworld"[offset as usize..]], None).await;
         drop(uploads);
         let stored = hold(&place.uploads()).await.store().await.unwrap();
@@ -185,10 +191,6 @@ fn long_body(happens: impl Fn()) -> impl futures_util::Stream<Item = Result<Byte
         }
         Ok(Bytes::from(vec![number; MIB]))
     }))
-}
-
-fn promised(digest: &[u8]) -> Option<Checksum> {
-    Some(Checksum { algorithm: Algorithm::Sha1, digest: digest.to_vec() })
 }
 
 /// What a crash would leave now, as an upload of another place.
@@ -212,7 +214,7 @@ async fn offset_after_a_crash_in_the_midst(checksum: Option<Checksum>) -> u64 {
 #[tokio::test]
 async fn a_crash_in_the_midst_of_a_long_body_costs_no_more_than_a_few_megabytes() {
     assert_eq!(offset_after_a_crash_in_the_midst(None).await, 5 + NOTED_BYTES);
-    let checksum = promised(b"whatever");
+    let checksum = Some(promised(b"whatever"));
     assert_eq!(offset_after_a_crash_in_the_midst(checksum).await, 5, "nothing was compared");
 }
 
@@ -228,8 +230,7 @@ async fn what_was_noted_of_an_append_that_failed_does_not_count_for_the_bytes_of
     let body = long_body(|| fs::rename(&note, &aside).unwrap());
     assert!(matches!(held.append(body, None).await, Err(Error::Io(_))));
     fs::rename(&aside, &note).unwrap();
-    assert_eq!(uploads.note(ID).read().unwrap(), Some(5 + NOTED_BYTES));
-    held.append(long_body(|| crash(&uploads, &other)), promised(b"whatever")).await.unwrap();
+    held.append(long_body(|| crash(&uploads, &other)), Some(promised(b"whatever"))).await.unwrap();
     assert_eq!(hold(&other.uploads()).await.offset(), 5);
 }
 
@@ -244,6 +245,21 @@ async fn a_long_body_that_does_not_count_is_not_noted_either() {
     let appended = held.append(stream::iter(body), None).await.unwrap();
     assert!(matches!(appended.ended, Ended::TooLong));
     assert_eq!((appended.offset, uploads.note(ID).read().unwrap()), (5, Some(5)));
+}
+
+/// Else a power cut could leave its length, and zeros that count.
+#[test]
+fn bytes_are_not_cut_off_before_they_no_longer_count() {
+    let place = tempfile::tempdir().unwrap();
+    let note = Note(place.path().join("offset"));
+    let path = place.path().join("part");
+    fs::write(&path, "hello").unwrap();
+    let part = File::options().write(true).open(&path).unwrap();
+    assert!(note.cut(&part, 2).is_err());
+    assert_eq!(fs::read(&path).unwrap(), b"hello");
+    note.create().unwrap();
+    note.cut(&part, 2).unwrap();
+    assert_eq!((fs::read(&path).unwrap(), note.read().unwrap()), (b"he".to_vec(), Some(2)));
 }
 
 #[tokio::test]
@@ -371,6 +387,24 @@ async fn who_comes_again_takes_the_turn_from_a_connection_that_hangs() {
 }
 
 #[tokio::test]
+async fn what_an_end_could_not_remove_is_no_upload_and_is_swept_later() {
+    let place = Place::new();
+    let uploads = place.uploads();
+    create(&place, &uploads, 5).await;
+    let note = uploads.note(ID).0;
+    fs::remove_file(&note).unwrap();
+    fs::create_dir(&note).unwrap();
+    let upload = uploads.find(ID, at(0)).unwrap();
+    assert!(matches!(hold(&uploads).await.end().await, Err(Error::Io(_))));
+    assert!(matches!(uploads.hold(upload).await, Err(Error::Gone)));
+    assert!(uploads.find(ID, at(0)).is_none());
+    assert!(!uploads.end_of(&ada()).await);
+    fs::remove_dir(&note).unwrap();
+    assert_eq!(uploads.sweep(at(0)).await, 1);
+    assert_eq!((place.files(), place.reservations.of(&ada())), (0, 0));
+}
+
+#[tokio::test]
 async fn what_nobody_acknowledged_is_swept_at_the_start() {
     let place = Place::new();
     drop(place.uploads());
@@ -379,7 +413,9 @@ async fn what_nobody_acknowledged_is_swept_at_the_start() {
     fs::write(spool.join(format!("{ID}.draft")), "{").unwrap();
     place.uploads();
     assert_eq!(place.files(), 0);
-    fs::write(spool.join(format!("{ID}.json")), "{").unwrap();
+    for name in ["json", "part", "offset"].map(|it| format!("{ID}.{it}")) {
+        fs::write(spool.join(name), "{").unwrap();
+    }
     assert!(place.uploads().find(ID, at(0)).is_none());
     assert_eq!(place.files(), 0);
 }

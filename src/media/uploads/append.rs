@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::mem;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -18,7 +19,7 @@ use super::{Error, Held, in_background};
 
 /// What is gathered before it is written; bounds the memory of an upload.
 const PIECE_BYTES: usize = 1024 * 1024;
-/// After so many bytes those of a long body are made to count, so that a crash costs no more.
+/// So much of a body without a checksum is written until it is noted: a crash costs this and a piece.
 pub(super) const NOTED_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A digest that the client promises of what it sends.
@@ -80,7 +81,7 @@ struct Intake {
     note: Note,
     /// How many bytes the file has.
     length: u64,
-    /// How many of them the note says. With a checksum it waits for the end.
+    /// How many of them are noted. With a checksum that waits for the end.
     noted: u64,
     /// Of the bytes of the file, if that of those before them is known.
     hasher: Option<Sha256>,
@@ -102,9 +103,9 @@ impl Held {
         // Absent until they are put back together with the offset: whatever fails in between, the
         // digest is made anew from the file, and the note is written anew.
         let (before, known) = (self.offset(), self.work.hasher.take());
-        let noted = self.work.noted.take();
+        let is_noted = mem::take(&mut self.work.is_noted);
         let note = self.uploads.note(self.upload.wanted.id);
-        let file = self.opened(note.clone(), noted).await?;
+        let file = self.opened(note.clone(), is_noted).await?;
         let promised = checksum.as_ref().map(|it| it.algorithm.context());
         let hasher = known.clone();
         let mut intake = Intake { file, note, length: before, noted: before, hasher, promised };
@@ -112,11 +113,11 @@ impl Held {
             Ok(ended) => ended,
             Err(error) => {
                 // What does not count must not take room, least of all from the log on a full disk.
-                let cut = in_background(move || intake.file.set_len(before)).await;
+                let cut = in_background(move || intake.note.cut(&intake.file, before)).await;
                 return Err(cut.err().map_or(error, Error::from));
             }
         };
-        let Intake { file, note, noted, hasher, promised, .. } = intake;
+        let Intake { file, note, length, hasher, promised, .. } = intake;
         if let (Ended::Whole, Some(context), Some(promised)) = (&ended, promised, &checksum)
             && context.finish().as_ref() != promised.digest
         {
@@ -129,31 +130,29 @@ impl Held {
         };
         self.work.offset = in_background(move || {
             if undone {
-                file.set_len(before)?;
+                note.cut(&file, before)?;
+                return Ok(before);
             }
-            file.sync_all()?;
-            let offset = file.metadata()?.len();
-            if offset != noted {
-                note.write(offset)?;
-            }
-            Ok(offset)
+            let kept = file.sync_all().and_then(|()| note.write(length));
+            kept.inspect_err(|_| drop(note.cut(&file, before)))?;
+            Ok(length)
         })
         .await?;
-        self.work.noted = Some(self.work.offset);
+        self.work.is_noted = true;
         self.work.hasher = if undone { known } else { hasher };
         Ok(Appended { ended, offset: self.work.offset })
     }
 
-    /// The bytes' file, standing at the offset; what a failure left behind it is cut off, and no
-    /// longer noted: other bytes are about to be there.
-    async fn opened(&self, note: Note, noted: Option<u64>) -> Result<File, Error> {
+    /// The bytes' file, standing at the offset; what a failure left behind it is no longer noted, and
+    /// cut off: other bytes are about to be there.
+    async fn opened(&self, note: Note, is_noted: bool) -> Result<File, Error> {
         let (offset, part) = (self.offset(), self.uploads.path(self.upload.wanted.id, "part"));
         Ok(in_background(move || {
-            if noted != Some(offset) {
-                note.write(offset)?;
-            }
             let mut file = File::options().write(true).open(part)?;
-            file.set_len(offset)?;
+            match is_noted {
+                true => file.set_len(offset)?,
+                false => note.cut(&file, offset)?,
+            }
             file.seek(SeekFrom::Start(offset))?;
             Ok(file)
         })
@@ -196,7 +195,9 @@ impl Held {
                 }
             }
         };
-        intake.write(piece.freeze()).await?;
+        if !matches!(ended, Ended::TooLong) {
+            intake.write(piece.freeze()).await?;
+        }
         Ok(ended)
     }
 }

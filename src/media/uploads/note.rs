@@ -31,6 +31,13 @@ impl Note {
         Self::fill(&File::options().write(true).open(&self.0)?, offset)
     }
 
+    /// Cuts the bytes' file, and counts no more. The note goes first: a power cut may keep the
+    /// file's length, with zeros from where it was cut.
+    pub(super) fn cut(&self, part: &File, offset: u64) -> io::Result<()> {
+        self.write(offset)?;
+        part.set_len(offset)
+    }
+
     fn fill(mut file: &File, offset: u64) -> io::Result<()> {
         file.write_all(format!("{offset:020}").as_bytes())?;
         file.sync_all()
