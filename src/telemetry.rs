@@ -52,6 +52,10 @@ pub const BACKGROUND_TASKS: [&str; 10] = [
     "storekeeper",
     "timekeeper",
 ];
+/// By `purpose`, `work` or `traffic`: 1 while `system/ready` answers 200.
+pub const READY: &str = "t2m_ready";
+/// Of the disk of the data directory.
+pub const DISK_FREE: &str = "t2m_disk_free_bytes";
 pub const JWKS_AGE: &str = "t2m_jwks_age_seconds";
 
 const SECONDS: [f64; 14] =
@@ -109,5 +113,7 @@ fn describe() {
     describe_gauge!(JOBS, "Jobs in each state");
     describe_counter!(LEASES_EXPIRED, "Leases whose worker was not heard of any more");
     describe_counter!(BACKGROUND_PANICS, "Panics of background tasks, which were begun anew");
+    describe_gauge!(READY, "Whether this node can do all its work, and whether it takes traffic");
+    describe_gauge!(DISK_FREE, Unit::Bytes, "Free on the disk of the data directory");
     describe_gauge!(JWKS_AGE, Unit::Seconds, "Since Clerk's keys were last fetched");
 }

@@ -221,14 +221,19 @@ impl Projector {
                 }
             }
             if let Err(error) = done {
-                tracing::error!(%error, "the projection could not go on; trying again");
+                match failures {
+                    0 => tracing::error!(%error, "the projection cannot go on; trying again"),
+                    _ => tracing::debug!(%error, failures, "the projection still cannot go on"),
+                }
                 tokio::time::sleep(PAUSE).await;
                 self.tell_damage(&error);
                 failures += 1;
                 self.tell_standing(failures >= FAILURES);
                 continue;
             }
-            failures = 0;
+            if std::mem::take(&mut failures) > 0 {
+                tracing::info!("the projection goes on");
+            }
             self.tell_standing(false);
             let moved = tokio::time::timeout(SUCCESSOR_EVERY, head.changed()).await;
             if moved.is_ok_and(|moved| moved.is_err()) {

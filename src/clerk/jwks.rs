@@ -116,7 +116,14 @@ impl Jwks {
                     REFRESH_EVERY_S
                 }
                 Err(error) => {
-                    warn!(%error, "the key set could not be refreshed; the old keys stay in use");
+                    match self.state().held {
+                        Some(_) => {
+                            warn!(%error, "the keys could not be refreshed; the old ones stay")
+                        }
+                        None => {
+                            warn!(%error, "the keys could not be fetched: no token is accepted")
+                        }
+                    }
                     let wait_s = retry_s;
                     retry_s = (retry_s * 2.0).min(REFRESH_EVERY_S);
                     wait_s

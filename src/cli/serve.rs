@@ -10,12 +10,11 @@ use super::interrupt::Interrupt;
 use super::{descriptors, say, telemetry};
 use crate::clock::Clock;
 use crate::config::{Environment, Options};
+use crate::http::app::STOP_WITHIN;
 
 /// Whoever keeps a connection open learns with its next answer that it must use another one; so long
 /// connections are still taken, that none is lost between two.
 const LAST_REQUESTS: Duration = Duration::from_millis(300);
-/// How long all of stopping may take.
-const DRAIN: Duration = Duration::from_secs(10);
 
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
@@ -61,11 +60,11 @@ async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::
     tokio::select! {
         ended = serving => {
             ended.context("serving")?.context("serving")?;
-            return Ok(Instant::now() + DRAIN);
+            return Ok(Instant::now() + STOP_WITHIN);
         }
         () = told => {}
     }
-    let by = Instant::now() + DRAIN;
+    let by = Instant::now() + STOP_WITHIN;
     tracing::info!("stopping: open requests may finish, event streams end, jobs are given back");
     stopping.send_replace(true);
     let stop = async {
@@ -78,7 +77,7 @@ async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::
             let _ = ended.await;
         }
     };
-    if tokio::time::timeout(DRAIN, stop).await.is_err() {
+    if tokio::time::timeout(STOP_WITHIN, stop).await.is_err() {
         tracing::warn!("what has not finished by now is cut off");
     }
     Ok(by)

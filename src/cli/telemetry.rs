@@ -19,8 +19,8 @@ use crate::config::LogFormat;
 /// How long what is left may take to be sent, unless somebody says by when.
 const LAST_TRACES: Duration = Duration::from_secs(5);
 /// What a server or a worker says. What the libraries of the traces cannot send is told, and nothing
-/// else of them.
-const SERVICES: &str = "info,opentelemetry=warn";
+/// else of them; nor that there is nothing to fill in a path of a letter.
+const SERVICES: &str = "info,opentelemetry=warn,tiny_skia=error";
 /// What a command of an operator says besides what it prints.
 const COMMANDS: &str = "off,t2m=warn";
 
@@ -88,7 +88,10 @@ fn provider(service: &'static str, endpoint: &str) -> anyhow::Result<SdkTracerPr
         .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
         .build()
         .context("preparing to send traces to OTEL_EXPORTER_OTLP_ENDPOINT")?;
-    let resource = Resource::builder().with_service_name(service).build();
+    let resource = match std::env::var_os("OTEL_SERVICE_NAME").filter(|name| !name.is_empty()) {
+        Some(_) => Resource::builder().build(),
+        None => Resource::builder().with_service_name(service).build(),
+    };
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 

@@ -39,8 +39,8 @@ use crate::media::uploads::Uploads;
 /// Paths under which every route is served, the longer first: actix takes the first that fits.
 pub const PREFIXES: [&str; 2] = ["/api/v1", "/api"];
 
-/// Seconds for which open requests may finish once the server stops.
-const DRAIN_S: u64 = 10;
+/// How long all of stopping may take.
+pub const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the handlers share.
 pub struct App {
@@ -91,7 +91,8 @@ pub struct App {
     pub traffic: Arc<Traffic>,
     /// Whether the read model has been where the log ended since the start.
     pub caught_up: AtomicBool,
-    /// Turns true when the server is about to stop, so that event streams end.
+    /// Turns true when the server is about to stop, so that event streams end, and uploads in pieces
+    /// in time.
     pub stopping: watch::Receiver<bool>,
 }
 
@@ -123,7 +124,7 @@ pub fn serve(app: Arc<App>, listener: TcpListener) -> std::io::Result<Server> {
     });
     let server = server
         .workers(std::thread::available_parallelism().map_or(2, usize::from))
-        .shutdown_timeout(DRAIN_S)
+        .shutdown_timeout(STOP_WITHIN.as_secs())
         .disable_signals()
         // Who hangs up is gone: else a stream would be kept for nobody until it has something to
         // write, and count against its user, and a job be leased to a worker that has left.

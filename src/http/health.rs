@@ -55,40 +55,47 @@ fn purposes() -> Object {
 
 /// Readiness: the log takes events and the read model has all of them.
 pub async fn ready(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let not_ready = |why: String| {
-        Problem::new(Code::NotReady).with_detail(json!({ "reason": why })).retry_after(1)
-    };
     let ReadyQuery { purpose } = lists::query(&request)?;
     let for_traffic = match purpose.as_deref() {
         None => false,
         Some(TRAFFIC) => true,
         Some(_) => return Err(Problem::field("for", "must be traffic")),
     };
+    if let Some(why) = unready(&app, for_traffic) {
+        if let Err(error) = app.system.log.writable() {
+            tracing::warn!(%error, "not ready");
+        }
+        let problem = Problem::new(Code::NotReady).with_detail(json!({ "reason": why }));
+        return Err(problem.retry_after(1));
+    }
+    let log_position = *app.system.log.head().borrow();
+    let view_position = app.system.progress.now().position;
+    Ok(answer::ok(Readiness { status: "ready", log_position, view_position }))
+}
+
+/// Why no requests should come here, or (unless that is only about traffic) why commands are
+/// refused or not seen to be done.
+pub(super) fn unready(app: &App, for_traffic: bool) -> Option<String> {
     if *app.stopping.borrow() {
-        return Err(not_ready("the server is stopping".to_owned()));
+        return Some("the server is stopping".to_owned());
     }
     let reached = app.system.progress.now();
-    if !for_traffic && let Some(why) = cannot_work(&app, &reached) {
-        return Err(not_ready(why));
+    if !for_traffic && let Some(why) = cannot_work(app, &reached) {
+        return Some(why);
     }
     let head = *app.system.log.head().borrow();
     // Under load the read model is always a little behind; a thousand events are one batch.
     let is_behind = reached.position + 1000 * app.system.log.stride() < head;
     app.caught_up.fetch_or(!is_behind, Ordering::Relaxed);
     if is_behind && !(for_traffic && app.caught_up.load(Ordering::Relaxed)) {
-        return Err(not_ready(format!("the read model is at {} of {head}", reached.position)));
+        return Some(format!("the read model is at {} of {head}", reached.position));
     }
-    if !app.dev_mode && !app.authenticator.has_keys() {
-        return Err(not_ready("the keys that verify tokens are not there yet".to_owned()));
-    }
-    let (log_position, view_position) = (head, reached.position);
-    Ok(answer::ok(Readiness { status: "ready", log_position, view_position }))
+    let lacks_keys = !app.dev_mode && !app.authenticator.has_keys();
+    lacks_keys.then(|| "the keys that verify tokens are not there yet".to_owned())
 }
 
-/// Why commands are refused here, or not seen to be done.
 fn cannot_work(app: &App, reached: &Reached) -> Option<String> {
-    if let Err(error) = app.system.log.writable() {
-        tracing::warn!(%error, "not ready");
+    if app.system.log.writable().is_err() {
         return Some("the log cannot accept events".to_owned());
     }
     if let Some(Parked { view, position, .. }) = reached.parked.first() {

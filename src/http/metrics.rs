@@ -4,6 +4,7 @@ use actix_web::{HttpResponse, web};
 use metrics::gauge;
 
 use super::app::App;
+use super::health;
 use super::problem::Problem;
 use crate::domain::{Aggregate, file::File, job::Job, session::Session, user::User};
 use crate::telemetry;
@@ -50,6 +51,13 @@ pub async fn metrics(app: web::Data<App>) -> Result<HttpResponse, Problem> {
                 gauge!(telemetry::JOBS, "state" => state).set(f64::NAN);
             }
         }
+    }
+    for (purpose, for_traffic) in [("work", false), ("traffic", true)] {
+        let ready = health::unready(&app, for_traffic).is_none();
+        gauge!(telemetry::READY, "purpose" => purpose).set(f64::from(u8::from(ready)));
+    }
+    if let Ok(disk) = app.blobs.space() {
+        gauge!(telemetry::DISK_FREE).set(disk.free as f64);
     }
     gauge!(telemetry::EVENT_STREAMS).set(system.news.followers() as f64);
     if let Some(age) = app.authenticator.keys_age(system.clock.now().timestamp()) {

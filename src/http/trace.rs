@@ -7,6 +7,7 @@ use actix_web::http::header::HeaderMap;
 use actix_web::http::{Method, StatusCode};
 use metrics::{counter, histogram};
 use opentelemetry::propagation::Extractor;
+use opentelemetry::trace::TraceContextExt;
 use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -19,6 +20,7 @@ pub fn span(request: &ServiceRequest, request_id: &str) -> Span {
     let span = tracing::info_span!(
         "request",
         otel.kind = "server",
+        otel.status_code = Empty,
         http.request.method = %request.method(),
         http.route = Empty,
         http.response.status_code = Empty,
@@ -46,7 +48,8 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// Says what became of a request; `route` is its pattern.
+/// Says what became of a request; `route` is its pattern. The span is named, and fails, as
+/// OpenTelemetry's conventions for HTTP servers have it.
 pub fn answered(
     span: &Span,
     method: &Method,
@@ -59,6 +62,11 @@ pub fn answered(
     span.record("http.route", route);
     span.record("http.response.status_code", status.as_u16());
     let (method, below) = (known(method), below.to_owned());
+    // Its field `otel.name` counts only before the trace has begun.
+    span.context().span().update_name(format!("{method} {route}"));
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     let status = status.as_str().to_owned();
     counter!(
         telemetry::HTTP_REQUESTS, "method" => method, "route" => below.clone(), "status" => status

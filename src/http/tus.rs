@@ -2,23 +2,19 @@
 //! expiration, checksum and termination. An upload has the id of the file that it becomes; its
 //! address goes on telling so once it is stored.
 
-use std::pin::Pin;
 use std::time::SystemTime;
 
-use actix_web::error::PayloadError;
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderName, HeaderValue, HttpDate};
-use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
-use futures_util::Stream;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::app::App;
-use super::body::{BodyLimits, declared_length, payload_problem, too_large, unstalled};
+use super::body::{BodyLimits, declared_length, too_large};
 use super::caller::Caller;
 use super::files::{self, parse_id};
 use super::jobs::{at_position, idempotency_key, replayed};
@@ -31,10 +27,12 @@ use crate::media::uploads::{self, Algorithm, Begun, Checksum, Ended, Held, Wante
 use crate::views::{FileRow, View};
 
 mod apart;
+mod body;
 mod metadata;
 pub mod parameters;
 
 use apart::{heard_or_undone, to_the_end};
+use body::Body;
 use metadata::{bad_metadata, described, pairs};
 
 /// The protocol's version, in every answer.
@@ -92,7 +90,7 @@ pub async fn create(
     if length > app.max_upload_bytes {
         return Err(too_large(app.max_upload_bytes));
     }
-    let first = is_piece(&request).then(|| piece(&request, payload)).transpose()?;
+    let first = is_piece(&request).then(|| piece(&app, &request, payload)).transpose()?;
     if first.is_some() {
         fits(&request, 0, length)?;
     }
@@ -175,7 +173,7 @@ pub async fn append(
     }
     let offset = number(&request, "upload-offset")?
         .ok_or_else(|| malformed("The header Upload-Offset is missing"))?;
-    let first = piece(&request, payload)?;
+    let first = piece(&app, &request, payload)?;
     let upload = match found {
         Found::Open(upload) => {
             Room::of_spool(&app.blobs).check(declared_length(&request).unwrap_or_default())?;
@@ -257,7 +255,6 @@ fn find(app: &App, caller: &Caller, id: Uuid) -> Result<Found, Problem> {
     }
 }
 
-type Body = Pin<Box<dyn Stream<Item = Result<Bytes, PayloadError>>>>;
 type Piece = (Body, Option<Checksum>);
 
 /// How far an upload is.
@@ -346,7 +343,7 @@ async fn take_in(
         let appended = held.append(body, checksum).await?;
         match appended.ended {
             Ended::Whole => {}
-            Ended::BrokenOff(error) => return Err(payload_problem(error)),
+            Ended::BrokenOff(error) => return Err(error.into()),
             Ended::Hurried => return Err(Problem::new(Code::UploadBusy)),
             Ended::TooLong => return Err(too_long(held.upload.wanted.length)),
             Ended::Corrupted => return Err(Problem::new(Code::ChecksumMismatch)),
@@ -469,9 +466,9 @@ fn is_piece(request: &HttpRequest) -> bool {
     text(request, "content-type").is_some_and(|kind| kind.eq_ignore_ascii_case(PIECE))
 }
 
-fn piece(request: &HttpRequest, payload: web::Payload) -> Result<Piece, Problem> {
+fn piece(app: &App, request: &HttpRequest, payload: web::Payload) -> Result<Piece, Problem> {
     let silence = BodyLimits::of(request).silence;
-    Ok((Box::pin(unstalled(payload, silence)), checksum(request)?))
+    Ok((body::body(payload, silence, app.stopping.clone()), checksum(request)?))
 }
 
 fn checksum(request: &HttpRequest) -> Result<Option<Checksum>, Problem> {

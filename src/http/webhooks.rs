@@ -33,14 +33,15 @@ pub async fn receive(
     request_id: RequestId,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
+    let counted = |verdict| counter!(telemetry::WEBHOOKS, "verdict" => verdict).increment(1);
     let verifier = app.webhooks.as_ref().ok_or_else(|| {
+        counted("failed");
         Problem::new(Code::NotReady).with_sentence("CLERK_WEBHOOK_SECRET is not set on this server")
     })?;
     let limits = BodyLimits { json_bytes: MAX_BYTES, ..BodyLimits::of(&request) };
     let body = read_whole(declared_length(&request), payload, limits).await?;
     let now = app.system.clock.now();
     let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-    let counted = |verdict| counter!(telemetry::WEBHOOKS, "verdict" => verdict).increment(1);
     let message_id = verifier.verify(headers, &body, now).map_err(|rejected| {
         counted("rejected");
         Problem::new(Code::WebhookInvalid).caused_by(rejected.to_string())

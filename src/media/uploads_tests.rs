@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use futures_util::stream;
 use sha2::Digest;
 
-use super::append::NOTED_BYTES;
+use super::append::{NOTED_BYTES, NOTED_EVERY};
 use super::*;
 use crate::config::BlobStore;
 
@@ -216,6 +216,21 @@ async fn a_crash_in_the_midst_of_a_long_body_costs_no_more_than_a_few_megabytes(
     assert_eq!(offset_after_a_crash_in_the_midst(None).await, 5 + NOTED_BYTES);
     let checksum = Some(promised(b"whatever"));
     assert_eq!(offset_after_a_crash_in_the_midst(checksum).await, 5, "nothing was compared");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_slowly_is_noted_every_few_seconds() {
+    let (place, other) = (Place::new(), Place::new());
+    let uploads = place.uploads();
+    create(&place, &uploads, 10).await;
+    let mut held = hold(&uploads).await;
+    let body = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"hello"))]);
+    let body = futures_util::StreamExt::chain(body, stream::pending());
+    let append = tokio::spawn(async move { held.append(body, None).await.map(drop) });
+    tokio::time::sleep(2 * NOTED_EVERY).await;
+    crash(&uploads, &other);
+    assert_eq!(hold(&other.uploads()).await.offset(), 5);
+    append.abort();
 }
 
 #[tokio::test]

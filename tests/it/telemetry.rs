@@ -63,6 +63,10 @@ async fn what_happens_is_counted_and_dashboard_and_alerts_ask_for_nothing_else()
     assert_eq!(value(&text, "t2m_log_events_appended_total{type=\"job.requested.v1\"}"), 1.0);
     assert_eq!(value(&text, "t2m_log_writable"), 1.0);
     assert_eq!(value(&text, "t2m_projection_lag_positions"), 0.0);
+    for purpose in ["work", "traffic"] {
+        assert_eq!(value(&text, &format!("t2m_ready{{purpose=\"{purpose}\"}}")), 1.0);
+    }
+    assert!(value(&text, "t2m_disk_free_bytes") > 0.0);
     assert!(value(&text, "t2m_log_position") >= 3.0);
     assert!(value(&text, "t2m_log_append_duration_seconds_count") >= 3.0);
     assert!(!text.contains(ADA), "no series is a person's");
@@ -143,17 +147,28 @@ fn the_log_lines_of_a_worker_are_json_too() {
 async fn a_trace_goes_to_the_collector_within_the_callers_own() {
     let collector = Collector::start();
     let address = &collector.address;
-    let mut server = Server::start(Setup::clerk().with("OTEL_EXPORTER_OTLP_ENDPOINT", address));
+    let setup = Setup::clerk().with("OTEL_EXPORTER_OTLP_ENDPOINT", address);
+    let setup = setup.with("CLERK_WEBHOOK_SECRET", "").with("OTEL_SERVICE_NAME", "t2m-eu");
+    let mut server = Server::start(setup);
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let request = server.request_of(ADA, Method::POST, "videos/generate");
     let request = request.header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
     ask(request.json(&json!({ "prompt": "a lighthouse" }))).await.data(202);
+    let failing = server.request(Method::POST, "webhooks/clerk");
+    let failing = failing.header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+    ask(failing).await.assert_refused(503, "not_ready");
     // What is left is sent on the way out.
     server.stop();
     let of_caller: Vec<Span> =
         collector.spans().into_iter().filter(|span| hex::encode(&span.trace_id) == trace).collect();
-    for name in ["request", "command"] {
-        assert!(of_caller.iter().any(|span| span.name == name), "no {name} in {of_caller:?}");
+    for (name, failed) in [
+        ("POST /api/v1/videos/generate", false),
+        ("command", false),
+        ("POST /api/v1/webhooks/clerk", true),
+    ] {
+        let span = of_caller.iter().find(|span| span.name == name);
+        let span = span.unwrap_or_else(|| panic!("no {name} in {of_caller:?}"));
+        assert_eq!((span.failed, &span.service[..]), (failed, "t2m-eu"), "{span:?}");
     }
 }
 
@@ -180,7 +195,8 @@ async fn what_a_worker_asks_of_the_server_belongs_to_the_trace_of_its_attempt() 
     let mut spans = of_server.spans();
     spans.retain(|span| span.trace_id == attempt.trace_id);
     assert!(spans.iter().all(|span| span.service == "t2m"), "{spans:?}");
-    let calls = spans.iter().filter(|it| it.name == "request" && it.parent == attempt.span_id);
+    let is_call = |it: &&Span| it.name.contains(" /api/") && it.parent == attempt.span_id;
+    let calls = spans.iter().filter(is_call);
     assert!(calls.count() >= 2, "an output and a completion: {spans:?}");
     assert!(spans.iter().any(|span| span.name == "command"), "{spans:?}");
 }
@@ -198,6 +214,7 @@ struct Span {
     trace_id: Vec<u8>,
     span_id: Vec<u8>,
     parent: Vec<u8>,
+    failed: bool,
 }
 
 impl Collector {
@@ -236,8 +253,10 @@ impl Collector {
             for process in sent.processes {
                 let service = process.service();
                 for span in process.scopes.into_iter().flat_map(|scope| scope.spans) {
-                    let otlp::Span { trace_id, span_id, parent, name } = span;
-                    spans.push(Span { service: service.clone(), name, trace_id, span_id, parent });
+                    let otlp::Span { trace_id, span_id, parent, name, status } = span;
+                    let failed = status.is_some_and(|status| status.code == otlp::ERROR);
+                    let service = service.clone();
+                    spans.push(Span { service, name, trace_id, span_id, parent, failed });
                 }
             }
         }
@@ -306,7 +325,17 @@ mod otlp {
         pub parent: Vec<u8>,
         #[prost(string, tag = "5")]
         pub name: String,
+        #[prost(message, optional, tag = "15")]
+        pub status: Option<Status>,
     }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Status {
+        #[prost(int32, tag = "3")]
+        pub code: i32,
+    }
+
+    pub const ERROR: i32 = 2;
 
     impl Process {
         pub fn service(&self) -> String {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, RequestBuilder};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -413,6 +414,39 @@ async fn a_creation_that_breaks_off_stays_only_if_its_key_names_it() {
     assert_eq!(ask(tus(&server, Method::DELETE, again.header("location"))).await.status, 204);
     cut("").await;
     until("its room is given back", async || ask(begin()).await.status == 201).await;
+}
+
+#[tokio::test]
+async fn what_came_of_a_slow_piece_is_kept_and_answered_when_the_server_stops() {
+    let mut server = Server::start(Setup::clerk());
+    let path = created(&server, 1000).await;
+    let host = server.address.trim_start_matches("http://");
+    let mut client = TcpStream::connect(host).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let token = signed(&claims(ADA));
+    let request = format!(
+        "PATCH {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\
+         tus-resumable: 1.0.0\r\nupload-offset: 0\r\ncontent-type: {PIECE}\r\n\
+         content-length: 1000\r\n\r\n"
+    );
+    client.write_all(request.as_bytes()).unwrap();
+    server.send(Signal::TERM);
+    // A byte now and then, until there is an answer.
+    let (mut sent, mut answer) = (0, [0; 4096]);
+    let answer = loop {
+        client.write_all(b"x").expect("the server listens until it answers");
+        sent += 1;
+        match client.read(&mut answer) {
+            Ok(length) => break String::from_utf8_lossy(&answer[..length]).into_owned(),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "{error}"),
+        }
+    };
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.to_lowercase().contains("retry-after: 1"), "{answer}");
+    assert!(server.ended().success());
+    let server = server.start_again();
+    let kept = offset(&server, &path).await;
+    assert!((sent - 3..=sent).contains(&kept), "{kept} of {sent} bytes");
 }
 
 #[tokio::test]

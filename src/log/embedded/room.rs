@@ -1,6 +1,7 @@
 //! What the writer does while the disk is full: it refuses every append, and looks for room until
 //! there is some again. Nothing has to be started anew for that.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, ffi};
@@ -14,6 +15,9 @@ use super::{Error, bad};
 
 /// How often a writer without room looks for some. Closing the log may have to wait as long.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// What must be free again, in bytes. A log that went on with the room that SQLite still has for itself
+/// would be full again after some events, and the read model takes none of them meanwhile.
+const ENOUGH: u64 = 1 << 20;
 
 /// Whether a statement failed for want of room alone. SQLite says so before it has synced anything
 /// of the transaction, which is then as if it had never begun; unlike after a failed sync, nothing
@@ -53,7 +57,7 @@ impl Writer {
 
     /// Whether there is room; then what this keeps in memory is what the file says, and no more.
     pub(super) fn look_for_room(&mut self) -> Result<bool, Error> {
-        if !has_room(&self.conn)? {
+        if !has_enough(&self.path) || !has_room(&self.conn)? {
             return Ok(false);
         }
         let reader = Reader::open(&self.path)?;
@@ -65,6 +69,12 @@ impl Writer {
         self.start_from(position, hash);
         Ok(true)
     }
+}
+
+/// A file system that does not say is believed to have it.
+fn has_enough(path: &Path) -> bool {
+    rustix::fs::statvfs(path)
+        .map_or(true, |about| about.f_bavail.saturating_mul(about.f_frsize) >= ENOUGH)
 }
 
 /// Tries it: what the WAL holds goes into the file, so that its own room can be used again, and the

@@ -6,12 +6,14 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::mem;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, interval_at};
 
 use super::super::blobs::{SNIFF_BYTES, Stored, sniffed};
 use super::note::Note;
@@ -19,8 +21,10 @@ use super::{Error, Held, in_background};
 
 /// What is gathered before it is written; bounds the memory of an upload.
 const PIECE_BYTES: usize = 1024 * 1024;
-/// So much of a body without a checksum is written until it is noted: a crash costs this and a piece.
+/// So much of a body without a checksum is taken in, or so long, until it is noted: a crash costs no
+/// more than this and a piece.
 pub(super) const NOTED_BYTES: u64 = 4 * 1024 * 1024;
+pub(super) const NOTED_EVERY: Duration = Duration::from_secs(5);
 
 /// A digest that the client promises of what it sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,6 +172,7 @@ impl Held {
         let mut body = std::pin::pin!(body);
         let mut left = upload.wanted.length - self.offset();
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let mut due = interval_at(Instant::now() + NOTED_EVERY, NOTED_EVERY);
         let ended = loop {
             let mut hurry = std::pin::pin!(upload.hurry.notified());
             hurry.as_mut().enable();
@@ -177,6 +182,10 @@ impl Held {
             let chunk = tokio::select! {
                 chunk = body.next() => chunk,
                 () = hurry => continue,
+                _ = due.tick() => {
+                    intake.write(piece.split().freeze(), 1).await?;
+                    continue;
+                }
             };
             match chunk {
                 None => break Ended::Whole,
@@ -188,7 +197,7 @@ impl Held {
                 }
             }
             if piece.len() >= PIECE_BYTES {
-                intake.write(piece.split().freeze()).await?;
+                intake.write(piece.split().freeze(), NOTED_BYTES).await?;
                 piece.reserve(PIECE_BYTES);
                 if self.uploads.blobs.space().is_ok_and(|space| !space.has_room_for(0)) {
                     return Err(Error::Full);
@@ -196,19 +205,21 @@ impl Held {
             }
         };
         if !matches!(ended, Ended::TooLong) {
-            intake.write(piece.freeze()).await?;
+            intake.write(piece.freeze(), u64::MAX).await?;
         }
         Ok(ended)
     }
 }
 
 impl Intake {
-    /// Both on threads for blocking work: at 2 GiB either would hold up other requests. After an
-    /// error the digests are lost.
-    async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
+    /// Notes the bytes too, if so many are not noted yet and no checksum is promised.
+    ///
+    /// All on threads for blocking work: at 2 GiB it would hold up other requests. After an error the
+    /// digests are lost.
+    async fn write(&mut self, piece: Bytes, most_unnoted: u64) -> Result<(), Error> {
         let (mut file, bytes) = (self.file.try_clone()?, piece.clone());
         self.length += piece.len() as u64;
-        let is_due = self.promised.is_none() && self.length - self.noted >= NOTED_BYTES;
+        let is_due = self.promised.is_none() && self.length - self.noted >= most_unnoted;
         let due = is_due.then(|| (self.note.clone(), self.length));
         let writing = spawn_blocking(move || {
             file.write_all(&bytes)?;
