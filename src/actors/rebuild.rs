@@ -218,9 +218,12 @@ fn pages(
     until: u64,
 ) -> BoxStream<'static, Result<Vec<Recorded>, Error>> {
     let gapless = log.stride() == 1;
-    let page = move |after| {
+    let page = move |after: u64| {
         let log = Arc::clone(&log);
-        async move { Ok(log.read_all(after, BATCH).await?) }
+        // Where there are no gaps nothing is read that is not asked for: it may be damaged.
+        let most = if gapless { until - after } else { u64::MAX };
+        let most = usize::try_from(most).map_or(BATCH, |most| most.min(BATCH));
+        async move { Ok(log.read_all(after, most).await?) }
     };
     if gapless {
         let pages = stream::iter((from..until).step_by(BATCH)).map(page).buffered(AT_ONCE);

@@ -139,7 +139,8 @@ impl Doctoring {
             // Said already, of the configuration.
             return Log::Unreadable;
         }
-        if which.file().is_some_and(|path| !path.exists()) {
+        // Where nobody may look, opening it says so.
+        if which.file().is_some_and(|path| path.try_exists().is_ok_and(|exists| !exists)) {
             self.warning("log", format!("there is no log at {} yet", which.shown()));
             return Log::Nothing;
         }
@@ -279,8 +280,8 @@ impl Doctoring {
             Ok(found) => found,
             Err(error) => return self.fault(CHECK, format!("{error:#}")),
         };
-        let users::Found { keys, erased, lost, returned, unerased } = found;
-        if lost.is_empty() && returned.is_empty() && unerased.is_empty() {
+        let users::Found { keys, erased, lost, returned, unerased, undeleted } = found;
+        if [&lost, &returned, &unerased, &undeleted].iter().all(|users| users.is_empty()) {
             let says = format!("{keys} keys, {erased} users erased; none is lost or has come back");
             self.ok(CHECK, says);
         }
@@ -297,6 +298,11 @@ impl Doctoring {
             let (unerased, remedy) =
                 (few(unerased.iter()), "a server destroys their keys within moments of its start");
             self.warning(CHECK, format!("deleted, and not erased: {unerased}; {remedy}"));
+        }
+        if !undeleted.is_empty() {
+            let (undeleted, remedy) =
+                (few(undeleted.iter()), "a server deletes them, and so does `t2m erase` once more");
+            self.warning(CHECK, format!("erased, and not deleted: {undeleted}; {remedy}"));
         }
     }
 

@@ -17,7 +17,8 @@ pub fn parse(text: &str) -> Result<Point, String> {
     if let Ok(position) = text.parse() {
         return Ok(Point::Position(position));
     }
-    let time = DateTime::parse_from_rfc3339(text).map_err(|_| "neither a position nor a time")?;
+    let time = DateTime::parse_from_rfc3339(text)
+        .map_err(|_| "neither a position nor a time with its zone, such as 2026-11-21T19:30:00Z")?;
     Ok(Point::Time(time.to_utc()))
 }
 
@@ -130,6 +131,8 @@ mod tests {
     fn a_point_is_a_position_or_a_time() {
         assert_eq!(parse("7"), Ok(Point::Position(7)));
         assert_eq!(parse("1970-01-01T01:00:00+01:00"), Ok(Point::Time(DateTime::UNIX_EPOCH)));
-        assert_eq!(parse("yesterday"), Err("neither a position nor a time".to_owned()));
+        for text in ["yesterday", "2026-11-21T19:30:00"] {
+            assert!(parse(text).unwrap_err().starts_with("neither a position nor a time"));
+        }
     }
 }

@@ -370,7 +370,7 @@ async fn with_bar(
 async fn position_at(log: &dyn EventLog, time: DateTime<Utc>) -> anyhow::Result<By> {
     let (mut by, mut after) = (By::new(time), 0);
     loop {
-        let page = match log.read_all(after, 1000).await {
+        let page = match log::read_up_to_damage(log, after, 1000).await {
             Err(error @ log::Error::Corrupt { .. }) if by.is_past() => {
                 eprintln!("{error}; what follows is not searched for events of that time");
                 return Ok(by);

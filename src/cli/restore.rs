@@ -74,6 +74,7 @@ impl Restore {
             let restored = json!({
                 "events": events, "head_hash": head_hash, "blobs": blobs, "erased": erased,
                 "missing_blobs": manifest.blobs.missing, "left_out_blobs": left_out,
+                "listed_blobs": manifest.blobs.listed(),
                 "backup_of": manifest.created_at,
             });
             say(format_args!("{restored}"));
@@ -84,6 +85,11 @@ impl Restore {
         say(format_args!("events     {events}, each chained to the one before it"));
         say(format_args!("head hash  {head_hash}"));
         say(format_args!("files      {blobs} of {}", manifest.blobs.count));
+        if manifest.blobs.listed() > 0 {
+            say(format_args!(
+                "listed     the backup has none of its files: they must be in the store (T2M_BLOBS)"
+            ));
+        }
         if !left_out.is_empty() {
             say(format_args!("left out   {} files that are damaged or not there", left_out.len()));
         }
@@ -234,6 +240,11 @@ impl Restore {
     fn stage_parts(&self, staging: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Document>> {
         let mut documents = Vec::new();
         let keys = self.keys.clone().unwrap_or_else(|| self.from.join("keys"));
+        ensure!(
+            keys.is_dir() || !manifest.parts.iter().any(Part::is_of_keys),
+            "{} is not there: say with --keys where the keys of the backup are kept",
+            keys.display()
+        );
         for part in manifest.parts.iter().filter(|part| part.path != "blobs.txt") {
             let bytes = part.read(&self.from, &keys)?;
             match Target::of(part)? {

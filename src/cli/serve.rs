@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::assemble::{Assembled, assemble, check};
 use super::interrupt::Interrupt;
-use super::{descriptors, say, telemetry};
+use super::{descriptors, owner, say, telemetry};
 use crate::clock::Clock;
 use crate::config::{Environment, Options};
 use crate::http::app::STOP_WITHIN;
@@ -18,6 +18,7 @@ const LAST_REQUESTS: Duration = Duration::from_millis(300);
 
 pub fn run(options: Options) -> anyhow::Result<()> {
     let ready = check(options)?;
+    owner::refuse_root(&ready.settings.data_dir)?;
     // Ends last, so that what is said at the very end is sent too.
     let (format, collector) = (ready.settings.log_format, &ready.settings.otlp_endpoint);
     let telemetry = telemetry::init("t2m", format, collector.as_deref())?;

@@ -377,6 +377,25 @@ pub enum Error {
     Storage(String),
 }
 
+/// The next events of all, as [`EventLog::read_all`] has them; of a page with a damaged one those that
+/// lie before it, where positions leave no gaps.
+///
+/// # Errors
+/// As there; that of the damage only where nothing lies before it.
+pub async fn read_up_to_damage(
+    log: &dyn EventLog,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Recorded>, Error> {
+    match log.read_all(after, limit).await {
+        Err(Error::Corrupt { position, .. }) if log.stride() == 1 && position > after + 1 => {
+            let before = usize::try_from(position - after - 1).unwrap_or(limit);
+            log.read_all(after, before.min(limit)).await
+        }
+        page => page,
+    }
+}
+
 /// SQL's integers have a sign; no log reaches where that matters.
 fn to_sql(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)

@@ -47,6 +47,13 @@ pub struct BlobPart {
     pub missing: Vec<String>,
 }
 
+impl BlobPart {
+    /// How many are not here.
+    pub fn listed(&self) -> u64 {
+        if self.how == "listed" { self.count } else { 0 }
+    }
+}
+
 /// One file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Part {
@@ -71,6 +78,11 @@ impl Part {
         let (bytes, sha256) =
             hash_file(&target).with_context(|| format!("reading {}", target.display()))?;
         Ok(Self { path: path.to_owned(), bytes, sha256 })
+    }
+
+    /// Whether it belongs to what may lie elsewhere than the rest.
+    pub fn is_of_keys(&self) -> bool {
+        self.path.starts_with("keys/")
     }
 
     /// Where it lies; `keys` may lie elsewhere than the rest.

@@ -25,6 +25,8 @@ pub struct Found {
     pub returned: BTreeSet<UserId>,
     /// Deleted, and there is a key and no tombstone.
     pub unerased: BTreeSet<UserId>,
+    /// There is a tombstone, and the log knows of no deletion.
+    pub undeleted: BTreeSet<UserId>,
 }
 
 /// Compares the keys with the users that the read model knows, each with whether it was deleted; or,
@@ -53,7 +55,9 @@ pub async fn look(
     let mut found = Found { keys: keys.len(), erased: erased.len(), ..Found::default() };
     living.retain(|user| !keys.contains(user));
     for user in erased {
-        living.remove(&user);
+        if living.remove(&user) {
+            found.undeleted.insert(user.clone());
+        }
         // It may have been about to go when it was listed.
         let is_there = keys.contains(&user) && keyring.has_key(&user).await?;
         if is_there {
@@ -158,7 +162,12 @@ mod tests {
         }
         std::fs::remove_file(dir.path().join("blobs/keys/user_ada")).unwrap();
         keyring.destroy(&user("user_bob"), DateTime::UNIX_EPOCH).await.unwrap();
-        let lost = Found { erased: 1, lost: users(["user_ada"]), ..Found::default() };
+        let lost = Found {
+            erased: 1,
+            lost: users(["user_ada"]),
+            undeleted: users(["user_bob"]),
+            ..Found::default()
+        };
         for known in [Some(known), None] {
             assert_eq!(look(&log, &keyring, known).await.unwrap(), lost);
         }

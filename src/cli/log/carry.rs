@@ -141,7 +141,10 @@ impl Copy {
         owner::refuse_root(&to.data_dir)?;
         restore::refuse_unfinished(&to.data_dir)?;
         let from = &self.place.log;
-        ensure!(from.shown() != to.shown(), "{} is the log that is to be copied", to.shown());
+        let place = |which: &Which| which.file().and_then(|path| path.canonicalize().ok());
+        let is_same =
+            from.shown() == to.shown() || place(from).is_some_and(|it| Some(it) == place(&to));
+        ensure!(!is_same, "{} is the log that is to be copied", to.shown());
         let log = from.open_for_reading().await?;
         let brought = copy_into(&*log, &to, &format!("copying {}", from.shown())).await?;
         brought.print(&self.place, &to, "copied");

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::domain::{self, user::User};
-use crate::log::{EventLog, Recorded};
+use crate::log::{self, EventLog, Recorded};
 
 const PAGE: usize = 500;
 
@@ -66,6 +66,16 @@ impl Selection {
             && until.is_none()
     }
 
+    /// The position after which it begins.
+    pub fn from(&self) -> u64 {
+        self.from
+    }
+
+    /// The last position that it is about.
+    pub fn to(&self) -> u64 {
+        self.to
+    }
+
     pub fn wants(&self, event: &Recorded) -> bool {
         let Self { stream, kind, from, to, since, until, user, correlation } = self;
         stream.as_deref().is_none_or(|stream| *event.stream == *stream)
@@ -101,7 +111,7 @@ impl Selection {
             anyhow::Ok(Then::GoOn)
         };
         if let Some(stream) = &self.stream {
-            return walk_stream(log, stream, reverse, &mut visit).await;
+            return walk_stream(log, stream, self.to, reverse, &mut visit).await;
         }
         let end = self.to.min(*log.head().borrow());
         match reverse {
@@ -118,7 +128,8 @@ async fn walk_on(
     visit: &mut impl FnMut(Vec<Recorded>) -> anyhow::Result<Then>,
 ) -> anyhow::Result<()> {
     while low < end {
-        let mut events = log.read_all(low, PAGE).await.context("reading the log")?;
+        let page = log::read_up_to_damage(log, low, PAGE).await;
+        let mut events = page.context("reading the log")?;
         let Some(last) = events.last() else { break };
         low = last.position;
         events.retain(|event| event.position <= end);
@@ -163,14 +174,22 @@ async fn walk_back(
 async fn walk_stream(
     log: &dyn EventLog,
     stream: &str,
+    end: u64,
     reverse: bool,
     visit: &mut impl FnMut(Vec<Recorded>) -> anyhow::Result<Then>,
 ) -> anyhow::Result<()> {
-    let (mut next, mut held) = (0, Vec::new());
-    loop {
-        let page = log.read_stream(stream, next, PAGE).await.context("reading the log")?;
+    let (mut next, mut held, mut limit, mut reached) = (0, Vec::new(), PAGE, 0);
+    while reached < end {
+        let page = match log.read_stream(stream, next, limit).await {
+            // A page with a damaged event is not given at all: what lies before it is read one by one.
+            Err(log::Error::Corrupt { .. }) if limit > 1 => {
+                limit = 1;
+                continue;
+            }
+            page => page.context("reading the log")?,
+        };
         let Some(last) = page.last() else { break };
-        next = last.revision + 1;
+        (next, reached) = (last.revision + 1, last.position);
         if reverse {
             held.extend(page);
         } else if visit(page)? == Then::Stop {

@@ -36,7 +36,7 @@ pub struct Tail {
     place: Where,
     #[command(flatten)]
     selection: Selection,
-    /// Begin so many events before the end
+    /// Begin so many events before the end, unless --from says where
     #[arg(long, default_value_t = 10)]
     last: u64,
     /// End after so many
@@ -89,11 +89,15 @@ impl Tail {
         let log = self.place.log.open_for_reading().await?;
         let mut head = log.head();
         head.borrow_and_update();
-        let mut after = before_last(&*log, self.last).await?;
+        let mut after = match self.selection.from() {
+            0 => before_last(&*log, self.last).await?,
+            from => from,
+        };
         let mut left = self.limit;
-        while left > 0 {
+        while left > 0 && after < self.selection.to() {
             loop {
-                let page = log.read_all(after, PAGE).await.context("reading the log")?;
+                let page = crate::log::read_up_to_damage(&*log, after, PAGE).await;
+                let page = page.context("reading the log")?;
                 let mut out = BufWriter::new(Stdout);
                 for event in page.iter().filter(|event| self.selection.wants(event)) {
                     if left == 0 {
@@ -104,11 +108,11 @@ impl Tail {
                 }
                 out.flush()?;
                 after = page.last().map_or(after, |event| event.position);
-                if page.len() < PAGE || left == 0 {
+                if page.is_empty() || left == 0 || after >= self.selection.to() {
                     break;
                 }
             }
-            if left > 0 {
+            if left > 0 && after < self.selection.to() {
                 head.changed().await.context("following the log")?;
             }
         }

@@ -135,6 +135,12 @@ async fn files_of_a_backup_are_brought_into_a_bucket() {
     assert!(!elsewhere.path().join("blobs").exists(), "files for a bucket were left here");
     // Once more, into the bucket that has them.
     run(&setup, TempDir::new().unwrap().path(), &arguments).unwrap();
+    // One that only lists them says that they have to be there.
+    let listed = path(&place, "listed");
+    server.printed(&["backup", &listed, "--blobs", "none"]);
+    let arguments = ["restore", &listed, "--json"];
+    let told = parsed(&run(&setup, TempDir::new().unwrap().path(), &arguments).unwrap());
+    assert_eq!((&told["blobs"], &told["listed_blobs"]), (&json!(0), &json!(2)), "{told}");
     let restored = Server::start_in(setup, elsewhere);
     let id = kept["file_id"].as_str().unwrap();
     assert_eq!(text_of(&restored, id).await, b"kept in the backup");

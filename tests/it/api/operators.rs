@@ -270,6 +270,7 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
         (&["serve"][..], "is empty, but the read model in"),
         (&["erase", ADA], "there is no log at"),
         (&["keys", "rotate"], "there is no log at"),
+        (&["keys", "status"], "there is no log at"),
     ] {
         let refused = run(&data, command).unwrap_err();
         assert!(refused.contains(sentence), "{refused}");
@@ -289,6 +290,25 @@ async fn the_doctor_finds_a_sound_server_sound_and_says_what_is_wrong_with_anoth
     flipped[5] ^= 1;
     set(&flipped);
     assert_eq!(verdicts(&[]), ["log"]);
+    // What lies before it is there for everybody who asks for no more.
+    let model = hidden.with_file_name("until-2.sqlite");
+    for command in [
+        &["log", "show", "--to", "2"][..],
+        &["log", "show", "--limit", "2"],
+        &["log", "show", "--from", "1", "--to", "2", "--reverse"],
+        &["log", "stats", "--to", "2"],
+        &["log", "tail", "--from", "1", "--to", "2"],
+        &["replay", "--until", "2", "--to", model.to_str().unwrap()],
+    ] {
+        run(&data, command).unwrap_or_else(|refused| panic!("{command:?}: {refused}"));
+    }
+    let shown = Setup::clerk().run(&data, &["log", "show"]);
+    assert_eq!(shown.status.code(), Some(1));
+    assert_eq!(String::from_utf8(shown.stdout).unwrap().lines().count(), 2);
+    let itself = data.join(".");
+    let copy = ["log", "copy", "--to", "embedded", "--to-data-dir", itself.to_str().unwrap()];
+    let refused = run(&data, &copy).unwrap_err();
+    assert!(refused.contains("is the log that is to be copied"), "{refused}");
     let verified = Setup::clerk().run(&data, &["log", "verify", "--json"]);
     assert_eq!(verified.status.code(), Some(1));
     let told = parsed(&String::from_utf8(verified.stdout).unwrap());
@@ -425,8 +445,7 @@ async fn a_backup_of_a_busy_server_is_restored_elsewhere_to_all_that_was_acknowl
 #[test]
 fn who_only_looks_makes_nothing() {
     let data = TempDir::new().unwrap();
-    let status = run(data.path(), &["keys", "status"]).unwrap();
-    assert!(status.contains("users' keys              0, "), "{status}");
+    run(data.path(), &["keys", "status"]).unwrap_err();
     run(data.path(), &["webhooks", "dead"]).unwrap();
     run(data.path(), &["keys", "rotate"]).unwrap_err();
     run(data.path(), &["doctor"]).unwrap();
