@@ -204,7 +204,7 @@ impl Projector {
     async fn keep_up(self: Arc<Self>) {
         let mut head = self.log.head();
         let mut look_at = Instant::now();
-        let mut failures = 0;
+        let (mut failures, mut told) = (0, None);
         loop {
             let until = *head.borrow_and_update();
             let mut done = self.catch_up_to(until).await;
@@ -221,9 +221,11 @@ impl Projector {
                 }
             }
             if let Err(error) = done {
-                match failures {
-                    0 => tracing::error!(%error, "the projection cannot go on; trying again"),
-                    _ => tracing::debug!(%error, failures, "the projection still cannot go on"),
+                // Every half second the same would be no news.
+                let why = error.to_string();
+                if told.as_ref() != Some(&why) {
+                    tracing::error!(%error, "the projection cannot go on; trying again");
+                    told = Some(why);
                 }
                 tokio::time::sleep(PAUSE).await;
                 self.tell_damage(&error);
@@ -231,7 +233,8 @@ impl Projector {
                 self.tell_standing(failures >= FAILURES);
                 continue;
             }
-            if std::mem::take(&mut failures) > 0 {
+            failures = 0;
+            if told.take().is_some() {
                 tracing::info!("the projection goes on");
             }
             self.tell_standing(false);

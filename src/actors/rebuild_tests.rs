@@ -120,10 +120,10 @@ async fn every_event_is_read_once_and_in_order_wherever_the_log_and_its_pages_en
 
 #[tokio::test]
 async fn pages_go_as_far_as_is_asked() {
-    for (stride, until) in [(1, 6), (7, 6 * 7)] {
+    // Where there are no gaps no further: what follows may be damaged.
+    for (stride, until, last) in [(1, 6, 6), (7, 6 * 7, 2 * BATCH as u64)] {
         let read = positions(Scripted::of(stride, 100), 0, until).await.unwrap();
-        let whole_pages = 2 * BATCH as u64;
-        assert_eq!(read, (1..=whole_pages).map(|n| n * stride).collect::<Vec<_>>());
+        assert_eq!(read, (1..=last).map(|n| n * stride).collect::<Vec<_>>());
     }
 }
 

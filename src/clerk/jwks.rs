@@ -116,7 +116,8 @@ impl Jwks {
                     REFRESH_EVERY_S
                 }
                 Err(error) => {
-                    match self.state().held {
+                    let usable = self.current();
+                    match usable {
                         Some(_) => {
                             warn!(%error, "the keys could not be refreshed; the old ones stay")
                         }

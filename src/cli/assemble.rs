@@ -160,6 +160,8 @@ pub struct Assembled {
     pub traffic: Arc<Traffic>,
     /// Say true before the server stops, so that event streams end and engines give back their jobs.
     pub stopping: watch::Sender<bool>,
+    /// The same once pieces of uploads must be answered.
+    pub last_pieces: watch::Sender<bool>,
     pub dispatchers: Vec<dispatcher::Ended>,
     /// The data directory is this server's until it is dropped.
     pub held: File,
@@ -265,6 +267,7 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
     // the next attempt.
     let place = std::path::absolute(data_dir).context("finding the data directory")?;
     let (stopping, stopped) = watch::channel(false);
+    let (last_pieces, last) = watch::channel(false);
     let mut dispatchers = Vec::new();
     let engines =
         [(Kind::Video, &settings.engine), (Kind::Translation, &settings.translation_engine)];
@@ -359,9 +362,20 @@ pub async fn assemble(ready: Ready, clock: Clock) -> anyhow::Result<Assembled> {
         metrics,
         traffic: Arc::clone(&traffic),
         stopping: stopped,
+        last_pieces: last,
     };
     let server = app::serve(Arc::new(app), listener).context("starting the front end")?;
-    Ok(Assembled { system, server, address, door, traffic, stopping, dispatchers, held })
+    Ok(Assembled {
+        system,
+        server,
+        address,
+        door,
+        traffic,
+        stopping,
+        last_pieces,
+        dispatchers,
+        held,
+    })
 }
 
 /// A second server in one process, as in a demo, counts nothing.

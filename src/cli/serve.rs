@@ -10,7 +10,7 @@ use super::interrupt::Interrupt;
 use super::{descriptors, owner, say, telemetry};
 use crate::clock::Clock;
 use crate::config::{Environment, Options};
-use crate::http::app::STOP_WITHIN;
+use crate::http::app::{LAST_PIECES, STOP_WITHIN};
 
 /// Whoever keeps a connection open learns with its next answer that it must use another one; so long
 /// connections are still taken, that none is lost between two.
@@ -55,7 +55,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 
 /// Answers by when all must have ended.
 async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::Result<Instant> {
-    let Assembled { server, door, traffic, stopping, dispatchers, held: _held, .. } = assembled;
+    let Assembled {
+        server, door, traffic, stopping, last_pieces, dispatchers, held: _held, ..
+    } = assembled;
     let handle = server.handle();
     let serving = actix::spawn(server);
     tokio::select! {
@@ -78,7 +80,18 @@ async fn serve(assembled: Assembled, told: impl Future<Output = ()>) -> anyhow::
             let _ = ended.await;
         }
     };
-    if tokio::time::timeout(STOP_WITHIN, stop).await.is_err() {
+    let call = async {
+        tokio::time::sleep(LAST_PIECES).await;
+        last_pieces.send_replace(true);
+        std::future::pending().await
+    };
+    let stopped = async {
+        tokio::select! {
+            () = stop => {}
+            () = call => {}
+        }
+    };
+    if tokio::time::timeout(STOP_WITHIN, stopped).await.is_err() {
         tracing::warn!("what has not finished by now is cut off");
     }
     Ok(by)

@@ -41,6 +41,8 @@ pub const PREFIXES: [&str; 2] = ["/api/v1", "/api"];
 
 /// How long all of stopping may take.
 pub const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// For how long of it pieces of uploads may come to their own end.
+pub const LAST_PIECES: Duration = Duration::from_secs(8);
 
 /// What the handlers share.
 pub struct App {
@@ -91,9 +93,10 @@ pub struct App {
     pub traffic: Arc<Traffic>,
     /// Whether the read model has been where the log ended since the start.
     pub caught_up: AtomicBool,
-    /// Turns true when the server is about to stop, so that event streams end, and uploads in pieces
-    /// in time.
+    /// Turns true when the server is about to stop, so that event streams end.
     pub stopping: watch::Receiver<bool>,
+    /// Turns true [`LAST_PIECES`] later: what has come of an upload in pieces is to be noted and answered.
+    pub last_pieces: watch::Receiver<bool>,
 }
 
 /// Serves `app` on `listener` until it is stopped; signals are the caller's business.

@@ -468,7 +468,7 @@ fn is_piece(request: &HttpRequest) -> bool {
 
 fn piece(app: &App, request: &HttpRequest, payload: web::Payload) -> Result<Piece, Problem> {
     let silence = BodyLimits::of(request).silence;
-    Ok((body::body(payload, silence, app.stopping.clone()), checksum(request)?))
+    Ok((body::body(payload, silence, app.last_pieces.clone()), checksum(request)?))
 }
 
 fn checksum(request: &HttpRequest) -> Result<Option<Checksum>, Problem> {

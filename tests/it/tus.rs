@@ -446,7 +446,8 @@ async fn what_came_of_a_slow_piece_is_kept_and_answered_when_the_server_stops() 
     assert!(server.ended().success());
     let server = server.start_again();
     let kept = offset(&server, &path).await;
-    assert!((sent - 3..=sent).contains(&kept), "{kept} of {sent} bytes");
+    // Those that came while it wrote are not.
+    assert!(kept > sent / 2 && kept <= sent, "{kept} of {sent} bytes");
 }
 
 #[tokio::test]

@@ -66,6 +66,11 @@ pub async fn look(
     }
     let unerased = deleted.into_iter().filter(|user| keys.contains(user));
     found.unerased = unerased.filter(|user| !found.returned.contains(user)).collect();
+    if !is_from_log && !found.undeleted.is_empty() {
+        // The read model may not have heard of it yet.
+        let deleted = of_log(log, |_| false).await?.0;
+        found.undeleted.retain(|user| !deleted.contains(user));
+    }
     // The read model does not say of whom something is sealed; without a key almost nobody is asked.
     if !is_from_log && !living.is_empty() {
         living = of_log(log, |user| living.contains(user)).await?.1;

@@ -19,8 +19,8 @@ pub struct Selection {
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
     /// Only events after this position
-    #[arg(long, default_value_t = 0, value_name = "POSITION", hide_default_value = true)]
-    from: u64,
+    #[arg(long, value_name = "POSITION")]
+    from: Option<u64>,
     /// Only events up to this position
     #[arg(long, default_value_t = u64::MAX, value_name = "POSITION", hide_default_value = true)]
     to: u64,
@@ -57,7 +57,16 @@ impl Selection {
 
     /// Everything there is.
     pub fn is_all(&self) -> bool {
-        let Self { stream, kind, from: 0, to: u64::MAX, since, until, user, correlation } = self
+        let Self {
+            stream,
+            kind,
+            from: None | Some(0),
+            to: u64::MAX,
+            since,
+            until,
+            user,
+            correlation,
+        } = self
         else {
             return false;
         };
@@ -66,8 +75,8 @@ impl Selection {
             && until.is_none()
     }
 
-    /// The position after which it begins.
-    pub fn from(&self) -> u64 {
+    /// The position after which it is to begin.
+    pub fn from(&self) -> Option<u64> {
         self.from
     }
 
@@ -80,7 +89,7 @@ impl Selection {
         let Self { stream, kind, from, to, since, until, user, correlation } = self;
         stream.as_deref().is_none_or(|stream| *event.stream == *stream)
             && kind.as_deref().is_none_or(|kind| event.kind.starts_with(kind))
-            && (*from < event.position && event.position <= *to)
+            && (from.unwrap_or(0) < event.position && event.position <= *to)
             && since.is_none_or(|since| event.time >= since)
             && until.is_none_or(|until| event.time < until)
             && user.as_deref().is_none_or(|user| {
@@ -113,10 +122,10 @@ impl Selection {
         if let Some(stream) = &self.stream {
             return walk_stream(log, stream, self.to, reverse, &mut visit).await;
         }
-        let end = self.to.min(*log.head().borrow());
+        let (start, end) = (self.from.unwrap_or(0), self.to.min(*log.head().borrow()));
         match reverse {
-            false => walk_on(log, self.from, end, &mut visit).await,
-            true => walk_back(log, self.from, end, &mut visit).await,
+            false => walk_on(log, start, end, &mut visit).await,
+            true => walk_back(log, start, end, &mut visit).await,
         }
     }
 }
@@ -186,6 +195,7 @@ async fn walk_stream(
                 limit = 1;
                 continue;
             }
+            Err(log::Error::Corrupt { position, .. }) if position > end => break,
             page => page.context("reading the log")?,
         };
         let Some(last) = page.last() else { break };

@@ -90,8 +90,8 @@ impl Tail {
         let mut head = log.head();
         head.borrow_and_update();
         let mut after = match self.selection.from() {
-            0 => before_last(&*log, self.last).await?,
-            from => from,
+            None => before_last(&*log, self.last).await?,
+            Some(from) => from,
         };
         let mut left = self.limit;
         while left > 0 && after < self.selection.to() {

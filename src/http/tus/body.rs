@@ -11,12 +11,8 @@ use futures_util::{Stream, stream};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::super::app::STOP_WITHIN;
 use super::super::body::{payload_problem, unstalled};
 use super::super::problem::{Code, Problem};
-
-/// Until then after the word to stop a body may come to its own end.
-const LATEST: Duration = STOP_WITHIN.saturating_sub(Duration::from_secs(2));
 
 pub(super) type Body = Pin<Box<dyn Stream<Item = Result<Bytes, Broken>>>>;
 
@@ -43,15 +39,14 @@ impl From<Broken> for Problem {
 pub(super) fn body(
     payload: Payload,
     silence: Duration,
-    mut stopping: watch::Receiver<bool>,
+    mut last_pieces: watch::Receiver<bool>,
 ) -> Body {
     let mut payload = Box::pin(unstalled(payload, silence));
     let mut latest = Box::pin(async move {
-        if stopping.wait_for(|stopping| *stopping).await.is_err() {
+        if last_pieces.wait_for(|is_time| *is_time).await.is_err() {
             // There is nobody to say so.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
-        tokio::time::sleep(LATEST).await;
     });
     Box::pin(stream::poll_fn(move |context: &mut Context<'_>| {
         if latest.as_mut().poll(context).is_ready() {

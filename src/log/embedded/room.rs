@@ -74,7 +74,9 @@ impl Writer {
 /// A file system that does not say is believed to have it.
 fn has_enough(path: &Path) -> bool {
     rustix::fs::statvfs(path)
-        .map_or(true, |about| about.f_bavail.saturating_mul(about.f_frsize) >= ENOUGH)
+        .ok()
+        .filter(|about| about.f_blocks > 0)
+        .is_none_or(|about| about.f_bavail.saturating_mul(about.f_frsize) >= ENOUGH)
 }
 
 /// Tries it: what the WAL holds goes into the file, so that its own room can be used again, and the
